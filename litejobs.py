@@ -10135,10 +10135,8 @@ class LiteJobs:
         """
         _refuse_while_importing()
         bound = work if type(work) is Bound and not choices else self.bind(work, **choices)
-        if self.middleware.enqueues:
-            return self._enqueue_inside([bound])[0]
-        if not bound.options.plain:
-            return self._enqueue_each([bound])[0]
+        if self.middleware.enqueues or not bound.options.plain:
+            return self._enqueue_inside(self.middleware.enqueues, [bound])[0]
         insert = functools.partial(insert_all, jobs=[new_job(bound, self.clock())])
         (id,), (new,) = self.store.group_commit.commit(insert)
         job: Job[R] = new.job(id, bound.payload, self)
@@ -10154,38 +10152,45 @@ class LiteJobs:
         """
         _refuse_while_importing()
         bound = [work if type(work) is Bound else self.bind(work) for work in works]
-        if self.middleware.enqueues and bound:
-            return self._enqueue_inside(bound)
-        return self._enqueue_bound(bound)
+        return self._enqueue_inside(self.middleware.enqueues, bound) if bound else []
 
     def _enqueue_inside(
-        self, works: Sequence[Bound[Any]], layers: Sequence[AroundEnqueue] | None = None
+        self, layers: Sequence[AroundEnqueue], works: Sequence[Bound[Any]]
     ) -> Sequence[Job[Any]]:
-        """Enqueues inside the middleware; each layer has to give a job for each that it got."""
-        layers = self.middleware.enqueues if layers is None else layers
-        if not layers:
-            return self._enqueue_bound([self.bind(work) for work in works])
-        inside = functools.partial(self._enqueue_inside, layers=layers[1:])
-        jobs: object = layers[0](works, inside)
-        if not isinstance(jobs, Sequence) or len(jobs) != len(works):
-            problem = f"{layers[0]!r} has to return what call_next gives, or to raise"
-            raise OptionError("middleware", f"{problem}; it gave {reprlib.repr(jobs)}")
-        return jobs
-
-    def _enqueue_bound(self, bound: Sequence[Bound[Any]]) -> Sequence[Job[Any]]:
+        """Enqueues inside these layers of middleware, of which each has to give a job for each
+        that it got."""
+        jobs: Any
+        if layers:
+            jobs = layers[0](works, functools.partial(self._enqueue_inside, layers[1:]))
+            if not isinstance(jobs, Sequence) or len(jobs) != len(works):
+                problem = f"{layers[0]!r} has to return what call_next gives, or to raise"
+                raise OptionError("middleware", f"{problem}; it gave {reprlib.repr(jobs)}")
+            return jobs
+        bound = [work if type(work) is Bound else self.bind(work) for work in works]
         alike = itertools.groupby(bound, key=operator.attrgetter("body", "options"))
         groups = [list(jobs) for _, jobs in alike]
-        if not groups:
-            return []
-        if not all(group[0].options.plain for group in groups):
-            return self._enqueue_each(bound)
-        now = self.clock()
-        new = [new_job(group[0], now, tuple([job.payload for job in group])) for group in groups]
-        ids, new = self.store.group_commit.commit(functools.partial(insert_all, jobs=new))
-        jobs = Enqueued(ids, new, self)
+        now, commit = self.clock(), self.store.group_commit.commit
+        connections = {id(group[0].options.connection): group[0] for group in groups}
+        connection = groups[0][0].options.connection if groups else None
+        if len(connections) > 1:
+            raise OptionError("connection", "the jobs of one call go through one connection")
+        if all(group[0].options.plain for group in groups):
+            new = [
+                new_job(group[0], now, tuple([job.payload for job in group])) for group in groups
+            ]
+            ids, new = commit(functools.partial(insert_all, jobs=new))
+            jobs = Enqueued(ids, new, self)
+        else:
+            new = [new_job(job, now) for job in bound]
+            insert = functools.partial(insert_and_read, jobs=new, source=self)
+            if connection is not None:
+                with on_callers_connection(connection, self.store.file) as tx:
+                    # When, and whether, this is committed is not known here: so no events.
+                    return insert(tx)
+            jobs = commit(insert)
         if self.events.wants("enqueued"):
             self._emit_enqueued(jobs)
-        return jobs
+        return typing.cast("Sequence[Job[Any]]", jobs)
 
     def _emit_enqueued(self, jobs: Iterable[Job[Any]]) -> None:
         for job in jobs:
@@ -10193,26 +10198,6 @@ class LiteJobs:
                 self.events.emit(
                     Event("enqueued", job.enqueued_at, job=job.id, name=job.name, queue=job.queue)
                 )
-
-    def _enqueue_each(self, bound: Sequence[Bound[Any]]) -> list[Job[Any]]:
-        """Enqueues jobs of which each has something of its own: a key, or a connection."""
-        now = self.clock()
-        connections = {id(job.options.connection): job.options.connection for job in bound}
-        if len(connections) > 1:
-            raise OptionError("connection", "the jobs of one call go through one connection")
-        (connection,) = connections.values()
-        new = [new_job(job, now) for job in bound]
-        jobs: list[Job[Any]]
-        if connection is None:
-            insert = functools.partial(insert_and_read, jobs=new, source=self)
-            jobs = self.store.group_commit.commit(insert)
-        else:
-            with on_callers_connection(connection, self.store.file) as tx:
-                jobs = insert_and_read(tx, new, self)
-        # When, and whether, the caller's transaction is committed is not known here.
-        if connection is None and self.events.wants("enqueued"):
-            self._emit_enqueued(jobs)
-        return jobs
 
     def broadcast(self, work: Bound[R] | object, /, **choices: Unpack[Choices]) -> list[Job[R]]:
         """Gives each node that is at work now a copy of the job that only it takes, all in
@@ -10502,7 +10487,7 @@ class LiteJobs:
         Raises:
             OptionError: a value cannot be used, or the name is taken.
         """
-        return self._declare(expression, work, _module_of(sys._getframe(1)), **how)
+        return self._declare(expression, work, **how)
 
     @overload
     def every(self, interval: Duration, /, **how: Unpack[Declaring]) -> Define: ...
@@ -10518,22 +10503,30 @@ class LiteJobs:
         Raises: like `cron`.
         """
         expression = every_expression(interval)
-        return self._declare(expression, work, _module_of(sys._getframe(1)), **how)
+        return self._declare(expression, work, **how)
 
     def _declare(
         self,
         expression: str,
         work: object,
-        module: str,
         *,
         name: str | None = None,
         timezone: str = "UTC",
         **how: Unpack[Recurring],
     ) -> Define | ScheduleHandle:
         schedule = make_schedule(expression, timezone, **how)
+        module = module_name(sys._getframe(2).f_globals.get("__name__", "__main__"))
 
         def declare(work: object) -> ScheduleHandle:
-            title = self._name_of(work) if name is None else check_name(name, "name")
+            title = (
+                check_name(name, "name")
+                if name is not None
+                else (
+                    work
+                    if isinstance(work, Bound)
+                    else definition_of(work) or self.registry.of(work)
+                ).name
+            )
             if self.registry.frozen:
                 problem = f"schedule {title!r} declared after work had started"
                 raise OptionError("name", f"{problem}: declare it before, or use schedule().set()")
@@ -10544,11 +10537,6 @@ class LiteJobs:
             return ScheduleHandle(title, self)
 
         return attrs.evolve(self.define, then=declare) if work is None else declare(work)
-
-    def _name_of(self, work: object) -> str:
-        if isinstance(work, Bound):
-            return work.body.name
-        return (definition_of(work) or self.registry.of(work)).name
 
     def _declarations(self) -> tuple[Sequence[Schedule], str]:
         """The schedules that the program declares, and the program."""
@@ -10566,12 +10554,23 @@ class LiteJobs:
         if isinstance(work, type) and definition_of(work):
             work = work()
         bound = work.bind() if isinstance(work, Definition) else self.bind(work)
-        _refuse_for_schedules(bound.options)
+        options = bound.options
+        # What makes sense for one job only, or what only this program has.
+        if options.delay or options.at is not None:
+            problem = "not for a schedule, which says itself when its jobs run"
+            raise OptionError("delay" if options.at is None else "at", problem)
+        if isinstance(options.expires, datetime):
+            raise OptionError("expires", "for a schedule give a length of time, from each tick on")
+        if options.unique is not None and callable(options.unique.on_conflict):
+            problem = "a merge function is no use to a schedule, which any program may fire"
+            raise OptionError("unique", problem)
+        if options.connection is not None:
+            raise OptionError(
+                "connection", "not for a schedule, which fires in its own transaction"
+            )
         # Made for the moment 0, so that times stay lengths.
-        options = options_of(new_job(bound, 0))
-        return attrs.evolve(
-            schedule, definition=bound.body.name, payload=bound.payload, options=options
-        )
+        kept = options_of(new_job(bound, 0))
+        return attrs.evolve(schedule, definition=bound.name, payload=bound.payload, options=kept)
 
     def schedule(self, name: str | AnyDefinition | type) -> ScheduleHandle:
         """The schedule of this name, whether it exists or not, to make, change, pause or fire it
@@ -10610,25 +10609,23 @@ class LiteJobs:
         options: Any = {name: value for name, value in to.items() if name != "payload"}
         columns = columns_of(options, self.clock())
         fields = to.get("payload")
-        rework = None if fields is None else self._rework(fields)
-        return change_options(self.store.file, chosen(ids, filters), columns, rework)
-
-    def _rework(self, fields: Mapping[str, Any]) -> Rework:
-        """What puts *fields* into a payload."""
-        try:
-            json_of_any.encode(dict(fields))
-        except (Unfit, TypeError, ValueError) as error:
-            raise OptionError("payload", f"expected fields with JSON values: {error}") from None
+        if fields is not None:
+            try:
+                json_of_any.encode(dict(fields))
+            except (Unfit, TypeError, ValueError) as error:
+                problem = f"expected fields with JSON values: {error}"
+                raise OptionError("payload", problem) from None
 
         def rework(name: str, payload: object) -> str | bytes:
             old = _read_json(payload) if isinstance(payload, str) else None
             if not isinstance(old, dict):
                 raise PayloadError(name, ("it is not a JSON object, so that no field can change",))
-            text = json_of_any.encode({**old, **fields})
+            text = json_of_any.encode({**old, **(fields or {})})
             definition = self.registry.by_name.get(name)
             return text if definition is None else bind_json(definition, text, {}).payload
 
-        return rework
+        match = chosen(ids, filters)
+        return change_options(self.store.file, match, columns, None if fields is None else rework)
 
     def hold(self, *ids: int | Job[Any], **filters: Unpack[Filters]) -> Moved:
         """Pauses waiting jobs until they are released. Jobs that a worker has been given, begun
@@ -10666,9 +10663,15 @@ class LiteJobs:
             DefinitionError: there are no definitions, or workers cannot find one.
             WorkerError: the workers cannot start, or a node of that name is at work.
         """
-        supervisor = self._supervisor(workers, **options)
-        with _signals(supervisor):
+        supervisor, before = self._supervisor(workers, **options), {}
+        if threading.current_thread() is threading.main_thread():
+            for number in STOP_SIGNALS:
+                before[number] = signal.signal(number, lambda *_: supervisor.stop())
+        try:
             supervisor.run()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler or signal.SIG_DFL)
 
     def start(self, workers: int | None = None, **options: Unpack[NodeOptions]) -> Pool:
         """Like `work`, but in the background, until the end of a with statement: for programs
@@ -10690,12 +10693,18 @@ class LiteJobs:
         _refuse_while_importing()
         if until not in (None, "empty"):
             raise OptionError("until", f"expected 'empty' or None, got {until!r}")
+        if workers is not None and threads is not None:
+            raise OptionError("threads", "given together with workers: jobs run in one or other")
         if jobs_per_worker is not None:
             at_least_one(jobs_per_worker, "jobs_per_worker", most=sys.maxsize)
         fill_standard_streams()
         store = Store(File(self.path, "fast", clock=self.clock))
         try:
-            make, size = self._make_and_size(workers, threads)
+            make = self._program() if threads is None else self._executor
+            asked, what = (workers, "workers") if threads is None else (threads, "threads")
+            size = at_least_one(
+                os.cpu_count() or 1 if asked is None else asked, what, most=MOST_WORKERS
+            )
             serves = self._serves(queues, node)
             at_least_one(concurrency, "concurrency", most=MOST_WORKERS)
             jobs_each = math.inf if jobs_per_worker is None else jobs_per_worker
@@ -10716,19 +10725,6 @@ class LiteJobs:
         except OSError as error:
             raise WorkerError(f"no node can be started: {error}") from error
 
-    def _make_and_size(self, workers: int | None, threads: int | None) -> tuple[MakeExecutor, int]:
-        """What workers run, and how many there are."""
-        if threads is not None:
-            if workers is not None:
-                problem = "given together with workers: jobs run in one or other"
-                raise OptionError("threads", problem)
-            return self._executor, at_least_one(threads, "threads", most=MOST_WORKERS)
-        if any(definition.options.max_memory for definition in self.registry):
-            memory_of(os.getpid())  # Fails at once if that cannot be known here.
-        check_frozen()
-        workers = (os.cpu_count() or 1) if workers is None else workers
-        return self._program(), at_least_one(workers, "workers", most=MOST_WORKERS)
-
     def _executor(self) -> contextlib.AbstractContextManager[Executor]:
         """What runs jobs in this process, with a state of its own."""
         self.middleware.frozen = True
@@ -10737,6 +10733,9 @@ class LiteJobs:
     def _program(self) -> MakeExecutor:
         if self.tested:
             raise LitejobsError("workers would use the program's own file, not the test's: drain()")
+        if any(definition.options.max_memory for definition in self.registry):
+            memory_of(os.getpid())  # Fails at once if that cannot be known here.
+        check_frozen()
         self.middleware.frozen = True
         home = functools.partial(_home, self.path, self.durability, self.middleware.enqueues)
         places = {definition.name: place_of(definition, self) for definition in self.registry}
@@ -10746,9 +10745,15 @@ class LiteJobs:
         program = functools.partial(
             load_program, places, self.state, home, self.clock, around, paths, level
         )
-        for layer in (*self.middleware.runs, *self.middleware.enqueues):
-            _check_findable("middleware", layer)
-        _check_findable("state or clock", program)
+        layers = [("middleware", layer) for layer in (*around, *self.middleware.enqueues)]
+        import pickle
+
+        for what, thing in (*layers, ("state or clock", program)):
+            try:
+                pickle.dumps(thing)
+            except Exception as error:
+                advice = "use functions at the top level of a module"
+                raise OptionError(what, f"workers cannot find it ({error}): {advice}") from None
         return program
 
     def _serves(self, queues: Iterable[str] | None, node: str | None) -> Serves:
@@ -10779,7 +10784,7 @@ class LiteJobs:
             closing.enter_context(self.events.called_at_once())
             duties = Duties(self.store, node, self.events, serves.node)
             # What a test has enqueued stays to be looked at.
-            return Drain(duties, executor, serves).run(prunes=not self.tested)
+            return run_due(duties, executor, serves, prunes=not self.tested)
 
 
 def _show_bar(left: Sequence[Job[Any]], total: int) -> None:
@@ -10792,77 +10797,56 @@ def _show_bar(left: Sequence[Job[Any]], total: int) -> None:
     print(line, end="\n" if ended == total else "", file=sys.stderr, flush=True)
 
 
-@attrs.define(eq=False, repr=False)
-class Drain:
-    """Runs what is due in this process, one job after the other."""
+def run_due(duties: Duties, executor: Executor, serves: Serves, prunes: bool) -> int:
+    """Runs what is due in this process, one job after the other; gives the number of attempts."""
+    store, node, events = duties.store, duties.node, duties.events
+    # Without a handler, logging would print warnings to stderr: events are not logged then.
+    emit = events.emit if logger.hasHandlers() else events.pass_on
+    ended: Sequence[tuple[Claimed, Report]] = ()
+    attempts, interrupted = 0, False
 
-    duties: Duties
-    executor: Executor
-    serves: Serves
-    _ended: Sequence[tuple[Claimed, Report]] = ()
-    """The attempt that is to be settled."""
+    def choose(ready: Ready) -> list[int]:
+        room = 0 if interrupted or not store.nodes.is_listed(node) else 1
+        return [id for id, _ in itertools.islice(ready, room)]
 
-    def run(self, prunes: bool) -> int:
-        """Runs jobs until none is due; gives the number of attempts."""
-        store, attempts = self.duties.store, 0
-        self.duties.do("rescue", "admit", "forget_statistics", "fold_metrics")
-        while prunes and (store.prune(store.clock()) or store.shrink()):
-            pass  # A batch at a time, so that others can write, too.
-        while True:
-            store.nodes.renew(self.duties.node)
+    def keep_progress(text: str) -> None:
+        try:
+            store.keep_progress({claimed[:2]: text})
+        except FileError as error:
+            logger.error("the progress of job %d could not be kept: %s", claimed.id, error)
+
+    def report_progress(claimed: Claimed, progress: Progress) -> None:
+        reporter.report(progress)
+
+    duties.do("rescue", "admit", "forget_statistics", "fold_metrics")
+    while prunes and (store.prune(store.clock()) or store.shrink()):
+        pass  # A batch at a time, so that others can write, too.
+    while True:
+        store.nodes.renew(node)
+        if not interrupted:
             # First those that expire: with overlap="skip" a tick waits for what has not ended.
-            self.duties.do("expire", "fire", "stage")
-            settled = bool(self._ended)
-            done = self._exchange()
-            if done.claimed:
-                self._attempt(done.claimed[0])
-                attempts += 1
-            elif done.complete and not settled:
-                # Otherwise a retry may be due at once.
-                store.nodes.refuse_unlisted(self.duties.node)
-                return attempts
-
-    def _exchange(self, limit: int = 1) -> Exchanged:
-        """Settles the attempt that has ended, and claims at most so many jobs."""
-        store, node, events = self.duties.store, self.duties.node, self.duties.events
-
-        def choose(ready: Ready) -> list[int]:
-            room = limit if store.nodes.is_listed(node) else 0
-            return [id for id, _ in itertools.islice(ready, room)]
-
-        done = store.exchange(self._ended, node, choose, self.serves)
-        ended, self._ended = self._ended, ()
-        for claimed, report in ended:
+            duties.do("expire", "fire", "stage")
+        done = store.exchange(ended, node, choose, serves)
+        for settled, report in ended:
             if report.kind or events.wants("completed"):
-                self._emit(*attempt_ended(claimed, report, self.serves.node))
-        return done
-
-    def _attempt(self, claimed: Claimed) -> None:
-        store, pid = self.duties.store, os.getpid()
-        if self.duties.events.wants("started"):
-            self._emit(attempt_started(claimed, store.clock(), pid, self.serves.node))
-
-        def keep(text: str) -> None:
-            try:
-                store.keep_progress({claimed[:2]: text})
-            except FileError as error:
-                logger.error("the progress of job %d could not be kept: %s", claimed.id, error)
-
-        reporter = ProgressReporter(keep)
-        report = self.executor.run(
-            claimed, progress=lambda claimed, progress: reporter.report(progress)
-        )
-        reporter.close()
-        self._ended = [(claimed, report._replace(worker=pid))]
-        if report.type == "KeyboardInterrupt":
-            self._exchange(0)
+                for event in attempt_ended(settled, report, serves.node):
+                    emit(event)
+        if interrupted:
             raise KeyboardInterrupt
-
-    def _emit(self, *events: Event) -> None:
-        # Without a handler, logging would print warnings to stderr: events are not logged then.
-        emit = self.duties.events.emit if logger.hasHandlers() else self.duties.events.pass_on
-        for event in events:
-            emit(event)
+        if not done.claimed:
+            if done.complete and not ended:  # Otherwise a retry may be due at once.
+                store.nodes.refuse_unlisted(node)
+                return attempts
+            ended = ()
+            continue
+        (claimed,) = done.claimed
+        if events.wants("started"):
+            emit(attempt_started(claimed, store.clock(), os.getpid(), serves.node))
+        with contextlib.closing(ProgressReporter(keep_progress)) as reporter:
+            report = executor.run(claimed, progress=report_progress)
+        ended = [(claimed, report._replace(worker=os.getpid()))]
+        attempts += 1
+        interrupted = report.type == "KeyboardInterrupt"
 
 
 class NodeOptions(TypedDict, total=False):
@@ -10912,10 +10896,10 @@ class Queue:
             OptionError: there is no such setting, or its value cannot be used.
         """
         check_known(choices, _SETTING_CHECKS, "no such setting")
-        columns = {
-            setting: None if value is None else _SETTING_CHECKS[setting](value, setting)
-            for setting, value in typing.cast("dict[str, Any]", choices).items()
-        }
+        store, columns = {**STORED, "ageing": STORED["timeout"]}, {}
+        for setting, value in typing.cast("dict[str, Any]", choices).items():
+            checked = None if value is None else _SETTING_CHECKS[setting](value, setting)
+            columns[setting] = checked and store.get(setting, _same)(checked)
         if columns.get("max_attempts", 0) is None:
             columns["max_attempts"] = 0  # For ever; NULL is no setting at all.
         if "rate" in choices:
@@ -10944,31 +10928,25 @@ class Queue:
         self._jobs.store.reset_queue(self.name)
 
 
-def _micros_of(value: Any, what: str) -> int:
-    return int(OPTIONS["timeout"](value, what) // MICROSECOND)
-
-
-def _is_weight(value: Any) -> bool:
-    return type(value) in (int, float) and 0.001 <= value <= 1000
-
-
-def _curve(value: Any, what: str) -> str:
+def _check_curve(value: Any, what: str) -> Curve:
     if not isinstance(value, Curve):
         raise OptionError(what, f"the file keeps {', '.join(CURVES)} only, got {value!r}")
-    return store_curve(value)
+    return value
 
 
 _SETTING_CHECKS: Mapping[str, Check] = {
     "concurrency": functools.partial(at_least_one, also=", or None"),
     "rate": lambda value, what: parse_rate(value),
     "burst": functools.partial(at_least_one, also=", or None"),
-    "weight": _accept(_is_weight, "a number from 0.001 to 1000"),
-    "ageing": _micros_of,
-    "max_attempts": lambda value, what: OPTIONS["max_attempts"](value, what) or 0,
-    "timeout": _micros_of,
-    "backoff": _curve,
+    "weight": _accept(
+        lambda value: type(value) in (int, float) and 0.001 <= value <= 1000,
+        "a number from 0.001 to 1000",
+    ),
+    "ageing": OPTIONS["timeout"],
+    "max_attempts": OPTIONS["max_attempts"],
+    "timeout": OPTIONS["timeout"],
+    "backoff": _check_curve,
 }
-"""Checks each setting of a queue and gives what is stored."""
 
 
 class Declaring(Recurring, total=False):
@@ -11034,6 +11012,30 @@ class ScheduleHandle:
         self._jobs.store.schedules.remove(self.name)
 
 
+@functools.cache
+def _options_in(typed: str) -> list[inspect.Parameter]:
+    return [
+        inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=..., annotation=hint.__forward_arg__
+        )
+        for name, hint in globals()[typed].__annotations__.items()
+    ]
+
+
+def _spell_out_options(owner: Any) -> None:
+    """Lets `help()` show each option that a method takes by a TypedDict."""
+    for method in filter(inspect.isfunction, vars(owner).values()):
+        for hint in method.__annotations__.values():
+            if isinstance(hint, str) and hint.startswith("Unpack["):
+                signature = inspect.signature(method)
+                parameters = [*signature.parameters.values()][:-1] + _options_in(hint[7:-1])
+                vars(method)["__signature__"] = signature.replace(parameters=parameters)
+
+
+for _owner in (Definition, Bound, LiteJobs, Queue, ScheduleHandle):
+    _spell_out_options(_owner)
+
+
 def module_name(name: str) -> str:
     """The name of a module, which for the main program is that of its file (or, after -m,
     of its module): so it is the same however the program was started."""
@@ -11055,24 +11057,6 @@ def program_of(target: str | None, made_in: str | None) -> str:
     if places[0] in (places[-1], *places[-1].parents):
         del places[1:]
     return "+".join(map(str, places))
-
-
-def _module_of(frame: types.FrameType) -> str:
-    return module_name(frame.f_globals.get("__name__", "__main__"))
-
-
-def _refuse_for_schedules(options: Options) -> None:
-    """Refuses what makes sense for one job only, or what only this program has."""
-    if options.delay or options.at is not None:
-        problem = "not for a schedule, which says itself when its jobs run"
-        raise OptionError("delay" if options.at is None else "at", problem)
-    if isinstance(options.expires, datetime):
-        raise OptionError("expires", "for a schedule give a length of time, from each tick on")
-    if options.unique is not None and callable(options.unique.on_conflict):
-        problem = "a merge function is no use to a schedule, which any program may fire"
-        raise OptionError("unique", problem)
-    if options.connection is not None:
-        raise OptionError("connection", "not for a schedule, which fires in its own transaction")
 
 
 class Changes(TypedDict, total=False):
@@ -11126,16 +11110,6 @@ def _home(path: Path, durability: Durability, enqueues: tuple[AroundEnqueue, ...
     return jobs
 
 
-def _check_findable(what: str, thing: object) -> None:
-    import pickle
-
-    try:
-        pickle.dumps(thing)
-    except Exception as error:
-        problem = f"workers cannot find it ({error}): use functions at the top level of a module"
-        raise OptionError(what, problem) from None
-
-
 def _refuse_while_importing() -> None:
     """Catches a program without the guard that spawned processes need."""
     # Another thread may have only begun to import it: then the attribute is not there yet.
@@ -11152,20 +11126,6 @@ def _refuse_while_importing() -> None:
         raise LitejobsError(f"this copy of the program was started as a worker: {THAW}")
 
 
-@contextlib.contextmanager
-def _signals(supervisor: Supervisor) -> Iterator[None]:
-    """SIGTERM and Ctrl-C stop the supervisor, where handlers can be installed."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = [signal.signal(number, lambda *_: supervisor.stop()) for number in STOP_SIGNALS]
-    try:
-        yield
-    finally:
-        for number, handler in zip(STOP_SIGNALS, before, strict=True):
-            signal.signal(number, handler or signal.SIG_DFL)
-
-
 @attrs.define(eq=False, repr=False)
 class Pool:
     """A node that works in the background, from `with jobs.start(…) as pool:`."""
@@ -11173,15 +11133,13 @@ class Pool:
     _supervisor: Supervisor
     _thread: threading.Thread | None = None
     _error: BaseException | None = None
-    _refused: bool = False
-    """Whether the node has ended before it had begun."""
 
     def __enter__(self) -> Pool:
         self._thread = threading.Thread(target=self._run, name="litejobs", daemon=True)
         self._thread.start()
         atexit.register(self.stop)
         self._supervisor.joined.wait()
-        if self._refused:
+        if self._error is not None:
             self.__exit__(None)
         return self
 
@@ -11189,7 +11147,7 @@ class Pool:
         try:
             self._supervisor.run()
         except BaseException as error:
-            self._error, self._refused = error, not self._supervisor.joined.is_set()
+            self._error = error
             logger.exception("the node ended")
         finally:
             self._supervisor.joined.set()
@@ -11234,17 +11192,13 @@ MOST_TURNS = 1_000
 OnErrors = Literal["raise", "keep"]
 
 
-def _aware(value: object) -> datetime:
-    if not isinstance(value, datetime) or value.utcoffset() is None:
-        raise OptionError("clock", f"expected a datetime with a time zone, got {value!r}")
-    return value
-
-
 @attrs.define(eq=False)
 class TurnedClock:
     """A clock that stands still until it is turned: `LiteJobs(…, clock=TurnedClock())`."""
 
-    now: datetime = attrs.field(default=NEW_YEAR, converter=_aware, alias="start")
+    now: datetime = attrs.field(
+        default=NEW_YEAR, validator=lambda clock, field, value: aware(value, "clock"), alias="start"
+    )
 
     def __call__(self) -> int:
         return to_micros(self.now)
@@ -11271,14 +11225,9 @@ class Recorder:
         default=attrs.Factory(lambda self: self.jobs.store, takes_self=True), init=False
     )
 
-    @overload
     def enqueued(
-        self, definition: Definition[..., R, Any], /, **fields: object
-    ) -> list[Job[R]]: ...
-    @overload
-    def enqueued(self, definition: type | str | None = ..., /, **fields: object) -> list[Job]: ...
-
-    def enqueued(self, definition: Any = None, /, **fields: object) -> list[Job]:
+        self, definition: Definition[..., R, Any] | type | str | None = None, /, **fields: object
+    ) -> list[Job[R]]:
         """The jobs in the order in which they were enqueued: all, or those of a *definition* (or
         its name) whose payload has these *fields*, defaults included.
 
@@ -11287,22 +11236,24 @@ class Recorder:
             OptionError: it has no such field.
         """
         self._check()
-        name = None if definition is None else self._named(definition, fields)
-        jobs = reversed(self.jobs.find(limit=2**31 - 1))
-        return [j for j in jobs if name in (None, j.name) and self._fits(j, fields)]
-
-    @overload
-    def assert_enqueued(
-        self, definition: Definition[..., R, Any], /, *, times: int | None = ..., **fields: object
-    ) -> list[Job[R]]: ...
-    @overload
-    def assert_enqueued(
-        self, definition: type | str, /, *, times: int | None = ..., **fields: object
-    ) -> list[Job]: ...
+        jobs = self.jobs.find(limit=2**31 - 1)[::-1]
+        if definition is None:
+            return jobs
+        name = self._named(definition, fields)
+        return [
+            job
+            for job in jobs
+            if job.name == name and (not fields or fields.items() <= self._arguments(job).items())
+        ]
 
     def assert_enqueued(
-        self, definition: Any, /, *, times: int | None = None, **fields: object
-    ) -> list[Job]:
+        self,
+        definition: Definition[..., R, Any] | type | str,
+        /,
+        *,
+        times: int | None = None,
+        **fields: object,
+    ) -> list[Job[R]]:
         """Makes sure that a job with these fields was enqueued, so many *times* or at least
         once; gives the jobs.
 
@@ -11351,7 +11302,11 @@ class Recorder:
         new = [(self.jobs.get(id), failure) for id, failure in failed]
         self.failures += new
         if new and errors == "raise":
-            raise AssertionError("\n\n".join([f"{len(new)} failed", *map(self._failure, new)]))
+            lines = [f"{len(new)} failed"]
+            for job, failure in new:
+                call = f"{_call(job.name, self._arguments(job))}, attempt {failure.attempt}"
+                lines.append(f"job {job.id}, {call}:\n{failure.traceback.rstrip()}")
+            raise AssertionError("\n\n".join(lines))
         return attempts
 
     def drain_all(self, *, errors: OnErrors = "raise") -> int:
@@ -11393,20 +11348,12 @@ class Recorder:
                 return fields_of(definition.body.decode(job.stored_payload))
         return {}
 
-    def _fits(self, job: Job[Any], fields: Mapping[str, object]) -> bool:
-        return not fields or fields.items() <= self._arguments(job).items()
-
     def _summary(self) -> str:
         lines = []
         for job in self.enqueued():
             due = f" for {job.run_at}" if job.state in ("scheduled", "retrying") else ""
             lines.append(f"\n  {job.id}  {_call(job.name, self._arguments(job))}  {job.state}{due}")
         return f"enqueued were:{''.join(lines)}" if lines else "nothing was enqueued"
-
-    def _failure(self, failed: tuple[Job[Any], Failure]) -> str:
-        job, failure = failed
-        call = _call(job.name, self._arguments(job))
-        return f"job {job.id}, {call}, attempt {failure.attempt}:\n{failure.traceback.rstrip()}"
 
 
 RecordJobs = Callable[[LiteJobs], Recorder]
@@ -11711,6 +11658,12 @@ def _enqueue(
     return _values(jobs, [job])[0], f"{job.id}", 0
 
 
+def _list(
+    jobs: LiteJobs, *, limit: int = 50, before: int | None = None, **filters: Unpack[Filters]
+) -> list[Job[Any]]:
+    return jobs.find(limit=limit, before=before, **filters)
+
+
 SHOWN_FAILURES = 5
 
 
@@ -11914,11 +11867,7 @@ def _new(
     return None, _NEXT.format(**texts), 0
 
 
-_JOB_VALUES = tuple(
-    str(field.alias)
-    for field in attrs.fields(Job)
-    if not (field.kw_only or field.name.startswith("_"))
-)
+_JOB_VALUES = [name for name in JOB_COLUMNS if name not in ("claim", "backoff", "headers", "grace")]
 
 
 def _values(
@@ -12032,7 +11981,7 @@ _MINUTES = functools.partial(LiteJobs.metrics, span="minute", limit=24)
 _COMMANDS: Mapping[str, tuple[Any, ...]] = {
     "run": (_run, "run jobs until stopped"),
     "enqueue": (_enqueue, "put a job into the file"),
-    "list": (functools.partial(LiteJobs.find, limit=50), "list jobs, the newest first", _JOBS),
+    "list": (_list, "list jobs, the newest first", _JOBS),
     "show": (_show, "show one job with its failed attempts"),
     "why": (_why, "say why a job is not running"),
     "retry": (functools.partial(_bulk, "retry"), "let failed and cancelled jobs start again"),

@@ -1,6 +1,8 @@
 """Options of jobs: each one survives every way that a job takes."""
 
+import inspect
 import json
+import pydoc
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -14,11 +16,18 @@ from litejobs import (
     JOB_COLUMNS,
     STORED,
     Bound,
+    Choices,
     Claimed,
     Constant,
     Context,
+    Declaring,
+    Definition,
+    Filters,
     Job,
     LiteJobs,
+    NodeOptions,
+    Queue,
+    QueueChoices,
     Retention,
     Unique,
     main,
@@ -160,3 +169,32 @@ class TestEachOption:
         values = json.loads(capsys.readouterr().out)
         for name in {*shown(job)} & {*JOB_COLUMNS} - {"timeout", "headers"}:
             assert values[name] == getattr(jobs.get(job.id), name), name
+
+
+@pytest.mark.parametrize(
+    ("method", "typed"),
+    [
+        (LiteJobs.work, NodeOptions),
+        (LiteJobs.find, Filters),
+        (LiteJobs.cron, Declaring),
+        (LiteJobs.enqueue, Choices),
+        (Bound.using, Choices),
+        (Definition.using, Choices),
+        (Queue.set, QueueChoices),
+    ],
+    ids=lambda given: getattr(given, "__qualname__", ""),
+)
+def test_help_names_each_option_that_a_method_takes(method: Any, typed: Any) -> None:
+    assert typed.__annotations__.keys() <= inspect.signature(method).parameters.keys()
+    for name in typed.__annotations__:
+        assert f"{name}: " in pydoc.plain(pydoc.render_doc(method))
+
+
+def test_ids_are_a_filter_of_the_command_line_too(
+    jobs: LiteJobs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work = jobs.define(name="work")(lambda: None)
+    first, _, third = (work.enqueue().id for _ in range(3))
+    ids = ["--id", str(first), "--id", str(third)]
+    assert main(["list", str(jobs.path), "--json", *ids]) == 0
+    assert [job["id"] for job in json.loads(capsys.readouterr().out)] == [third, first]
