@@ -101,14 +101,12 @@ from types import ModuleType
 from typing import (
     Annotated,
     Any,
-    ClassVar,
     Concatenate,
     Final,
     Generic,
     Literal,
     NamedTuple,
     NoReturn,
-    ParamSpec,
     TypedDict,
     Unpack,
     overload,
@@ -119,13 +117,6 @@ import apsw
 import attrs
 import cattrs
 from cattrs import cols, disambiguators, gen
-from cattrs.errors import (
-    ClassValidationError,
-    ForbiddenExtraKeysError,
-    IterableValidationError,
-    IterableValidationNote,
-)
-from cattrs.gen import typeddicts
 from typing_extensions import TypeVar
 
 if typing.TYPE_CHECKING:
@@ -216,7 +207,7 @@ def printable(text: str, also: str = "") -> str:
 def _make_printable(record: logging.LogRecord) -> bool:
     if isinstance(record.args, tuple):
         shown = (
-            arg if isinstance(arg, int | float) else printable(f"{arg}") for arg in record.args
+            arg if isinstance(arg, int | float) else printable(str(arg)) for arg in record.args
         )
         record.args = (*shown,)
     if record.exc_info and not record.exc_text:
@@ -234,8 +225,8 @@ logger.addFilter(_make_printable)
 class LitejobsError(Exception):
     """Every error that litejobs raises on its own account."""
 
-    _fields: ClassVar[tuple[str, ...]] = ()
-    _sentence: ClassVar = ""
+    _fields: typing.ClassVar[tuple[str, ...]] = ()
+    _sentence: typing.ClassVar = ""
     """The message, in which `{0}` is the error."""
 
     def __init_subclass__(cls) -> None:
@@ -1082,9 +1073,9 @@ class Every:
             f"{count:g} {UNITS[unit]}{'s' * (count != 1)}"
             for count, unit in _in_units(self.interval)
         ]
-        return (
-            f"Every {', '.join(parts)} and {last}" if parts else f"Every {last.removeprefix('1 ')}"
-        )
+        if not parts:
+            return f"Every {last.removeprefix('1 ')}"
+        return f"Every {', '.join(parts)} and {last}"
 
 
 def _in_units(length: timedelta) -> Iterator[tuple[float, str]]:
@@ -1113,6 +1104,8 @@ class Cron:
 
     fields: str
     zone: tzinfo
+    _cronsim: Any
+    """The class CronSim."""
 
     def next_after(self, moment: int, anchor: int = 0) -> int | None:
         """The first tick after *moment*; `None` if there is none in the next 50 years."""
@@ -1146,7 +1139,7 @@ class Cron:
     def _walls(self, moment: int, offset: int) -> Iterator[datetime]:
         """The local times after a moment."""
         local = from_micros(moment + offset).replace(tzinfo=None)
-        walls: Iterator[datetime] = _cronsim().CronSim(self.fields, local)
+        walls: Iterator[datetime] = self._cronsim(self.fields, local)
         return walls
 
     def _offset(self, moment: int) -> int:
@@ -1161,22 +1154,12 @@ class Cron:
     @property
     def words(self) -> str:
         """In words, such as "At 03:00 on Monday through Friday"."""
-        cron = _cronsim().CronSim(self.fields, EPOCH.replace(tzinfo=None))
+        cron = self._cronsim(self.fields, EPOCH.replace(tzinfo=None))
         week = {day % 7 for day in cron.weekdays if isinstance(day, int)}
         if not cron.day_and and (cron.days >= {*range(1, 32)} or len(week) == 7):
             # Every day, since one of two fields of which either may match names all of them.
             cron.parts[3] = cron.parts[5] = "*"
         return str(cron.explain())
-
-
-def _cronsim() -> ModuleType:
-    try:
-        import cronsim  # Late, and by a statement, which packers such as PyInstaller find.
-
-        return cronsim
-    except ImportError:
-        problem = "expressions are read by the package cronsim: pip install cronsim"
-        raise OptionError("cron", f"{problem} (`@every 30s` works without it)") from None
 
 
 def time_zone(name: str) -> tzinfo:
@@ -1223,10 +1206,15 @@ def parse_expression(expression: object, timezone: str = "UTC") -> Cron | Every:
     if text.startswith("@") and text not in ALIASES:
         hint = did_you_mean(text, [*ALIASES, "@every"])
         raise OptionError("cron", f"there is no {expression!r}{hint}")
-    cron = Cron(_ONE_IN_STEPS.sub(r"\1", ALIASES.get(text, text)), time_zone(timezone))
-    cronsim = _cronsim()
     try:
-        if next(cronsim.CronSim(cron.fields, EPOCH.replace(tzinfo=None)), None) is None:
+        import cronsim  # Late, and by a statement, which packers such as PyInstaller find.
+    except ImportError:
+        problem = "expressions are read by the package cronsim: pip install cronsim"
+        raise OptionError("cron", f"{problem} (`@every 30s` works without it)") from None
+    fields = _ONE_IN_STEPS.sub(r"\1", ALIASES.get(text, text))
+    cron = Cron(fields, time_zone(timezone), cronsim.CronSim)
+    try:
+        if next(cronsim.CronSim(fields, EPOCH.replace(tzinfo=None)), None) is None:
             raise cronsim.CronSimError("There is no such day")
     except cronsim.CronSimError as error:
         problem = f"{error}"[:1].lower() + f"{error}"[1:]
@@ -1379,7 +1367,12 @@ class Schedule:
         """The options of its jobs, as stored, if jobs can be made at all."""
         check_name(self.definition, "definition")
         _ = self.payload
-        return stored(self.stored_options, "options", _job_options)
+        options: dict[str, Any] = stored(
+            self.stored_options,
+            "options",
+            lambda found: {**found, "queue": found["queue"], "open": frozenset(found["open"])},
+        )
+        return options
 
     def next_after(self, moment: int, anchor: int) -> int | None:
         """The first tick after *moment*, from start to end. An interval is counted from its
@@ -1417,7 +1410,11 @@ class Schedule:
         tick: int | None = first
         if now - first > self.grace:
             if self.misfire == "once":
-                tick = self._last_until(now, first)
+                # The last one, by bisection: whoever slept for a week has missed 600,000 seconds.
+                late = range(first, now)
+                tick = first + bisect.bisect(
+                    late, now, key=lambda at: self.next_after(at, first) or now + 1
+                )
             elif self.misfire == "skip":
                 tick = self.next_after(now - self.grace - 1, first)
         ticks: list[int] = []
@@ -1443,22 +1440,8 @@ class Schedule:
             tick = self.next_after(max(ends), anchor)
         return attrs.evolve(self, next_at=tick, covered=json.dumps(periods[-PERIODS_KEPT:]))
 
-    def _last_until(self, now: int, tick: int) -> int:
-        """The last tick up to now, from *tick* on, by bisection: a machine that slept for a week
-        has missed 600,000 ticks of every second."""
-
-        def is_last(moment: int) -> bool:
-            following = self.next_after(moment, tick)
-            return following is None or following > now
-
-        return tick + bisect.bisect_left(range(tick, now), True, key=is_last)
-
     def __repr__(self) -> str:
         return printable(f"<Schedule {self.name} {self.expression} {self.state}>")
-
-
-def _job_options(found: Any) -> dict[str, Any]:
-    return {**found, "queue": found["queue"], "open": frozenset(found["open"])}
 
 
 def _periods(found: Any) -> list[Period]:
@@ -1496,7 +1479,7 @@ def make_schedule(
 ################################################################################
 
 
-@attrs.define
+@attrs.define(eq=False, repr=False)
 class Unfit(Exception):
     """A value or a text is not of its type; *problems* says what is wrong, and where."""
 
@@ -1506,7 +1489,7 @@ class Unfit(Exception):
         return "; ".join(self.problems)
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class Codec(Generic[T]):
     """JSON text for values of one type, checked both ways.
 
@@ -1521,16 +1504,15 @@ class Codec(Generic[T]):
         form = self._form
         try:
             raw = form.write(value)
-            if not form.plain:
-                form.read(raw)
+            try:
+                if form.plain:
+                    return _to_json(raw)
+            except TypeError:
+                pass  # There is a misfit: reading names its field.
+            form.read(raw)
             return _to_json(raw)
         except Exception as error:
-            problem = error
-            try:
-                form.read(form.write(value))
-            except Exception as better:  # The error of reading names the field.
-                problem = better
-            raise Unfit(_problems(problem)) from error
+            raise Unfit(_problems(error)) from error
 
     def decode(self, text: str | bytes) -> T:
         """The value that *text* stands for."""
@@ -1605,7 +1587,7 @@ def _problem(error: BaseException, kind: Any) -> str:
             return str(error)
         case KeyError() if kind is not None:
             return "missing"
-        case ForbiddenExtraKeysError():
+        case cattrs.errors.ForbiddenExtraKeysError():
             return f"unknown field {', '.join(sorted(map(shown, error.extra_fields)))}"
         case RecursionError():
             return "nested too deeply"
@@ -1629,10 +1611,12 @@ def hides(kind: Any) -> bool:
         cls = typing.get_origin(kind) or kind
         if hidden_fields(cls):
             return True
-        try:
-            left += [*typing.get_args(kind), *_hints_of(cls).values()]
-        except (NameError, TypeError):
-            return True  # Unknown: better to hide.
+        left += typing.get_args(kind)
+        if typing.is_typeddict(cls) or cols.is_namedtuple(cls) or _is_class(cls):
+            try:
+                left += typing.get_type_hints(cls, include_extras=True).values()
+            except (NameError, TypeError):
+                return True  # Unknown: better to hide.
     return False
 
 
@@ -1641,11 +1625,6 @@ def hidden_fields(cls: Any) -> set[str]:
     fields = getattr(cls, "__attrs_attrs__", None) or getattr(cls, "__dataclass_fields__", {})
     values = fields.values() if isinstance(fields, dict) else fields
     return {field.name for field in values if field.repr is not True}
-
-
-def _hints_of(cls: Any) -> dict[str, Any]:
-    holds = typing.is_typeddict(cls) or cols.is_namedtuple(cls) or _is_class(cls)
-    return typing.get_type_hints(cls, include_extras=True) if holds else {}
 
 
 def _is_class(cls: Any) -> bool:
@@ -1662,11 +1641,10 @@ def _name(kind: Any) -> str:
     return repr(kind).replace("typing.", "")
 
 
-def shown(value: Any) -> str:
-    """A short `repr`, which never fails."""
-    short = reprlib.Repr()
-    short.maxstring = short.maxother = 60
-    return short.repr(value)
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 60
+shown = _SHORT.repr
+"""A short `repr`, which never fails."""
 
 
 def got(kind: Any, value: Any) -> str:
@@ -1707,7 +1685,7 @@ class _Form:
                 return self.parse(raw)
         except (ValueError, ArithmeticError, LookupError):
             pass
-        except ClassValidationError as error:
+        except cattrs.errors.ClassValidationError as error:
             others = [e for e in error.group_exceptions()[1] if not isinstance(e, _OF_THE_WIRE)]
             if others and hides(self.kind):
                 # A validator's or converter's message may contain the hidden value.
@@ -1725,7 +1703,7 @@ class _Form:
             raise Unfit((problem,)) from None
 
 
-_OF_THE_WIRE = (Unfit, ForbiddenExtraKeysError, RecursionError)
+_OF_THE_WIRE = (Unfit, cattrs.errors.ForbiddenExtraKeysError, RecursionError)
 
 
 @attrs.frozen(repr=False)
@@ -1746,16 +1724,16 @@ class _Wire(cattrs.Converter):
 
     def __init__(self) -> None:
         super().__init__(forbid_extra_keys=True)
-        self._forms: dict[Any, _Form] = {}
+        self.forms: dict[Any, _Form] = {}
 
     def form(self, kind: Any) -> _Form:
         """The form of *kind*."""
         kind = _bare(kind)
-        if kind not in self._forms:
+        if kind not in self.forms:
             # Stored before it is complete, for recursive classes.
-            form = self._forms[kind] = _Form(kind)
+            form = self.forms[kind] = _Form(kind)
             form.classes, form.json_classes, form.dump, form.parse = _parts(kind, self)
-        return self._forms[kind]
+        return self.forms[kind]
 
     def get_structure_hook(self, type: Any, cache_result: bool = True) -> _Hook:
         return self.form(type).read
@@ -1770,6 +1748,9 @@ def _form_of(kind: Any) -> _Form:
     return _Wire().form(kind)
 
 
+_PLAIN: Final = (str, int, bool, None, list[str], list[int], list[bool])
+
+
 def _without_defaults(form: _Form) -> _Form:
     fields = attrs.fields(form.kind)
     defaults = {f.alias: repr(_form_of(f.type).write(f.default)) for f in fields}
@@ -1781,13 +1762,7 @@ def _without_defaults(form: _Form) -> _Form:
                 del raw[key]
         return raw
 
-    return attrs.evolve(form, dump=dump, plain=all(_is_plain(f.type) for f in fields))
-
-
-def _is_plain(kind: Any) -> bool:
-    if typing.get_origin(kind) is list:
-        return all(map(_is_plain, typing.get_args(kind)))
-    return kind in (str, int, bool, None, types.NoneType)
+    return attrs.evolve(form, dump=dump, plain=all(f.type in _PLAIN for f in fields))
 
 
 def _bare(kind: Any) -> Any:
@@ -1833,7 +1808,7 @@ def _object(kind: Any, cls: Any, wire: _Wire) -> _Parts:
         wire.form(argument)  # now: cattrs does not make Box[int] while it makes Box[Box[int]]
     if typing.is_typeddict(cls):
         writers = {key: wire.form(hint).write for key, hint in typing.get_type_hints(cls).items()}
-        read = typeddicts.make_dict_structure_fn(kind, wire)
+        read = cattrs.gen.typeddicts.make_dict_structure_fn(kind, wire)
         # What is missing or unknown is for the reader to say.
         return (
             (dict,),
@@ -1924,12 +1899,12 @@ def _each(items: Iterable[tuple[Any, Any, _Hook]]) -> list[Any]:
         except RecursionError:
             raise  # a list that contains itself twice has 2 ** 1000 of them
         except Exception as error:
-            error.add_note(IterableValidationNote("", place, None))
+            error.add_note(cattrs.errors.IterableValidationNote("", place, None))
             errors.append(error)
             if len(errors) == MOST_PROBLEMS:
                 break  # A million of them would take gigabytes.
     if errors:
-        raise IterableValidationError("", errors, list)
+        raise cattrs.errors.IterableValidationError("", errors, list)
     return values
 
 
@@ -1939,12 +1914,20 @@ _UNIONS: Final = (typing.Union, types.UnionType)
 def _union(kind: Any, wire: _Wire) -> _Parts:
     forms = {member: wire.form(member) for member in map(_bare, typing.get_args(kind))}
     json_classes = {cls for form in forms.values() for cls in form.json_classes}
-    choosers = {}
+    choosers: dict[type, Callable[[Any], Any]] = {}
     for cls in json_classes:
         members = [member for member, form in forms.items() if cls in form.json_classes]
         if cls is int and len(members) > 1:
             members = [member for member in members if member is not float]
-        choosers[cls] = _chooser(kind, members, wire)
+        if len(members) == 1:
+            choosers[cls] = functools.partial(_same, members[0])
+            continue
+        with contextlib.suppress(TypeError):
+            if all(map(_is_class, members)):
+                choosers[cls] = disambiguators.create_default_dis_func(wire, *members)
+                continue
+        names = " and ".join(map(_name, members))
+        raise TypeError(f"in {_name(kind)}, JSON does not tell {names} apart")
 
     def choose(raw: Any) -> _Form:
         return forms[choosers[type(raw)](raw)]
@@ -1961,21 +1944,10 @@ def _union(kind: Any, wire: _Wire) -> _Parts:
     return classes, tuple(json_classes), dump, lambda raw: choose(raw).read(raw)
 
 
-def _chooser(kind: Any, members: list[Any], wire: _Wire) -> Callable[[Any], Any]:
-    """Chooses, for a JSON value, among *members* whose JSON values have the same class."""
-    if len(members) == 1:
-        return lambda _: members[0]
-    with contextlib.suppress(TypeError):
-        if all(map(_is_class, members)):
-            return disambiguators.create_default_dis_func(wire, *members)
-    names = " and ".join(map(_name, members))
-    raise TypeError(f"in {_name(kind)}, JSON does not tell {names} apart")
-
-
 # Scalars.
 
 
-def _same(value: Any) -> Any:
+def _same(value: Any, _: Any = None) -> Any:
     return value
 
 
@@ -2000,9 +1972,7 @@ def _write_moment(value: datetime | time_of_day) -> str:
     return text
 
 
-def _seconds(value: timedelta) -> float:
-    seconds = value.total_seconds()
-    return int(seconds) if seconds.is_integer() else seconds
+_SECOND = timedelta(seconds=1)
 
 
 def _exact(kind: type, dump: _Hook, parse: _Hook, *raws: type) -> _Parts:
@@ -2027,7 +1997,12 @@ _SCALARS: Final[Mapping[Any, _Parts]] = {
     **{kind: ((kind,), (kind,), _same, _same) for kind in (str, int, bool, types.NoneType)},
     None: ((types.NoneType,), (types.NoneType,), _same, _same),
     float: ((float, int), (float, int), _same, _parse_float),
-    timedelta: _exact(timedelta, _seconds, lambda raw: timedelta(seconds=raw), int, float),
+    timedelta: _exact(
+        timedelta,
+        lambda value: value.total_seconds() if value % _SECOND else value // _SECOND,
+        lambda raw: timedelta(seconds=raw),
+        *(int, float),
+    ),
     bytes: _exact(bytes, lambda value: base64.b64encode(value).decode(), base64.b64decode),
     date: _exact(date, date.isoformat, date.fromisoformat),
     datetime: ((datetime,), (str,), _write_moment, _parse_datetime),
@@ -2046,7 +2021,7 @@ _SCALARS: Final[Mapping[Any, _Parts]] = {
 # copies that `using` makes share one Body, whose codecs are compiled once.
 ################################################################################
 
-P = ParamSpec("P")
+P = typing.ParamSpec("P")
 C = TypeVar("C", default=Any)
 S = TypeVar("S", default=object)
 
@@ -2665,7 +2640,7 @@ def unique_key(bound: Bound[Any]) -> str | None:
     import hashlib  # Late: it loads OpenSSL, and most programs have no use for it.
 
     if unique.key is not None:
-        content = _key_text(bound, unique.key, "unique")
+        content = key_text(bound, unique.key, "unique")
     elif body.options.encode or isinstance(bound.payload, bytes):
         if unique.fields is not None:
             problem = f"{body.name!r} has an encoding of its own: give a key=, not fields="
@@ -2686,13 +2661,7 @@ def unique_key(bound: Bound[Any]) -> str | None:
     return f"{body.name}:{digest.hexdigest()}"
 
 
-def limited_key(bound: Bound[Any]) -> str | None:
-    """The key of which only so many jobs run at a time; `None` if the job has none."""
-    key = bound.options.key
-    return key if key is None else check_name(_key_text(bound, key, "key"), "key")
-
-
-def _key_text(bound: Bound[Any], key: str | Callable[..., Any], what: str) -> str:
+def key_text(bound: Bound[Any], key: str | Callable[..., Any], what: str) -> str:
     """A text that was given, or that a function makes of the payload."""
     if isinstance(key, str):
         return key
@@ -3103,15 +3072,14 @@ class Executor:
     """The attempts, by id and claim, whose handler knows that it was asked to end."""
     forked: bool = False
     """Whether a job has forked this process off its worker."""
+    _runner: Any = None
+    """An asyncio.Runner, once there was a coroutine to run."""
 
     def __attrs_post_init__(self) -> None:
         IN_FORKS[self] = Executor._set_forked
 
     def _set_forked(self) -> None:
         self.forked = True
-
-    _runner: Any = None
-    """An asyncio.Runner, once there was a coroutine to run."""
 
     def run(
         self,
@@ -3121,7 +3089,6 @@ class Executor:
     ) -> Report:
         """One attempt of one job, in a context of its own. Whatever the handler raises is in
         the report."""
-
         attempt = self._attempt(claimed, asked, progress, self._compose, self._wait)
         try:
             contextvars.copy_context().run(attempt.send, None)
@@ -3690,8 +3657,7 @@ SCHEMA = f"""
         next_at      INTEGER,                                 -- NULL: never again
         last_at      INTEGER,
         last_job     INTEGER,
-        -- JSON: the periods whose ticks have been handled
-        covered      TEXT NOT NULL DEFAULT '[]'
+        covered      TEXT NOT NULL DEFAULT '[]'               -- JSON: periods that were handled
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX litejobs_tick ON litejobs_schedule (next_at)
         WHERE next_at IS NOT NULL AND NOT paused;
@@ -4040,7 +4006,7 @@ class File:
             with self.transaction(read_only=True) as tx:
                 ports = _ports(tx)
         for port in ports:
-            with contextlib.suppress(OSError, OverflowError):
+            with contextlib.suppress(OSError, OverflowError, TypeError):
                 if (sender := self._socket) is None:
                     self._socket = sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
                     sender.setblocking(False)
@@ -4162,8 +4128,8 @@ class File:
             raise FileReplacedError(str(self.path), f"{TAKEN_AWAY}; nothing was written")
 
     def _links(self, fully: bool = False) -> int:
-        """How many names the file has; 0 if a path leads to something else than is open. What the
-        path of the WAL leads to is checked *fully*, or once in a while."""
+        """How many names the file has; 0 if a path leads to something else than is open. Where that
+        of the WAL leads is checked *fully*, or once in a while."""
         now = time.monotonic()
         path, wal, shm = self._paths
         try:
@@ -4373,10 +4339,7 @@ class Transaction:
 
 def _ports(tx: Transaction) -> Sequence[int]:
     """Where the nodes listen."""
-    ports = [port for (port,) in tx.execute("SELECT port FROM litejobs_node")]
-    if not {*map(type, ports)} <= {int}:
-        raise Damaged(f"expected ports of nodes, found {ports}")
-    return ports
+    return [port for (port,) in tx.execute("SELECT port FROM litejobs_node")]
 
 
 def _busy_handler(may_wait: Callable[[float], bool]) -> Callable[[int], bool]:
@@ -4742,37 +4705,43 @@ def change_jobs(tx: Transaction, ids: Sequence[int], *statements: str, **binding
     if tx.own:
         bindings["ids"] = _carray(ids)
     bindings |= {"now": tx.now, "id": ids[0]}
-    keys, before = keys_of(tx, ids), counted(tx, ids)
+    before, keys = groups_of(tx, ids)
     for sql in statements:
         tx.execute(sql, bindings)
     changed: int = tx.execute("SELECT changes()").fetchone()[0]
-    changes = counted(tx, ids)
+    changes, _ = groups_of(tx, ids)
     changes.subtract(before)
     add_to_counts(tx, changes)
     admit_blocked(tx, keys)
     return changed
 
 
-def counted(tx: Transaction, ids: Sequence[int]) -> Counter[Group]:
-    """How many of these jobs are in the counted states, by group."""
+def groups_of(tx: Transaction, ids: Sequence[int]) -> tuple[Counter[Group], set[str]]:
+    """How many of these jobs there are of each group, and all their keys."""
+    groups: Counter[Group] = Counter()
+    keys = set()
     rows = tx.execute(
-        f"""
-        SELECT state, queue, name, count(*)
+        """
+        SELECT state, queue, name, job.key, count(*)
         FROM json_each(?) AS chosen CROSS JOIN litejobs_job AS job ON job.id = chosen.value
-        WHERE {COUNTED} GROUP BY state, queue, name
+        GROUP BY 1, 2, 3, 4
         """,
         (json.dumps(ids),),
     )
-    return Counter({(state, queue, name): number for state, queue, name, number in rows})
+    for state, queue, name, key, number in rows:
+        groups[state, queue, name] += number
+        keys.add(key)
+    return groups, keys - {None}
 
 
 def add_to_counts(tx: Transaction, changes: Mapping[Group, int]) -> None:
-    """Adds to the numbers of jobs in the counted states. On the caller's connection the triggers
-    do it."""
-    if changes and tx.own:
+    """Adds to the numbers of jobs in the counted states, and leaves out others. On the caller's
+    connection the triggers do it."""
+    rows = [(*group, n) for group, n in changes.items() if n and group[0] in COUNTED_STATES]
+    if rows and tx.own:
         tx.connection.executemany(
             f"INSERT INTO litejobs_count (state, queue, name, number) VALUES (?, ?, ?, ?) {_ADD}",
-            [(*group, change) for group, change in changes.items() if change],
+            rows,
         )
 
 
@@ -4795,16 +4764,6 @@ def _set(values: str, term: str = "TRUE") -> str:
 # Only so many jobs with the same key run at a time. A job with a key is blocked, and in no index
 # that a claim reads, until there is a slot. Then it is pending, and holds the slot until it has
 # run.
-
-
-def keys_of(tx: Transaction, ids: Sequence[int]) -> set[str]:
-    """The keys of these jobs."""
-    sql = """
-        SELECT DISTINCT job.key
-        FROM json_each(?) AS chosen CROSS JOIN litejobs_job AS job ON job.id = chosen.value
-        WHERE job.key IS NOT NULL
-    """
-    return {key for (key,) in tx.execute(sql, (json.dumps(ids),))}
 
 
 def admit_blocked(tx: Transaction, keys: Iterable[str]) -> int:
@@ -5108,22 +5067,12 @@ def count_by_queue(tx: Transaction) -> dict[str, dict[str, int]]:
     return counts
 
 
-def failures_of(tx: Transaction, id: int) -> tuple[Failure, ...]:
-    """The failed attempts of a job, the oldest first."""
-    sql = f"SELECT {_FAILURE} FROM litejobs_attempt WHERE job = ? ORDER BY id"
-    return tuple(sound(Failure, row) for row in tx.execute(sql, (id,)))
-
-
-def last_failure(tx: Transaction) -> int:
-    """The number of the failed attempt that was kept last; 0, if there is none."""
-    return _one_number(tx, "SELECT max(id) FROM litejobs_attempt") or 0
-
-
-def failures_after(tx: Transaction, number: int) -> list[tuple[int, Failure]]:
-    """The failed attempts that were kept after that of this number, in that order, each with the
-    id of its job."""
-    sql = f"SELECT job, {_FAILURE} FROM litejobs_attempt WHERE id > ? ORDER BY id"
-    return [(job, sound(Failure, row)) for job, *row in tx.execute(sql, (number,))]
+def read_failures(tx: Transaction, term: str, number: int = 0) -> list[tuple[int, int, Failure]]:
+    """The failed attempts for which an SQL *term* holds, the oldest first, each after its own
+    number and the id of its job."""
+    sql = f"SELECT id, job, {_FAILURE} FROM litejobs_attempt WHERE {term} ORDER BY id"
+    rows = tx.execute(sql, {"number": number})
+    return [(number, job, sound(Failure, row)) for number, job, *row in rows]
 
 
 # In bulk
@@ -5220,28 +5169,30 @@ def change_options(
 @contextlib.contextmanager
 def on_callers_connection(connection: Any, file: File) -> Iterator[Transaction]:
     """A part of the transaction on the caller's connection, all of it or none."""
-    standard = not isinstance(connection, apsw.Connection)
     try:
-        if standard:
-            _check_standard(connection)
-        with _plain_rows(connection, standard):
-            _check_path(connection, file)
-            if standard:
-                with _OPENING:
-                    _check_no_other(file)
-            ours = _begin_part(connection)
-            try:
+        # Rows are to be tuples and texts str, whatever factories the application has set.
+        plain: dict[str, Any] = {"row_trace": None, "cursor_factory": apsw.Cursor}
+        if standard := _is_standard(connection):
+            plain = {"row_factory": None, "text_factory": str}
+        with contextlib.ExitStack() as restoring:
+            for name, value in plain.items():
+                restoring.callback(setattr, connection, name, getattr(connection, name))
+                setattr(connection, name, value)
+            _check_file(connection, file, standard)
+            with _part(connection, file, standard):
                 update_schema(connection, str(file.path))
                 if standard:
                     _warn_of_old_sqlite(connection, file)
                 yield Transaction(file, connection, own=False)
-            except BaseException:
-                _undo_part(connection, ours)
-                raise
-            _end_part(connection, file, ours)
     except Exception as error:
         if _code(error) & 0xFF == apsw.SQLITE_BUSY:
-            raise _busy(file, error) from error
+            problem = "this connection waits for others as long as its own busy timeout allows"
+            advice = "who holds a transaction open on it?"
+            if _code(error) == apsw.SQLITE_BUSY_SNAPSHOT:
+                problem = "others have committed since this transaction began to read"
+                advice = "roll it back and do it again, from BEGIN IMMEDIATE on"
+            problem = f"the database is locked; {problem}: {advice}"
+            raise BusyError(str(file.path), problem) from error
         if isinstance(error, FailedReading):
             raise _translated(error, str(file.path)) from error
         if type(error).__module__ != "sqlite3":
@@ -5250,35 +5201,11 @@ def on_callers_connection(connection: Any, file: File) -> Iterator[Transaction]:
 
 
 @contextlib.contextmanager
-def _plain_rows(connection: Any, standard: bool) -> Iterator[None]:
-    """Makes rows tuples and texts str meanwhile, whatever factories the application has set."""
-    plain: dict[str, Any] = {"row_trace": None, "cursor_factory": apsw.Cursor}
-    if standard:
-        plain = {"row_factory": None, "text_factory": str}
-    theirs = {name: getattr(connection, name) for name in plain}
-    try:
-        for name, value in plain.items():
-            setattr(connection, name, value)
-        yield
-    finally:
-        for name, value in theirs.items():
-            setattr(connection, name, value)
-
-
-def _busy(file: File, error: Exception) -> BusyError:
-    if _code(error) == apsw.SQLITE_BUSY_SNAPSHOT:
-        problem = "others have committed since this transaction began to read"
-        advice = "roll it back and do it again, from BEGIN IMMEDIATE on"
-    else:
-        problem = "this connection waits for others as long as its own busy timeout allows"
-        advice = "who holds a transaction open on it?"
-    return BusyError(str(file.path), f"the database is locked; {problem}: {advice}")
-
-
-def _begin_part(connection: Any) -> bool:
-    """Begins our part; returns whether that is a transaction of our own. It takes the write lock
-    first: a transaction that has only read fails at once if it writes after others have
-    committed."""
+def _part(connection: Any, file: File, standard: bool) -> Iterator[None]:
+    """A savepoint in the transaction on a connection, or else a transaction, which is committed
+    at its end where the connection commits each change. It takes the write lock first: a
+    transaction that has only read fails at once if it writes after others have committed."""
+    ours = False
     if connection.in_transaction:
         # sqlite3 with autocommit=False begins transactions ahead of time, without the lock.
         try:
@@ -5288,33 +5215,18 @@ def _begin_part(connection: Any) -> bool:
                 raise  # Only that there is no such table yet is expected.
     else:
         connection.execute("BEGIN IMMEDIATE")
-        if _commits_by_itself(connection):
-            return True
-    connection.execute("SAVEPOINT litejobs")
-    return False
-
-
-def _commits_by_itself(connection: Any) -> bool:
-    """Whether a change outside a transaction is committed at once; in its default mode sqlite3
-    begins one, which the application commits."""
-    if isinstance(connection, apsw.Connection):
-        return True
-    autocommit = getattr(connection, "autocommit", -1)  # Since Python 3.12; -1: as before.
-    return connection.isolation_level is None if autocommit == -1 else autocommit is True
-
-
-def _undo_part(connection: Any, ours: bool) -> None:
-    if not connection.in_transaction:
-        return  # The error has rolled back all of it.
-    if ours:
-        connection.execute("ROLLBACK")
-        return
-    connection.execute("ROLLBACK TO litejobs")
-    connection.execute("RELEASE litejobs")
-
-
-def _end_part(connection: Any, file: File, ours: bool) -> None:
-    """Ends our part, and commits it if the transaction is *ours*."""
+        # Since Python 3.12; -1: as before, when sqlite3 begins transactions unless told otherwise.
+        autocommit = getattr(connection, "autocommit", -1) if standard else True
+        ours = connection.isolation_level is None if autocommit == -1 else autocommit is True
+    if not ours:
+        connection.execute("SAVEPOINT litejobs")
+    try:
+        yield
+    except BaseException:
+        if connection.in_transaction:  # Otherwise the error has rolled back all of it.
+            for undo in ["ROLLBACK"] if ours else ["ROLLBACK TO litejobs", "RELEASE litejobs"]:
+                connection.execute(undo)
+        raise
     if not ours:
         connection.execute("RELEASE litejobs")
         return
@@ -5328,8 +5240,10 @@ def _end_part(connection: Any, file: File, ours: bool) -> None:
         raise _unknown_outcome(file, error) from error
 
 
-def _check_standard(connection: Any) -> None:
-    """Refuses anything but a connection of the standard sqlite3."""
+def _is_standard(connection: Any) -> bool:
+    """Whether it is a connection of the standard sqlite3, and not of apsw; refuses all others."""
+    if isinstance(connection, apsw.Connection):
+        return False
     standard: Any = sys.modules.get("sqlite3")
     # Another thread may be importing it, and then has no connection yet.
     if not isinstance(connection, getattr(standard, "Connection", ())):
@@ -5339,6 +5253,26 @@ def _check_standard(connection: Any) -> None:
     if standard.sqlite_version_info < (3, 38):
         problem = f"this Python's sqlite3 has SQLite {standard.sqlite_version}, 3.38 is needed"
         raise OptionError("connection", problem)
+    return True
+
+
+def _check_file(connection: Any, file: File, standard: bool) -> None:
+    """Refuses a connection to another file than the queue's; and the standard sqlite3 while our
+    SQLite has the file open in this process: when one of the two libraries closes the file, the
+    locks of the other are gone."""
+    rows = connection.execute("PRAGMA database_list")
+    path = next((row[2] for row in rows if row[1] == "main"), None)
+    with _as_ours(file.path):
+        if not (path and os.path.exists(file.path) and os.path.samefile(path, file.path)):
+            problem = f"is to {path or 'no file'!r}, the jobs are in {file.path}"
+            raise OptionError("connection", problem)
+        with _OPENING:
+            found = _file_id(str(file.path))
+            taken = standard and (litejobs_has(found) or apsw_has(file.path, if_busy=False))
+    if taken:
+        problem = "litejobs has the file open in this process, through another SQLite library"
+        advice = "close() it and work elsewhere, or give it a connection of apsw's"
+        raise OptionError("connection", f"{problem}; that breaks locks: {advice}")
 
 
 def _warn_of_old_sqlite(connection: Any, file: File) -> None:
@@ -5354,27 +5288,6 @@ def _warn_of_old_sqlite(connection: Any, file: File) -> None:
     )
 
 
-def _check_path(connection: Any, file: File) -> None:
-    """Refuses a connection to another file than the queue's."""
-    rows = connection.execute("PRAGMA database_list")
-    path = next((row[2] for row in rows if row[1] == "main"), None)
-    with _as_ours(file.path):
-        same = path and os.path.exists(file.path) and os.path.samefile(path, file.path)
-    if not same:
-        raise OptionError("connection", f"is to {path or 'no file'!r}, the jobs are in {file.path}")
-
-
-def _check_no_other(file: File) -> None:
-    """Refuses the standard sqlite3 while our SQLite has the file open in this process: when one of
-    the two libraries closes the file, the locks of the other are gone."""
-    with _as_ours(file.path):
-        taken = litejobs_has(_file_id(str(file.path))) or apsw_has(file.path, if_busy=False)
-    if taken:
-        problem = "litejobs has the file open in this process, through another SQLite library"
-        advice = "close() it and work elsewhere, or give it a connection of apsw's"
-        raise OptionError("connection", f"{problem}; that breaks locks: {advice}")
-
-
 ################################################################################
 # Enqueue
 #
@@ -5384,65 +5297,31 @@ def _check_no_other(file: File) -> None:
 
 
 class NewJob(NamedTuple):
-    """A job that is to be inserted, by column; or several, which differ in their payloads alone,
-    and of which none has a key, an expiry or a rule for duplicates."""
+    """A job that is to be inserted; or several, which differ in their payloads alone, and of
+    which none has a key, an expiry or a rule for duplicates."""
 
-    options: Mapping[str, Any]
-    """The columns of STORED."""
-    name: str
-    run_at: int
-    enqueued_at: int
-    state: State = "pending"
-    headers: str | None = None
-    key: str | None = None
-    key_limit: int | None = None
-    grace: int | None = None
-    unique_key: str | None = None
-    unique_scope: str | None = None
-    unique_until: int | None = None
-    expires_at: int | None = None
-    schedule: str | None = None
-    payloads: tuple[str | bytes, ...] = ("{}",)
+    columns: Mapping[str, Any]
+    """By name; but the payload. Those that are left out are NULL."""
+    payloads: tuple[str | bytes, ...]
     open: frozenset[str] = frozenset()
     """Options that were not given, for the queue's defaults."""
     on_conflict: OnConflict | Callable[[str | bytes], str | bytes] = "return"
     """A function makes the new payload of the job that holds the unique key from its old one."""
 
     @property
-    def queue(self) -> str:
-        """The queue that it goes to."""
-        return str(self.options["queue"])
-
-    @property
-    def columns(self) -> dict[str, Any]:
-        """By name, in the order of _COLUMNS; but the payload."""
-        return {**self.options, **dict(zip(_OWN_COLUMNS, self[1:], strict=False))}
+    def group(self) -> Group:
+        """Where it is counted."""
+        return self.columns["state"], self.columns["queue"], self.columns["name"]
 
     def job(self, id: int, payload: str | bytes, source: LiteJobs) -> Job[Any]:
         """The job of a row that was just inserted."""
-        options: dict[str, Any] = {option: self.options[option] for option in _SHOWN_OPTIONS}
-        return Job(
-            id=id, claim=0, name=self.name, attempt=0, payload=payload, run_at=self.run_at,
-            enqueued_at=self.enqueued_at, state=self.state, source=source, **options,
-        )  # fmt: skip
+        shown = {column: value for column, value in self.columns.items() if column in _SHOWN}
+        if shown["run_at"] == shown["enqueued_at"]:
+            shown["run_at"] = shown["enqueued_at"] = from_micros(shown["run_at"])
+        return Job(id=id, claim=0, attempt=0, payload=payload, source=source, **shown)
 
 
-_SHOWN_OPTIONS = tuple(option for option in STORED if option in JOB_COLUMNS)
-_OWN_COLUMNS = NewJob._fields[1 : NewJob._fields.index("payloads")]
-_COLUMNS = (*STORED, *_OWN_COLUMNS)
-_INSERT = f"""
-    INSERT INTO litejobs_job ({", ".join(_COLUMNS)}, payload)
-    VALUES ({"?, " * len(_COLUMNS)}?)
-"""
-_KEPT_BY_REPLACE = {"name", "enqueued_at", "state", "unique_key", "unique_scope", "schedule"}
-_REPLACED = [column for column in _COLUMNS if column not in _KEPT_BY_REPLACE]
-_REPLACE = f"""
-    UPDATE litejobs_job SET
-        {", ".join(f"{column} = :{column}" for column in _REPLACED)},
-        state = CASE WHEN state = 'paused' THEN state ELSE :state END, payload = :payload
-    WHERE id = :id
-"""
-
+_SHOWN = frozenset(JOB_COLUMNS)
 _COMPLETE = f"UPDATE litejobs_job AS NEW {COMPLETION} :name WHERE NEW.id = :id"
 """Does what the trigger does for a row that was inserted by hand. Our own connection fires no
 triggers: others may have put theirs into the file."""
@@ -5452,66 +5331,55 @@ def new_job(bound: Bound[Any], now: int, payloads: tuple[str | bytes, ...] = ())
     """What is inserted for a job, or for several that differ from it in their payloads alone."""
     options = bound.options
     run_at = options.run_at(now)
-    job = NewJob(
-        options.columns,
-        bound.body.name,
-        run_at,
-        now,
-        "scheduled" if run_at > now else "pending",
-        payloads=payloads or (bound.payload,),
-        open=options.open,
-    )
+    columns = {
+        **options.columns,
+        "name": bound.body.name,
+        "run_at": run_at,
+        "enqueued_at": now,
+        "state": "scheduled" if run_at > now else "pending",
+    }
+    job = NewJob(columns, payloads or (bound.payload,), options.open)
     if options.plain:
         return job
-    key, unique = limited_key(bound), options.unique or Unique()
-    unique_text = unique_key(bound)
+    key, unique, unique_text = options.key, options.unique or Unique(), unique_key(bound)
+    if key is not None:
+        key = check_name(key_text(bound, key, "key"), "key")
+    columns |= {
+        "state": "blocked" if key is not None and run_at <= now else columns["state"],
+        "headers": json.dumps(options.headers) if options.headers else None,
+        "key": key,
+        "key_limit": None if key is None else options.key_limit,
+        "unique_key": unique_text,
+        "unique_scope": None if unique_text is None else unique.scope,
+        "unique_until": None if unique.ttl is None else now + unique.ttl // MICROSECOND,
+        "expires_at": options.expires_at(run_at),
+        "grace": options.own_grace,
+    }
     rule: Any = unique.on_conflict
     return job._replace(
-        state="blocked" if key is not None and job.state == "pending" else job.state,
-        headers=json.dumps(options.headers) if options.headers else None,
-        key=key,
-        key_limit=None if key is None else options.key_limit,
-        unique_key=unique_text,
-        unique_scope=None if unique_text is None else unique.scope,
-        unique_until=None if unique.ttl is None else now + unique.ttl // MICROSECOND,
-        expires_at=options.expires_at(run_at),
-        grace=options.own_grace,
-        on_conflict=functools.partial(merged, bound, rule) if callable(rule) else rule,
+        on_conflict=functools.partial(merged, bound, rule) if callable(rule) else rule
     )
 
 
-@attrs.frozen(eq=False, repr=False)
 class Enqueued(Sequence[Job[Any]]):
     """Jobs that were just enqueued, each made when it is accessed: most never are."""
 
-    _ids: range
-    _new: Sequence[NewJob]
-    _source: LiteJobs
+    def __init__(self, ids: range, new: Sequence[NewJob], source: LiteJobs) -> None:
+        self._ids, self._new, self._source = ids, new, source
+
+    @functools.cached_property
+    def _each(self) -> list[tuple[int, NewJob, str | bytes]]:
+        each = ((new, payload) for new in self._new for payload in new.payloads)
+        return [(id, new, payload) for id, (new, payload) in zip(self._ids, each, strict=True)]
 
     def __len__(self) -> int:
         return len(self._ids)
 
-    @overload
-    def __getitem__(self, place: int) -> Job[Any]: ...
-    @overload
-    def __getitem__(self, place: slice) -> Sequence[Job[Any]]: ...
-
-    def __getitem__(self, place: int | slice) -> Job[Any] | Sequence[Job[Any]]:
-        ids = self._ids[place]
-        if isinstance(ids, range):
-            return [self[id - self._ids.start] for id in ids]
-        left = ids - self._ids.start
-        for new in self._new:
-            if left < len(new.payloads):
-                return new.job(ids, new.payloads[left], self._source)
-            left -= len(new.payloads)
-        raise IndexError(place)
-
-    def __iter__(self) -> Iterator[Job[Any]]:
-        ids = iter(self._ids)
-        for new in self._new:
-            for payload in new.payloads:
-                yield new.job(next(ids), payload, self._source)
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return [self[each] for each in range(len(self))[place]]
+        id, new, payload = self._each[place]
+        return new.job(id, payload, self._source)
 
 
 @attrs.frozen
@@ -5544,87 +5412,83 @@ class QueueSettings:
 def read_settings(tx: Transaction) -> dict[str, QueueSettings]:
     """The settings of queues, by name. Of those that cannot be calculated with nobody knows
     what the queue's jobs may do, and it is paused."""
-    columns = ("name", "paused", "backoff", "rate_given", *BOUNDS["litejobs_queue"])
+    bounds, options = BOUNDS["litejobs_queue"], ("max_attempts", "timeout", "backoff")
+    columns = ("name", "paused", "backoff", "rate_given", *bounds)
     found = {}
-    for row in tx.execute(f"SELECT {', '.join(columns)} FROM litejobs_queue ORDER BY name"):
-        values = dict(zip(columns, row, strict=True))
+    for values in tx.execute(f"SELECT {', '.join(columns)} FROM litejobs_queue ORDER BY name"):
+        row = dict(zip(columns, values, strict=True))
+        name, per_second, rate = row["name"], row["rate"], None
         try:
-            found[row[0]] = _settings_of(values)
-        except TypeError:
-            raise Damaged(f"the settings of the queue {shown(row[0])} are not numbers") from None
-        except ValueError:
-            found[row[0]] = QueueSettings(row[0], paused=True)
+            for column, (low, high) in bounds.items():
+                if row[column] is not None and not low <= row[column] <= high:
+                    raise ValueError(column)
+        except (TypeError, ValueError):
+            found[name] = QueueSettings(name, paused=True)
+            continue
+        if per_second is not None:
+            rate = f"{per_second:g}/s"
+            with contextlib.suppress(OptionError):  # Somebody may have changed the number by hand.
+                if parse_rate(row["rate_given"]) == per_second:
+                    rate = row["rate_given"]
+        found[name] = QueueSettings(
+            name=name,
+            paused=bool(row["paused"]),
+            rate=rate,
+            ageing=as_length(row["ageing"]),
+            # 0 attempts: without end.
+            stored_defaults={name: row[name] or None for name in options if row[name] is not None},
+            per_second=per_second,
+            **{name: row[name] for name in ("concurrency", "burst", "weight")},
+        )
     return found
 
 
-def _settings_of(row: Mapping[str, Any]) -> QueueSettings:
-    for column, (low, high) in BOUNDS["litejobs_queue"].items():
-        if row[column] is not None and not low <= row[column] <= high:
-            raise ValueError(column)
-    rate = None if row["rate"] is None else f"{row['rate']:g}/s"
-    with contextlib.suppress(OptionError):  # Somebody may have changed the number by hand.
-        if parse_rate(row["rate_given"]) == row["rate"]:
-            rate = row["rate_given"]
-    options = ("max_attempts", "timeout", "backoff")
-    return QueueSettings(
-        name=row["name"],
-        paused=bool(row["paused"]),
-        concurrency=row["concurrency"],
-        rate=rate,
-        burst=row["burst"],
-        weight=row["weight"],
-        ageing=None if row["ageing"] is None else timedelta(microseconds=row["ageing"]),
-        # 0 attempts: without end.
-        stored_defaults={name: row[name] or None for name in options if row[name] is not None},
-        per_second=row["rate"],
-    )
-
-
-def _with_defaults(
-    jobs: Sequence[NewJob], settings: Mapping[str, QueueSettings]
-) -> Sequence[NewJob]:
+def _with_defaults(tx: Transaction, jobs: Sequence[NewJob]) -> Sequence[NewJob]:
     """The jobs, with their queues' defaults for the options that were not given."""
+    settings = tx.cached(read_settings) if tx.own else read_settings(tx)
     if not settings:
         return jobs
     changed = []
     for job in jobs:
-        queue = settings.get(job.queue)
-        defaults = queue.stored_defaults if queue else {}
-        given = {name: value for name, value in defaults.items() if name in job.open}
-        changed.append(job._replace(options={**job.options, **given}) if given else job)
+        queue = settings.get(job.columns["queue"], QueueSettings(""))
+        given = {name: value for name, value in queue.stored_defaults.items() if name in job.open}
+        changed.append(job._replace(columns={**job.columns, **given}) if given else job)
     return changed
+
+
+@functools.lru_cache
+def _insert(columns: tuple[str, ...], values: str = "VALUES ({} ?)") -> str:
+    names, places = "".join(f"{column}, " for column in columns), "?, " * len(columns)
+    return f"INSERT INTO litejobs_job ({names} payload) {values.format(places)}"
 
 
 def insert_all(tx: Transaction, jobs: Sequence[NewJob]) -> tuple[range, Sequence[NewJob]]:
     """Inserts jobs that need no more than a row; returns their ids, in order, and the jobs with
     the defaults of their queues."""
-    jobs = _with_defaults(jobs, tx.cached(read_settings))
+    jobs, count = _with_defaults(tx, jobs), 0
     counts: dict[Group, int] = {}
     for job in jobs:
-        if len(job.payloads) == 1:
-            tx.execute(_INSERT, (*job.columns.values(), job.payloads[0]))
+        number = len(job.payloads)
+        count += number
+        if number == 1:
+            tx.execute(_insert((*job.columns,)), (*job.columns.values(), *job.payloads))
         else:
-            # Half of what an executemany takes; and NULLs would take a tenth of the time.
-            set = {c: v for c, v in job.columns.items() if v is not None}
-            sql = f"INSERT INTO litejobs_job ({', '.join(set)}, payload)"
-            sql += f" SELECT {'?, ' * len(set)}value FROM carray(?)"
-            tx.execute(sql, (*set.values(), apsw.carray(job.payloads)))
-        if job.state != "pending":
-            group = job.state, job.queue, job.name
-            counts[group] = counts.get(group, 0) + len(job.payloads)
-    if counts:
-        add_to_counts(tx, counts)
+            # Half of what an executemany takes.
+            sql = _insert((*job.columns,), "SELECT {} value FROM carray(?)")
+            tx.execute(sql, (*job.columns.values(), apsw.carray(job.payloads)))
+        if job.columns["state"] != "pending":
+            counts[job.group] = counts.get(job.group, 0) + number
+    add_to_counts(tx, counts)
     # AUTOINCREMENT under the write lock counts without gaps.
     end = tx.connection.last_insert_rowid() + 1
-    return range(end - sum([len(job.payloads) for job in jobs]), end), jobs
+    return range(end - count, end), jobs
 
 
 def insert_each(tx: Transaction, jobs: Sequence[NewJob]) -> list[tuple[int, bool]]:
     """Inserts jobs, each unless it is a duplicate; gives for each the id, and whether it was there
     before."""
-    settings = tx.cached(read_settings) if tx.own else read_settings(tx)
-    inserted = [_insert_one(tx, job) for job in _with_defaults(jobs, settings)]
-    for key in {job.key for job in jobs if job.key is not None}:
+    inserted = [_insert_one(tx, job) for job in _with_defaults(tx, jobs)]
+    for key in {job.columns["key"] for job in jobs if job.columns.get("key") is not None}:
         # Jobs that hold a slot and have expired give it up, also when no node is at work; those
         # that are let in instead may have expired, too.
         sql = f"""
@@ -5646,44 +5510,49 @@ def insert_and_read(tx: Transaction, jobs: Sequence[NewJob], source: LiteJobs) -
 
 def _insert_one(tx: Transaction, job: NewJob) -> tuple[int, bool]:
     """Inserts a job, or does what its rule says about its duplicate."""
-    if (held := _holder(tx, job.unique_key)) is None:
-        tx.execute(_INSERT, (*job.columns.values(), job.payloads[0]))
+    (payload,) = job.payloads
+    if (held := _holder(tx, job.columns.get("unique_key"))) is None:
+        tx.execute(_insert((*job.columns,)), (*job.columns.values(), payload))
         new: int = tx.execute("SELECT last_insert_rowid()").fetchone()[0]
-        if job.state != "pending":
-            add_to_counts(tx, {(job.state, job.queue, job.name): 1})
+        add_to_counts(tx, {job.group: 1})
         return new, False
-    id, payload, fixed = held
+    id, waiting, fixed = held
     if job.on_conflict == "raise" or (fixed and job.on_conflict != "return"):
-        raise DuplicateError(id, job.name)
+        raise DuplicateError(id, job.columns["name"])
     if callable(job.on_conflict):
         sql = "UPDATE litejobs_job SET payload = ? WHERE id = ?"
-        tx.execute(sql, (job.on_conflict(payload), id))
+        tx.execute(sql, (job.on_conflict(waiting), id))
     elif job.on_conflict == "replace":
-        change_jobs(tx, [id], _REPLACE, **job.columns, payload=job.payloads[0])
+        kept = {"name", "enqueued_at", "state", "unique_key", "unique_scope", "schedule"}
+        sets = "".join(f"{column} = :{column}, " for column in job.columns if column not in kept)
+        state = "state = CASE WHEN state = 'paused' THEN state ELSE :state END"
+        sql = f"UPDATE litejobs_job SET {sets} {state}, payload = :payload WHERE id = :id"
+        change_jobs(tx, [id], sql, **job.columns, payload=payload)
     return id, True
 
 
 def _holder(tx: Transaction, key: str | None) -> tuple[int, str | bytes, bool] | None:
     """Id and payload of the job that holds a unique key, and whether it has started or ended, so
     that nobody may change it."""
-    if key is None:
-        return None
-    held = tx.execute(
-        f"""
-        SELECT id, payload, claim > 0 OR finished_at IS NOT NULL, unique_until,
-            CASE WHEN {_UNSTARTED} THEN expires_at END
-        FROM litejobs_job INDEXED BY litejobs_unique
-        WHERE unique_key = ? AND {HOLDS}
-        """,
-        (key,),
-    ).fetchone()
+    held = None
+    if key is not None:
+        held = tx.execute(
+            f"""
+            SELECT id, payload, claim > 0 OR finished_at IS NOT NULL, unique_until,
+                CASE WHEN {_UNSTARTED} THEN expires_at END
+            FROM litejobs_job INDEXED BY litejobs_unique
+            WHERE unique_key = ? AND {HOLDS}
+            """,
+            (key,),
+        ).fetchone()
     if held is None:
         return None
-    id, payload, fixed, until, expires_at = held
-    if (expires_at := sound_number(expires_at)) is not None and expires_at <= tx.now:
+    id, payload, fixed, *moments = held
+    until, expires_at = map(sound_number, moments)
+    if expires_at is not None and expires_at <= tx.now:
         expire_job(tx, id)
         return _holder(tx, key)  # Scope "exists" also means ended jobs.
-    if (until := sound_number(until)) is not None and until <= tx.now:
+    if until is not None and until <= tx.now:
         tx.execute("UPDATE litejobs_job SET unique_key = NULL WHERE id = ?", (id,))
         return None
     return id, payload, fixed
@@ -5696,15 +5565,10 @@ def insert_unknown(tx: Transaction, name: str, payload: str, given: Mapping[str,
     if known and name not in known:
         problem = f"no node has had such a definition{did_you_mean(name, known)}"
         raise DefinitionError(name, problem)
-    columns = {"name": name, "payload": payload, **given}
-    tx.execute(
-        f"INSERT INTO litejobs_job ({', '.join(columns)})"
-        f" VALUES ({', '.join(f':{column}' for column in columns)})",
-        columns,
-    )
+    tx.execute(_insert(("name", *given)), (name, *given.values(), payload))
     id: int = tx.connection.last_insert_rowid()
     tx.execute(_COMPLETE, {"name": name, "id": id})
-    add_to_counts(tx, counted(tx, [id]))
+    add_to_counts(tx, groups_of(tx, [id])[0])
     return id
 
 
@@ -5712,23 +5576,9 @@ GROUP_COMMIT_WINDOW = 0.0001
 """Seconds that a thread waits for others before it commits for all: less than a sync."""
 Write = Callable[[Transaction], Any]
 """What a thread does in a transaction that it may share with others."""
-
-
-@attrs.define(eq=False, repr=False)
-class PendingWrite:
-    """A write that waits to be committed, and its outcome."""
-
-    write: Write
-    done: bool = False
-    result: Any = None
-    error: Exception | None = None
-    wakeup: threading.Lock = attrs.field(factory=threading.Lock)
-    """Released for the thread that waits."""
-
-    @property
-    def settled(self) -> bool:
-        """Whether it was committed or refused."""
-        return self.done or self.error is not None
+PendingWrite = tuple[Write, threading.Lock, list[tuple[Any, Exception | None]]]
+"""A write that waits to be committed; a lock that is released for its thread to go on; and then
+its result or error."""
 
 
 @attrs.define(eq=False, repr=False)
@@ -5741,7 +5591,7 @@ class GroupCommit:
     _lead: threading.RLock = attrs.field(factory=threading.RLock)
     """Held by the thread that commits for all. (A signal handler that enqueues while its thread
     does must not wait for that thread.)"""
-    _waiting: deque[PendingWrite] = attrs.field(factory=deque)
+    _waiting: list[PendingWrite] = attrs.field(factory=list)
     _size: int = 1
     """How many writes the last commit was for."""
 
@@ -5750,7 +5600,7 @@ class GroupCommit:
         commits for all that wait."""
         if self._pid != os.getpid():
             # What waits in the process that forked this one is committed there.
-            self._pid, self._lead, self._waiting = os.getpid(), threading.RLock(), deque()
+            self._pid, self._lead, self._waiting = os.getpid(), threading.RLock(), []
         lead = self._lead
         if not self._waiting and self._size < 3 and lead.acquire(blocking=False):
             try:
@@ -5758,62 +5608,62 @@ class GroupCommit:
                     return write(tx)
             finally:
                 self._pass_on(lead)
-        pending = PendingWrite(write)
-        pending.wakeup.acquire()
+        pending: PendingWrite = write, threading.Lock(), []
+        _, wakeup, outcome = pending
+        wakeup.acquire()
         self._waiting.append(pending)
-        while not pending.settled:
+        while not outcome:
             if not lead.acquire(blocking=False):
-                pending.wakeup.acquire()
+                wakeup.acquire()
                 continue
             try:
-                if not pending.settled:
+                if not outcome:
                     self._commit_waiting()
             finally:
                 self._pass_on(lead)
-        if pending.error is not None:
-            raise pending.error
-        return pending.result
+        [(result, error)] = outcome
+        if error is not None:
+            raise error
+        return result
 
     def _pass_on(self, lead: threading.RLock) -> None:
         """Gives up the lead, and lets a thread that waits take it."""
         lead.release()
         if self._waiting:
             with contextlib.suppress(IndexError, RuntimeError):  # It may have been taken meanwhile.
-                self._waiting[0].wakeup.release()
+                self._waiting[0][1].release()
 
     def _commit_waiting(self) -> None:
         if self.file.durability == "full" and self._size > 2:
             # The others, whose commit has just ended, will be back at once.
             time.sleep(GROUP_COMMIT_WINDOW)
-        taken: list[PendingWrite] = []
-        while self._waiting:
-            taken.append(self._waiting.popleft())
+        taken = self._waiting[:]
+        del self._waiting[: len(taken)]
         self._size = len(taken)
+        batches = [taken]
         try:
-            self._commit_all(taken)
-        except (BusyError, OutcomeUnknownError, FileReplacedError) as error:
-            for pending in taken:
-                pending.error = error
-        except Exception:
-            # Only one of them may be to blame.
-            for pending in taken:
+            while batches:
+                batch = batches.pop()
                 try:
-                    self._commit_all([pending])
+                    with self.file.transaction(enqueues=True) as tx:
+                        results = [write(tx) for write, *_ in batch]
+                    for (*_, outcome), result in zip(batch, results, strict=True):
+                        outcome.append((result, None))
+                except (BusyError, OutcomeUnknownError, FileReplacedError) as error:
+                    for *_, outcome in batch:
+                        outcome.append((None, error))
                 except Exception as error:
-                    pending.error = error
+                    if len(batch) > 1:  # Only one of them may be to blame.
+                        batches = [[pending] for pending in reversed(batch)]
+                    else:
+                        batch[0][2].append((None, error))
         finally:
             problem = "interrupted while it committed for other threads; jobs may be there or not"
-            for pending in taken:
-                if not pending.settled:
-                    pending.error = OutcomeUnknownError(str(self.file.path), problem)
+            for _, wakeup, outcome in taken:
+                if not outcome:
+                    outcome.append((None, OutcomeUnknownError(str(self.file.path), problem)))
                 with contextlib.suppress(RuntimeError):
-                    pending.wakeup.release()
-
-    def _commit_all(self, taken: Sequence[PendingWrite]) -> None:
-        with self.file.transaction(enqueues=True) as tx:
-            results = [pending.write(tx) for pending in taken]
-        for pending, result in zip(taken, results, strict=True):
-            pending.result, pending.done = result, True
+                    wakeup.release()
 
 
 ################################################################################
@@ -5824,18 +5674,18 @@ class GroupCommit:
 
 _SCHEDULE = ", ".join(f"{field.alias}" for field in attrs.fields(Schedule))
 _ACTIVE = "next_at IS NOT NULL AND NOT paused"
-_KEPT_OWN = (
-    "headers", "key", "key_limit", "unique_key", "unique_scope", "on_conflict", "grace",
-)  # fmt: skip
+_KEPT_OWN = "headers", "key", "key_limit", "unique_key", "unique_scope", "grace"
 """What is kept of a schedule's jobs beside the columns of their options."""
 
 
 def options_of(batch: NewJob) -> str:
     """The options of a schedule's jobs, from a *batch* that was made for the moment 0, so that
     lengths of time are what they are."""
-    kept = {**batch.options, **{name: getattr(batch, name) for name in _KEPT_OWN}}
-    lengths = {"lasts": batch.unique_until, "expires": batch.expires_at}
-    return json.dumps({**kept, **lengths, "open": sorted(batch.open)})
+    columns = batch.columns
+    kept = {name: columns.get(name) for name in (*STORED, *_KEPT_OWN)}
+    lengths = {"lasts": columns.get("unique_until"), "expires": columns.get("expires_at")}
+    more = {"on_conflict": batch.on_conflict, "open": sorted(batch.open)}
+    return json.dumps({**kept, **lengths, **more})
 
 
 def batch_of(schedule: Schedule, run_at: int, now: int) -> NewJob:
@@ -5843,20 +5693,18 @@ def batch_of(schedule: Schedule, run_at: int, now: int) -> NewJob:
     options = schedule.job_options
     options |= options.pop("extra", {})
     lasts, expires = options.get("lasts"), options.get("expires")
-    own: Any = {name: options.get(name) for name in _KEPT_OWN}
-    return NewJob(
-        {option: options.get(option) for option in STORED},
-        **own,
-        name=schedule.definition,
-        state="scheduled" if run_at > now else "blocked" if options.get("key") else "pending",
-        run_at=run_at,
-        enqueued_at=now,
-        payloads=(schedule.stored_payload,),
-        open=options["open"],
-        schedule=schedule.name,
-        unique_until=None if lasts is None else now + lasts,
-        expires_at=None if expires is None else run_at + expires,
-    )
+    rule: Any = options.get("on_conflict")
+    columns = {
+        **{name: options.get(name) for name in (*STORED, *_KEPT_OWN)},
+        "name": schedule.definition,
+        "run_at": run_at,
+        "enqueued_at": now,
+        "state": "scheduled" if run_at > now else "blocked" if options.get("key") else "pending",
+        "schedule": schedule.name,
+        "unique_until": None if lasts is None else now + lasts,
+        "expires_at": None if expires is None else run_at + expires,
+    }
+    return NewJob(columns, (schedule.stored_payload,), options["open"], rule)
 
 
 @attrs.define(eq=False, repr=False)
@@ -5864,7 +5712,6 @@ class Schedules:
     """The schedules in the file: fired by any node, once for each tick."""
 
     file: File
-    clock: Clock
     _rng: random.Random = attrs.field(factory=random.Random)
     _latest: int = 0
     """The time of the last firing: if it is earlier now, the clock was set back."""
@@ -5913,7 +5760,7 @@ class Schedules:
         """Enqueues the jobs of these ticks and moves the schedule on; gives their ids. `None`
         if another node has done so or somebody has changed the schedule meanwhile."""
         with self.file.transaction(enqueues=True) as tx:
-            if self._find(tx, schedule.name) != schedule:
+            if _find_schedule(tx, schedule.name) != schedule:
                 return None
             if schedule.overlap == "skip":
                 sql = "SELECT state FROM litejobs_job WHERE id = ?"
@@ -5935,11 +5782,10 @@ class Schedules:
 
     def fire_now(self, name: str) -> int:
         """Enqueues one job of a schedule, whose next tick stays as it is; gives its id."""
-        now = self.clock()
         with self.file.transaction(enqueues=True) as tx:
-            schedule = self._found(tx, name)
-            [(id, _)] = insert_each(tx, [batch_of(schedule, now, now)])
-            _write_schedule(tx, attrs.evolve(schedule, last_at=now, last_job=id))
+            schedule = get_schedule(tx, name)
+            [(id, _)] = insert_each(tx, [batch_of(schedule, tx.now, tx.now)])
+            _write_schedule(tx, attrs.evolve(schedule, last_at=tx.now, last_job=id))
         return id
 
     def _plan(self, tx: Transaction, now: int) -> None:
@@ -5960,99 +5806,53 @@ class Schedules:
                 return
         with self.file.transaction() as tx:
             known = {schedule.name: schedule for schedule in read_schedules(tx)}
-            for schedule in declared:
-                self._declare(tx, schedule, known.pop(schedule.name, None), program)
-            for schedule in known.values():
-                if (programs := schedule.programs).pop(program, None) is None:
+            for new in declared:
+                old = known.pop(new.name, None)
+                others = {} if old is None else old.programs
+                others.pop("", None)  # As it was before programs were distinguished.
+                ours = others.pop(program, None) is not None
+                if old is not None and (
+                    old.stored_origin is None
+                    or old != attrs.evolve(_with_state(new, old), origin=old.stored_origin)
+                ):
+                    if not ours:
+                        by = f"of {', '.join(others)}" if old.stored_origin else "made at run time"
+                        logger.warning("schedule %s, %s, is replaced by ours", new.name, by)
+                    others = {}
+                programs = {**dict([*others.items()][-7:]), **new.programs}
+                _put_schedule(tx, attrs.evolve(new, origin=json.dumps(programs)), old)
+            for old in known.values():
+                if (programs := old.programs).pop(program, None) is None:
                     continue
                 if programs:
-                    _write_schedule(tx, attrs.evolve(schedule, origin=json.dumps(programs)))
+                    _write_schedule(tx, attrs.evolve(old, origin=json.dumps(programs)))
                 else:
-                    _delete_schedule(tx, schedule.name)
-                    logger.info("schedule %s has left the code and was removed", schedule.name)
-            self._plan(tx, self.clock())
-
-    def _declare(
-        self, tx: Transaction, new: Schedule, known: Schedule | None, program: str
-    ) -> None:
-        """Makes or changes what others have declared, too, if it is the same."""
-        others = {} if known is None else known.programs
-        others.pop("", None)  # As it was before programs were distinguished.
-        ours = others.pop(program, None) is not None
-        if known is not None and (
-            known.stored_origin is None
-            or known != attrs.evolve(_with_state(new, known), origin=known.stored_origin)
-        ):
-            if not ours:
-                by = f"of {', '.join(others)}" if known.stored_origin else "made at run time"
-                logger.warning("schedule %s, %s, is replaced by ours", new.name, by)
-            others = {}
-        programs = {**dict([*others.items()][-7:]), **new.programs}
-        self._put(tx, attrs.evolve(new, origin=json.dumps(programs)), known)
+                    tx.execute(_DELETE_SCHEDULE, (old.name,))
+                    logger.info("schedule %s has left the code and was removed", old.name)
+            self._plan(tx, tx.now)
 
     def put(self, schedule: Schedule) -> Schedule:
         """Makes a schedule, or changes the one of this name; gives it as it is then."""
         with self.file.transaction(notify=True) as tx:
-            return self._put(tx, schedule, self._find(tx, schedule.name))
+            return _put_schedule(tx, schedule, _find_schedule(tx, schedule.name))
 
-    def _put(self, tx: Transaction, new: Schedule, known: Schedule | None) -> Schedule:
-        """The next tick stays if the times are the same: it may be one that was missed while
-        nothing ran."""
-        times = operator.attrgetter("expression", "timezone", "start_at", "end_at")
-        if known is not None:
-            new = _with_state(new, known)
-        if known is None or times(new) != times(known):
-            new = attrs.evolve(new, next_at=None, covered="[]").planned(self.clock())
-        if new != known:
-            _write_schedule(tx, new)
-        return new
-
-    def pause(self, name: str | None = None) -> int:
-        """Lets a schedule, or all, fire nothing until resumed; says how many that changed."""
-        return self._each(name, False, lambda schedule: attrs.evolve(schedule, paused=True))
-
-    def resume(self, name: str | None = None) -> int:
-        """Lets a schedule, or all, fire again from the next tick on; says how many that
-        changed. What was missed meanwhile is not made up."""
-        now = self.clock()
-
-        def resumed(schedule: Schedule) -> Schedule:
-            covered = json.dumps([*schedule.periods, (now, now)])
-            return attrs.evolve(schedule, paused=False, covered=covered).planned(now)
-
-        return self._each(name, True, resumed)
-
-    def _each(self, name: str | None, paused: bool, change: Callable[[Schedule], Schedule]) -> int:
+    def set_paused(self, name: str | None, paused: bool) -> int:
+        """Lets a schedule, or all, fire nothing until resumed, and then again from the next tick
+        on: what was missed meanwhile is not made up. Gives how many that changed."""
         with self.file.transaction(notify=True) as tx:
-            found = read_schedules(tx) if name is None else [self._found(tx, name)]
-            found = [schedule for schedule in found if schedule.paused is paused]
+            found = read_schedules(tx) if name is None else [get_schedule(tx, name)]
+            found = [schedule for schedule in found if schedule.paused is not paused]
             for schedule in found:
-                _write_schedule(tx, change(schedule))
+                if not paused:
+                    covered = json.dumps([*schedule.periods, (tx.now, tx.now)])
+                    schedule = attrs.evolve(schedule, covered=covered).planned(tx.now)
+                _write_schedule(tx, attrs.evolve(schedule, paused=paused))
         return len(found)
 
     def remove(self, name: str) -> None:
         """Forgets a schedule; the jobs that it has enqueued stay."""
         with self.file.transaction() as tx:
-            _delete_schedule(tx, self._found(tx, name).name)
-
-    def get(self, name: str) -> Schedule:
-        """One schedule."""
-        with self.file.transaction(read_only=True) as tx:
-            return self._found(tx, name)
-
-    def all(self) -> list[Schedule]:
-        """All schedules, by name."""
-        with self.file.transaction(read_only=True) as tx:
-            return read_schedules(tx)
-
-    def _find(self, tx: Transaction, name: str) -> Schedule | None:
-        return next(iter(read_schedules(tx, "name = :name", name=name)), None)
-
-    def _found(self, tx: Transaction, name: str) -> Schedule:
-        if schedule := self._find(tx, name):
-            return schedule
-        known = [schedule.name for schedule in read_schedules(tx)]
-        raise ScheduleNotFoundError(name, did_you_mean(name, known))
+            tx.execute(_DELETE_SCHEDULE, (get_schedule(tx, name).name,))
 
 
 def read_schedules(tx: Transaction, term: str = "TRUE", **bindings: Any) -> list[Schedule]:
@@ -6067,8 +5867,32 @@ def _write_schedule(tx: Transaction, schedule: Schedule) -> None:
     tx.execute(f"INSERT OR REPLACE INTO litejobs_schedule ({_SCHEDULE}) VALUES ({places})", row)
 
 
-def _delete_schedule(tx: Transaction, name: str) -> None:
-    tx.execute("DELETE FROM litejobs_schedule WHERE name = ?", (name,))
+_DELETE_SCHEDULE = "DELETE FROM litejobs_schedule WHERE name = ?"
+
+
+def _find_schedule(tx: Transaction, name: str) -> Schedule | None:
+    return next(iter(read_schedules(tx, "name = :name", name=name)), None)
+
+
+def get_schedule(tx: Transaction, name: str) -> Schedule:
+    """The schedule of this name."""
+    if schedule := _find_schedule(tx, name):
+        return schedule
+    known = [schedule.name for schedule in read_schedules(tx)]
+    raise ScheduleNotFoundError(name, did_you_mean(name, known))
+
+
+def _put_schedule(tx: Transaction, new: Schedule, known: Schedule | None) -> Schedule:
+    """The next tick stays if the times are the same: it may be one that was missed while nothing
+    ran."""
+    times = operator.attrgetter("expression", "timezone", "start_at", "end_at")
+    if known is not None:
+        new = _with_state(new, known)
+    if known is None or times(new) != times(known):
+        new = attrs.evolve(new, next_at=None, covered="[]").planned(tx.now)
+    if new != known:
+        _write_schedule(tx, new)
+    return new
 
 
 def _with_state(new: Schedule, known: Schedule) -> Schedule:
@@ -6124,12 +5948,8 @@ def count_tokens(
     return burst if tokens is None else tokens
 
 
-class Lane(NamedTuple):
-    """Ready jobs that are alike to a node: it takes all of them or none."""
-
-    queue: str
-    name: str
-    node: str
+Lane = tuple[str, str, str]
+"""Queue, name and node of ready jobs that are alike to a node: it takes all of them or none."""
 
 
 @attrs.frozen
@@ -6142,10 +5962,9 @@ class Serves:
     paused: frozenset[str] = frozenset()
 
     def __contains__(self, lane: Lane) -> bool:
-        here = lane.node in ("", self.node) and lane.queue not in self.paused
-        return (
-            here and lane.name in self.names and (self.queues is None or lane.queue in self.queues)
-        )
+        queue, name, node = lane
+        here = node in ("", self.node) and queue not in self.paused
+        return here and name in self.names and (self.queues is None or queue in self.queues)
 
 
 Place = tuple[int, int, int]
@@ -6199,7 +6018,9 @@ _IN_ORDER = "ORDER BY priority DESC, run_at, id"
 class LaneReader:
     """Reads the jobs of one lane, in order, a page at a time."""
 
-    lane: Lane
+    queue: str
+    name: str
+    node: str
     priority: int | None = None
     """The only one that it reads, where jobs age."""
     taken: int = 0
@@ -6217,7 +6038,8 @@ class LaneReader:
             self._page = min(256, self._page * 2)
             one = "" if self.priority is None else f"AND priority = {self.priority}"
             sql = f"{_OF_LANE} {one} {_IN_ORDER} LIMIT ? OFFSET ?"
-            rows: Any = tx.execute(sql, (*self.lane, self._page, self.taken)).fetchall()
+            lane = self.queue, self.name, self.node
+            rows: Any = tx.execute(sql, (*lane, self._page, self.taken)).fetchall()
             self._rows.extend(rows)
             self.ended = len(rows) < self._page
         return self._rows.popleft() if self._rows else None
@@ -6288,12 +6110,15 @@ class Ready:
         if not few:
             rows = tx.execute(_HEADS).fetchall()
         heads: Iterable[tuple[Place, LaneReader]] = [
-            ((urgency, run_at, id), LaneReader(lane, ended=few))
+            ((urgency, run_at, id), LaneReader(queue, name, node, ended=few))
             for queue, name, node, urgency, run_at, id in rows
-            if (lane := Lane(queue, name, node)) in self.serves
+            if (queue, name, node) in self.serves
         ]
         if self.settings:
-            self._join_in({reader.lane.queue for _, reader in heads})
+            # A queue that was empty has not saved up its turns meanwhile.
+            queues = {reader.queue for _, reader in heads}
+            start = min([self._passes[each] for each in queues & self._passes.keys()], default=0.0)
+            self._passes = {each: max(start, self._passes.get(each, start)) for each in queues}
             heads = heads if few else self._by_age(tx, heads)
         self._heads = [(self._rank(place, reader), place, reader) for place, reader in heads]
         self._aside = []
@@ -6305,26 +6130,26 @@ class Ready:
         while self._heads:
             rank, place, reader = self._heads[0]
             if not self.settings:
-                return place[2], reader.lane.name
-            if not self._allows(reader.lane.queue):
+                return place[2], reader.name
+            if not self._allows(reader.queue):
                 self._aside.append(heapq.heappop(self._heads))
             elif (now := self._rank(place, reader)) > rank:
                 # Others of its queue were given out meanwhile.
                 heapq.heapreplace(self._heads, (now, place, reader))
             else:
-                return place[2], reader.lane.name
+                return place[2], reader.name
         return None
 
     @property
     def rated(self) -> bool:
         """Whether the next job's queue has a rate, which is kept if it starts at once."""
-        settings = self.settings.get(self._heads[0][2].lane.queue)
+        settings = self.settings.get(self._heads[0][2].queue)
         return settings is not None and settings.per_second is not None
 
     def pass_over(self, names: frozenset[str]) -> None:
         """Leaves the jobs of these definitions where they are until the next transaction."""
-        self._aside += [head for head in self._heads if head[2].lane.name in names]
-        self._heads = [head for head in self._heads if head[2].lane.name not in names]
+        self._aside += [head for head in self._heads if head[2].name in names]
+        self._heads = [head for head in self._heads if head[2].name not in names]
         heapq.heapify(self._heads)
 
     def spend(self, claimed: Iterable[Claimed]) -> None:
@@ -6344,13 +6169,19 @@ class Ready:
         self.taken.append(id)
         self._given.add(reader)
         if self.settings:
-            self._count(reader.lane.queue)
+            queue = reader.queue
+            self._rooms[queue] = [left - 1 for left in self._room(queue)]
+            # Source of the passes: C. Waldspurger and W. Weihl, "Stride Scheduling", MIT, 1995.
+            if any(settings.weight for settings in self.settings.values()):
+                settings = self.settings.get(queue)
+                weight = (settings.weight if settings else None) or 1.0
+                self._passes[queue] = self._passes.get(queue, 0.0) + 1 / weight
         if following := reader.take(self._tx if self._readable else None):
             rank = self._rank(following, reader) if self.settings else following
             heapq.heapreplace(self._heads, (rank, following, reader))
         else:
             heapq.heappop(self._heads)
-        return id, reader.lane.name
+        return id, reader.name
 
     def _rank(self, place: Place, reader: LaneReader) -> Rank:
         """What a job is ordered by: its priority, raised by its age; then, the share that
@@ -6358,7 +6189,7 @@ class Ready:
         if not self.settings:
             return place
         urgency, run_at, id = place
-        queue = reader.lane.queue
+        queue = reader.queue
         if (settings := self.settings.get(queue)) and settings.ageing:
             urgency -= max(0, self.now - run_at) // (settings.ageing // MICROSECOND)
         return urgency, self._passes.get(queue, 0.0), run_at, id
@@ -6384,38 +6215,24 @@ class Ready:
             self.again_at = min(self.again_at or at, at)
         return min(slots, tokens) >= 1
 
-    def _count(self, queue: str) -> None:
-        """A job of this queue was given out. Source of the passes: C. Waldspurger and W. Weihl,
-        "Stride Scheduling", MIT, 1995."""
-        self._rooms[queue] = [left - 1 for left in self._room(queue)]
-        if any(settings.weight for settings in self.settings.values()):
-            settings = self.settings.get(queue)
-            weight = (settings.weight if settings else None) or 1.0
-            self._passes[queue] = self._passes.get(queue, 0.0) + 1 / weight
-
-    def _join_in(self, queues: set[str]) -> None:
-        """A queue that was empty has not saved up its turns meanwhile."""
-        stayed = [self._passes[queue] for queue in queues & self._passes.keys()]
-        start = min(stayed, default=0.0)
-        self._passes = {queue: max(start, self._passes.get(queue, start)) for queue in queues}
-
     def _by_age(
         self, tx: Transaction, heads: Iterable[tuple[Place, LaneReader]]
     ) -> Iterator[tuple[Place, LaneReader]]:
         """The heads of lanes; where jobs age, the first of each priority, since that is the
         oldest one."""
         for place, reader in heads:
-            settings = self.settings.get(reader.lane.queue)
+            settings = self.settings.get(reader.queue)
             if settings is None or not settings.ageing:
                 yield place, reader
                 continue
             following: Any = place
             while following is not None:
                 priority = ~following[0]
-                yield following, LaneReader(reader.lane, priority)
+                lane = reader.queue, reader.name, reader.node
+                yield following, LaneReader(*lane, priority)
                 # The plus: in a damaged index one could go round for ever.
                 lower = f"{_OF_LANE} AND priority < ? AND +priority < ? {_IN_ORDER} LIMIT 1"
-                following = tx.execute(lower, (*reader.lane, priority, priority)).fetchone()
+                following = tx.execute(lower, (*lane, priority, priority)).fetchone()
 
 
 ################################################################################
@@ -7406,7 +7223,7 @@ class Store:
     def __attrs_post_init__(self) -> None:
         file = self.file
         self.clock, self.group_commit = file.clock, GroupCommit(file)
-        self.schedules = Schedules(file, file.clock)
+        self.schedules = Schedules(file)
         self.nodes, self.meter = Nodes(file), Meter(file)
 
     # Claim and settle
@@ -7720,14 +7537,14 @@ def _settle(
         rows(),
     )
     groups = Counter([(end.state, job.queue, job.name) for job, end in settled])
-    add_to_counts(tx, {group: n for group, n in groups.items() if group[0] in COUNTED_STATES})
+    add_to_counts(tx, groups)
     states = {state for state, _, _ in groups}
     if states != {"completed"}:
         cancel_returned(tx)
     again = "pending" in states
     blocked = f"SELECT 1 FROM litejobs_job WHERE {KEYED} AND state = 'blocked' LIMIT 1"
     if connection.execute(blocked).get:
-        keys = keys_of(tx, [claimed.id for claimed, _ in settled])
+        _, keys = groups_of(tx, [claimed.id for claimed, _ in settled])
         again = bool(admit_blocked(tx, keys)) or again
     return settled, groups, again
 
@@ -10313,7 +10130,8 @@ class LiteJobs:
     def errors(self, id: int | Job[Any]) -> tuple[Failure, ...]:
         """The failed attempts of a job, the oldest first."""
         with self.store.file.transaction(read_only=True) as tx:
-            return failures_of(tx, id_of(id))
+            found = read_failures(tx, "job = :number", id_of(id))
+        return tuple(failure for _, _, failure in found)
 
     def wait(self, id: int | Job[Any], timeout: Duration | None = None) -> Job[Any]:
         """Waits until a job has completed, failed or been cancelled.
@@ -10580,16 +10398,17 @@ class LiteJobs:
 
     def schedules(self) -> list[Schedule]:
         """All schedules in the file, by name."""
-        return self.store.schedules.all()
+        with self.store.file.transaction(read_only=True) as tx:
+            return read_schedules(tx)
 
     def pause_schedules(self) -> int:
         """Lets no schedule fire until it is resumed; gives how many that paused."""
-        return self.store.schedules.pause()
+        return self.store.schedules.set_paused(None, True)
 
     def resume_schedules(self) -> int:
         """Lets all schedules fire again, from their next ticks on; gives how many were paused.
         Missed ticks are not made up."""
-        return self.store.schedules.resume()
+        return self.store.schedules.set_paused(None, False)
 
     def change(self, *ids: int | Job[Any], to: Changes, **filters: Unpack[Filters]) -> Moved:
         """Gives waiting jobs other values, checked as by enqueue; running and finished jobs are
@@ -10971,7 +10790,8 @@ class ScheduleHandle:
 
     def get(self) -> Schedule:
         """The schedule as it is now."""
-        return self._jobs.store.schedules.get(self.name)
+        with self._jobs.store.file.transaction(read_only=True) as tx:
+            return get_schedule(tx, self.name)
 
     def set(
         self,
@@ -10996,11 +10816,11 @@ class ScheduleHandle:
 
     def pause(self) -> None:
         """Lets it fire nothing until it is resumed."""
-        self._jobs.store.schedules.pause(self.name)
+        self._jobs.store.schedules.set_paused(self.name, True)
 
     def resume(self) -> None:
         """Lets it fire again, from the next tick on."""
-        self._jobs.store.schedules.resume(self.name)
+        self._jobs.store.schedules.set_paused(self.name, False)
 
     def fire(self) -> Job[Any]:
         """Enqueues one job now, also while it is paused; its next tick stays."""
@@ -11293,13 +11113,13 @@ class Recorder:
         if errors not in typing.get_args(OnErrors):
             raise OptionError("errors", f"expected 'raise' or 'keep', got {errors!r}")
         with self.jobs.store.file.transaction(read_only=True) as tx:
-            last = last_failure(tx)
+            last = max([number for number, _, _ in read_failures(tx, "TRUE")], default=0)
         attempts = self.jobs.drain()
         # Frozen for workers, of which there are none: a test may define some more.
         self.jobs.registry = attrs.evolve(self.jobs.registry, frozen=False)
         with self.jobs.store.file.transaction(read_only=True) as tx:
-            failed = failures_after(tx, last)
-        new = [(self.jobs.get(id), failure) for id, failure in failed]
+            failed = read_failures(tx, "id > :number", last)
+        new = [(self.jobs.get(id), failure) for _, id, failure in failed]
         self.failures += new
         if new and errors == "raise":
             lines = [f"{len(new)} failed"]
@@ -11698,7 +11518,7 @@ def _show(
         lines.append("    " + message.replace("\n", "\n    "))
         measured = {
             "exit code": failure.exit_code,
-            "CPU time": failure.cpu and f"{failure.cpu.total_seconds():.3f} s",
+            "CPU time": None if failure.cpu is None else f"{failure.cpu.total_seconds():.3f} s",
             "peak memory": failure.memory and _bytes(failure.memory),
         }
         known = [f"{what}: {value}" for what, value in measured.items() if value is not None]
@@ -11766,7 +11586,7 @@ def _fire(jobs: LiteJobs, name: str) -> Output:
 def _switch(
     verb: str, jobs: LiteJobs, name: Annotated[str | None, "default: all"] = None
 ) -> Output:
-    changed = getattr(jobs.store.schedules, verb)(name)
+    changed = jobs.store.schedules.set_paused(name, verb == "pause")
     return {f"{verb}d": changed}, f"{changed} {verb}d", int(not changed)
 
 

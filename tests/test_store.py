@@ -113,7 +113,8 @@ def new(
     """A job as it is enqueued."""
     state: State = "scheduled" if run_at > START else "pending"
     options = Options(queue, priority, node=node or None, retention=retention or DEFAULT_RETENTION)
-    return NewJob(options.columns, name, run_at, START, state, payloads=(payload,))
+    own = {"name": name, "run_at": run_at, "enqueued_at": START, "state": state}
+    return NewJob({**options.columns, **own}, (payload,))
 
 
 def put(store: Store, jobs: Iterable[NewJob]) -> range:
@@ -139,7 +140,7 @@ def count_in(store: Store, match: Match) -> int:
 
 def errors_in(store: Store, id: int) -> tuple[Failure, ...]:
     with store.file.transaction(read_only=True) as tx:
-        return litejobs.failures_of(tx, id)
+        return tuple(found for *_, found in litejobs.read_failures(tx, "job = :number", id))
 
 
 def steer(store: Store, verb: str, match: Match) -> Moved:
@@ -1470,7 +1471,7 @@ rows = st.lists(
 
 
 def urgency(row: NewJob, id: int) -> tuple[int, int, int]:
-    return -row.options["priority"], row.run_at, id
+    return -row.columns["priority"], row.columns["run_at"], id
 
 
 class TestClaims:
