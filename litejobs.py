@@ -4969,7 +4969,7 @@ def _ids_of(match: Match) -> str:
     further = " AND ".join(("id < :before", *(FILTERS[name][1] for name in match.others)))
     if match.ids is not None:
         found = f"""
-            SELECT id FROM litejobs_job
+            SELECT id FROM litejobs_job NOT INDEXED
             WHERE id IN (SELECT value FROM json_each(:ids)) AND {further} AND {where}
         """
     elif where == "TRUE":
@@ -5016,19 +5016,6 @@ def _counts_of(match: Match) -> str:
     return " UNION ALL ".join((counted, *others))
 
 
-def get_jobs(tx: Transaction, ids: Iterable[int], source: LiteJobs = NOWHERE) -> list[Job[Any]]:
-    """Several jobs, in the order of their ids."""
-    ids = sorted(ids)
-    if absent := next((id for id in ids if not 0 < id < 2**63), None):
-        raise JobNotFoundError(absent)
-    sql = f"SELECT {_JOB} FROM litejobs_job WHERE id IN carray(?) ORDER BY id"
-    rows = tx.execute(sql, (_carray(ids),))
-    jobs: list[Job[Any]] = [sound(Job, row, source=source) for row in rows]
-    if len(jobs) < len(ids):
-        raise JobNotFoundError(min({*ids} - {job.id for job in jobs}))
-    return jobs
-
-
 def find_jobs(
     tx: Transaction, match: Match, limit: object, source: LiteJobs = NOWHERE
 ) -> list[Job[Any]]:
@@ -5042,6 +5029,15 @@ def find_jobs(
     """
     rows = tx.execute(sql, {**match.bindings, "limit": limit})
     return [sound(Job, row, source=source) for row in rows]
+
+
+def get_jobs(tx: Transaction, ids: Iterable[int], source: LiteJobs = NOWHERE) -> list[Job[Any]]:
+    """Several jobs, in the order of their ids."""
+    wanted = {*ids}
+    jobs = find_jobs(tx, Match(ids=tuple(wanted)), len(wanted), source)
+    if missing := wanted - {job.id for job in jobs}:
+        raise JobNotFoundError(min(missing))
+    return jobs[::-1]
 
 
 def count_jobs(tx: Transaction, match: Match) -> int:
@@ -5394,52 +5390,47 @@ class QueueSettings:
     burst: int | None = None
     weight: float | None = None
     ageing: timedelta | None = None
-    stored_defaults: Mapping[str, Any] = attrs.field(factory=dict, repr=False)
+    defaults: Mapping[str, Any] = attrs.field(factory=dict, repr=False)
+    """For max_attempts, timeout and backoff, as far as they are set."""
     per_second: float | None = attrs.field(default=None, eq=False, repr=False)
     """The rate, as it is calculated with."""
 
-    @property
-    def defaults(self) -> dict[str, Any]:
-        """For max_attempts, timeout and backoff, as far as they are set."""
-        found = {**self.stored_defaults}
-        if timeout := found.get("timeout"):
-            found["timeout"] = timedelta(microseconds=timeout)
-        if backoff := found.get("backoff"):
-            found["backoff"] = load_backoff(backoff, DEFAULT_BACKOFF)
-        return found
+
+_QUEUE_DEFAULTS: Mapping[str, Callable[[Any], Any]] = {
+    "max_attempts": lambda number: number or None,  # 0: without end.
+    "timeout": as_length,
+    "backoff": lambda text: load_backoff(text, DEFAULT_BACKOFF),
+}
 
 
 def read_settings(tx: Transaction) -> dict[str, QueueSettings]:
     """The settings of queues, by name. Of those that cannot be calculated with nobody knows
     what the queue's jobs may do, and it is paused."""
-    bounds, options = BOUNDS["litejobs_queue"], ("max_attempts", "timeout", "backoff")
+    bounds = BOUNDS["litejobs_queue"]
     columns = ("name", "paused", "backoff", "rate_given", *bounds)
     found = {}
     for values in tx.execute(f"SELECT {', '.join(columns)} FROM litejobs_queue ORDER BY name"):
         row = dict(zip(columns, values, strict=True))
-        name, per_second, rate = row["name"], row["rate"], None
+        defaults = {name: row[name] for name in _QUEUE_DEFAULTS if row[name] is not None}
         try:
             for column, (low, high) in bounds.items():
                 if row[column] is not None and not low <= row[column] <= high:
                     raise ValueError(column)
-        except (TypeError, ValueError):
-            found[name] = QueueSettings(name, paused=True)
-            continue
-        if per_second is not None:
-            rate = f"{per_second:g}/s"
+            rate = None if row["rate"] is None else f"{row['rate']:g}/s"
             with contextlib.suppress(OptionError):  # Somebody may have changed the number by hand.
-                if parse_rate(row["rate_given"]) == per_second:
+                if parse_rate(row["rate_given"]) == row["rate"]:
                     rate = row["rate_given"]
-        found[name] = QueueSettings(
-            name=name,
-            paused=bool(row["paused"]),
-            rate=rate,
-            ageing=as_length(row["ageing"]),
-            # 0 attempts: without end.
-            stored_defaults={name: row[name] or None for name in options if row[name] is not None},
-            per_second=per_second,
-            **{name: row[name] for name in ("concurrency", "burst", "weight")},
-        )
+            found[row["name"]] = QueueSettings(
+                name=row["name"],
+                paused=bool(row["paused"]),
+                rate=rate,
+                ageing=as_length(row["ageing"]),
+                defaults={name: _QUEUE_DEFAULTS[name](value) for name, value in defaults.items()},
+                per_second=row["rate"],
+                **{name: row[name] for name in ("concurrency", "burst", "weight")},
+            )
+        except (TypeError, ValueError):
+            found[row["name"]] = QueueSettings(row["name"], paused=True)
     return found
 
 
@@ -5451,7 +5442,9 @@ def _with_defaults(tx: Transaction, jobs: Sequence[NewJob]) -> Sequence[NewJob]:
     changed = []
     for job in jobs:
         queue = settings.get(job.columns["queue"], QueueSettings(""))
-        given = {name: value for name, value in queue.stored_defaults.items() if name in job.open}
+        given = {
+            name: STORED[name](queue.defaults[name]) for name in queue.defaults.keys() & job.open
+        }
         changed.append(job._replace(columns={**job.columns, **given}) if given else job)
     return changed
 
