@@ -11401,7 +11401,8 @@ Output = tuple[Any, str, int]
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command `litejobs`; gives its exit code."""
     given: dict[str, Any] = {"to": {}}
-    for place, value in vars(_parser().parse_args(arguments)).items():
+    arguments = sys.argv[1:] if arguments is None else arguments
+    for place, value in vars(_parser(arguments).parse_args(arguments)).items():
         group, _, name = place.rpartition(".")
         fields = name == "payload" and isinstance(value, list)
         (given[group] if group else given)[name] = dict(value) if fields else value
@@ -11437,9 +11438,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
-    """A command's arguments are the parameters of its function. A TypedDict stands for what it may
-    hold, and what can only be given by name is an option."""
+def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
+    """Reads the command that these words may name. Its arguments are the parameters of its
+    function: a TypedDict stands for what it may hold, and what can only be given by name is an
+    option."""
     import argparse  # Late: only the command needs it.
 
     class Parser(argparse.ArgumentParser):
@@ -11454,6 +11456,8 @@ def _parser() -> argparse.ArgumentParser:
     for verb, (run, about, *_) in _COMMANDS.items():
         command = commands.add_parser(verb, help=about, description=about)
         command.set_defaults(verb=verb)
+        if verb not in words:
+            continue  # To read all signatures would take a tenth of a second.
         if verb != "new":
             file = "" if verb == "run" else "the queue's file, or "
             place = f"{file}a program: module:attribute or file.py:attribute"
