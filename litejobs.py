@@ -10468,8 +10468,7 @@ class LiteJobs:
 
         Raises: like `cron`.
         """
-        expression = every_expression(interval)
-        return self._declare(expression, work, **how)
+        return self._declare(every_expression(interval), work, **how)
 
     def _declare(
         self,
@@ -10484,15 +10483,9 @@ class LiteJobs:
         module = module_name(sys._getframe(2).f_globals.get("__name__", "__main__"))
 
         def declare(work: object) -> ScheduleHandle:
-            title = (
-                check_name(name, "name")
-                if name is not None
-                else (
-                    work
-                    if isinstance(work, Bound)
-                    else definition_of(work) or self.registry.of(work)
-                ).name
-            )
+            owner: Any = work if isinstance(work, Bound) else definition_of(work)
+            title = (owner or self.registry.of(work)).name if name is None else name
+            check_name(title, "name")
             if self.registry.frozen:
                 problem = f"schedule {title!r} declared after work had started"
                 raise OptionError("name", f"{problem}: declare it before, or use schedule().set()")
@@ -10521,19 +10514,17 @@ class LiteJobs:
             work = work()
         bound = work.bind() if isinstance(work, Definition) else self.bind(work)
         options = bound.options
-        # What makes sense for one job only, or what only this program has.
-        if options.delay or options.at is not None:
-            problem = "not for a schedule, which says itself when its jobs run"
-            raise OptionError("delay" if options.at is None else "at", problem)
-        if isinstance(options.expires, datetime):
-            raise OptionError("expires", "for a schedule give a length of time, from each tick on")
-        if options.unique is not None and callable(options.unique.on_conflict):
-            problem = "a merge function is no use to a schedule, which any program may fire"
-            raise OptionError("unique", problem)
-        if options.connection is not None:
-            raise OptionError(
-                "connection", "not for a schedule, which fires in its own transaction"
-            )
+        merges = options.unique is not None and callable(options.unique.on_conflict)
+        fixed = isinstance(options.expires, datetime)
+        for option, refused, problem in (  # Of one job only, or of this program only.
+            ("delay", options.delay, "not for a schedule, which says itself when its jobs run"),
+            ("at", options.at, "not for a schedule, which says itself when its jobs run"),
+            ("expires", fixed, "for a schedule give a length of time, from each tick on"),
+            ("unique", merges, "a schedule, which any program may fire, has no merge function"),
+            ("connection", options.connection, "a schedule fires in its own transaction"),
+        ):
+            if refused:
+                raise OptionError(option, problem)
         # Made for the moment 0, so that times stay lengths.
         kept = options_of(new_job(bound, 0))
         return attrs.evolve(schedule, definition=bound.name, payload=bound.payload, options=kept)
