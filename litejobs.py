@@ -1709,7 +1709,7 @@ class _Form:
 _OF_THE_WIRE = (Unfit, cattrs.errors.ForbiddenExtraKeysError, RecursionError)
 
 
-@attrs.frozen(repr=False)
+@attrs.frozen(eq=False, repr=False)
 class _Misfit:
     """A value of the wrong type, within a written one."""
 
@@ -1875,10 +1875,6 @@ def _mapping(kind: Any, wire: _Wire) -> _Parts:
         raise TypeError(f"{_name(key_kind)} has no form as a key in JSON")
     digits = key.json_classes == (int,)
 
-    def dump(value: Any) -> Any:
-        raw = {key.write(k): form.write(v) for k, v in value.items()}
-        return {str(k) if type(k) is int else k: v for k, v in raw.items()} if digits else raw
-
     def read_item(item: tuple[Any, Any]) -> tuple[Any, Any]:
         raw = item[0]
         if digits and type(raw) is str and re.fullmatch("0|-?[1-9][0-9]*", raw):
@@ -1888,7 +1884,8 @@ def _mapping(kind: Any, wire: _Wire) -> _Parts:
     return (
         (dict,),
         (dict,),
-        dump,
+        # Integers become texts when they are written as JSON.
+        lambda value: {key.write(k): form.write(v) for k, v in value.items()},
         lambda raw: dict(_each((item[0], item, read_item) for item in raw.items())),
     )
 
@@ -2074,14 +2071,13 @@ class Context(Generic[S]):
 
     @property
     def cancelled(self) -> bool:
-        """Whether the job has been asked to end: it was cancelled, its deadline has
-        passed, or its node stops. When the grace (by default 5 s) is over, its worker is
-        killed. A coroutine is cancelled, too: at once, or, if its node stops, when most of the
-        grace is over.
+        """Whether the job has been asked to end: it was cancelled, its deadline has passed, or
+        its node stops. When the grace (by default 5 s) is over, its worker is killed. A coroutine
+        is cancelled: at once, or, if its node stops, when most of the grace is over.
 
-        A handler that has read it as true is assumed to stop early: if its node stops, the
-        job runs again without the loss of an attempt, whether the handler returns or raises.
-        Only `Fail`, `Retry`, `Snooze` and `Cancel` mean what they always do."""
+        If its node stops, the job of a handler that has read true runs again without the loss
+        of an attempt, whether it returns or raises. Only `Fail`, `Retry`, `Snooze` and
+        `Cancel` mean what they always do."""
         return self._asked() is not None
 
     def checkpoint(self) -> None:
@@ -2179,20 +2175,14 @@ def _check_memory(value: object, what: str) -> int:
     raise OptionError(what, f'expected bytes, or a text like "512MB", got {size!r}')
 
 
-def _check_errors(value: Any, what: str) -> tuple[type[BaseException], ...]:
-    errors = tuple(value) if isinstance(value, tuple | Mapping) else (value,)
+def _check_errors(value: Any, what: str) -> Mapping[type[BaseException], Backoff | None]:
+    """Exceptions, each with its backoff, if given."""
+    errors = [*value] if isinstance(value, tuple | Mapping) else [value]
     for error in errors:
         if not (isinstance(error, type) and issubclass(error, BaseException)):
             raise OptionError(what, f"expected exceptions, got {error!r}")
-    return errors
-
-
-def _check_retry_on(value: Any, what: str) -> Mapping[type[BaseException], Backoff | None]:
     given = value if isinstance(value, Mapping) else {}
-    return {
-        error: given[error] and _check_backoff(given[error], "backoff") if given else None
-        for error in _check_errors(value, what)
-    }
+    return {each: given.get(each) and _check_backoff(given[each], "backoff") for each in errors}
 
 
 def _store_length(length: timedelta | None) -> int | None:
@@ -2252,8 +2242,8 @@ class Options:
     headers: Mapping[str, str] = _option({}, _check_headers)
     connection: Any = _option(None, lambda value, what: value)
     max_memory: int | None = _option(None, _check_memory)
-    retry_on: Mapping[type[BaseException], Backoff | None] | None = _option(None, _check_retry_on)
-    fail_on: tuple[type[BaseException], ...] = _option((), _check_errors)
+    retry_on: Mapping[type[BaseException], Backoff | None] | None = _option(None, _check_errors)
+    fail_on: Mapping[type[BaseException], Backoff | None] = _option({}, _check_errors)
     on_failure: Callable[[Context[Any], BaseException], Any] | None = _option(None, _check_function)
     encode: Callable[[Any], bytes] | None = _option(None, _check_function)
     decode: Callable[[bytes], Any] | None = _option(None, _check_function)
@@ -2484,23 +2474,20 @@ def _shape(code: Any) -> Shape:
     contexts = {p.name for p in parameters if _is_context(hints.get(p.name))}
     keywords = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
     positional = [p.name for p in parameters if p.name not in keywords]
-    if is_class:
-        for name in (p.name for p in parameters if p.name not in contexts):
-            raise TypeError(f"run() takes at most a context; {name!r} should be a field")
-        payload: Any = code
-    else:
-        fields: dict[str, Any] = {
-            p.name: attrs.field(
-                default=attrs.NOTHING if p.default is p.empty else p.default,
-                type=hints.get(p.name, Any),
-                alias=p.name,
-                kw_only=p.name in keywords,
-            )
-            for p in parameters
-            if p.name not in contexts
-        }
-        title = code.__name__ if code.__name__.isidentifier() else "handler"
-        payload = attrs.make_class(title, fields, slots=True)
+    fields: dict[str, Any] = {
+        p.name: attrs.field(
+            default=attrs.NOTHING if p.default is p.empty else p.default,
+            type=hints.get(p.name, Any),
+            alias=p.name,
+            kw_only=p.name in keywords,
+        )
+        for p in parameters
+        if p.name not in contexts
+    }
+    for name in fields if is_class else ():
+        raise TypeError(f"run() takes at most a context; {name!r} should be a field")
+    title = code.__name__ if code.__name__.isidentifier() else "handler"
+    payload: Any = code if is_class else attrs.make_class(title, fields, slots=True)
 
     def call(values: Any, context: Callable[[], Context[Any]]) -> Any:
         def argument(name: str) -> Any:
@@ -3032,7 +3019,7 @@ def judge(error: BaseException, claimed: Claimed, options: Options, rng: random.
             return Report(state="retrying", delay=error.delay // MICROSECOND)
         if isinstance(error, Fail):
             return Report(state="failed")
-    elif isinstance(error, options.fail_on):
+    elif isinstance(error, tuple(options.fail_on)):
         return Report(state="failed")
     elif options.retry_on is not None:
         fitting = [kind for kind in options.retry_on if isinstance(error, kind)]
@@ -3206,7 +3193,7 @@ class Executor:
         """Whether it ended because its node stops, as its handler knew."""
         noticed = claimed[:2] in self.noticed
         self.noticed.discard(claimed[:2])
-        return noticed and asked() == "stop" and not isinstance(error, Outcome)
+        return noticed and asked() == "stop" and not issubclass(type(error), Outcome)
 
     def _end_copy(self, claimed: Claimed, error: BaseException | None = None) -> NoReturn:
         """Ends a process that the job has forked and that leaves the handler as its parent does:
@@ -8845,9 +8832,7 @@ class Run:
     place: int = 0
     """Of an async job, on the board."""
     reason: Reason | None = None
-    """Why it was asked to end."""
     kill_at: float = math.inf
-    """When its worker is killed, by the monotonic clock."""
     grace: float = 0.0
     """Seconds that it was granted after it was asked."""
     frozen: float = 0.0
@@ -8855,7 +8840,6 @@ class Run:
     memory_at: float = 0.0
     """When the memory of its worker is looked at."""
     announced: bool = False
-    """Whether an event has said that it started."""
     slow_after: float = 0.0
     """Seconds of running after which it is logged as slow once more."""
 
@@ -9074,7 +9058,6 @@ class WorkerPool:
     had_any: bool = False
     """Whether one of them was ever ready."""
     failed_starts: int = 0
-    """How many in a row."""
     _failure: str = ""
     _start_at: float = 0.0
     """When the next one may be started."""
@@ -9164,7 +9147,6 @@ def assign(
     ready: Ready,
     durations: Mapping[str, float],
     async_names: frozenset[str],
-    other_names: frozenset[str],
 ) -> None:
     """Takes ready jobs as long as a worker has room for the next one: a plain job goes to the
     worker with the least work, an async one to that with most free places. Puts them into the
@@ -9186,7 +9168,7 @@ def assign(
         if not fits:
             if not async_names:
                 return
-            ready.pass_over(async_names if is_async else other_names)
+            ready.pass_over(async_names if is_async else ready.serves.names - async_names)
             continue
         next(ready)
         plan[id] = worker = workers[which]
@@ -9364,7 +9346,6 @@ class Supervisor:
     _give_up_at: float = 0.0
     """When it stops waiting for the write lock while it joins or leaves."""
     _false_wakes: int = 0
-    """Datagrams since the last commit of others."""
     _paused: frozenset[str] | None = None
     """The queues that were, when somebody looked."""
     _cancelled: frozenset[int] = frozenset()
@@ -9372,7 +9353,6 @@ class Supervisor:
     _recall: int | None = None
     """The number of the recall for which jobs were taken back that are not in the file yet."""
     _watch_at: float = math.inf
-    """When something is due with a job in hand."""
     _expected_at: float = 0.0
     """By when the supervisor should have its next turn."""
 
@@ -9553,17 +9533,13 @@ class Supervisor:
         """The one place that blocks: until a worker or a producer sends something, a worker
         dies, or something is due."""
         self._wanted = frozenset(filter(self.events.wants, EVENT_KINDS))
-        patience = self._patience()
-        self._expected_at = time.monotonic() + patience
-        self._receive_all(patience)
-
-    def _patience(self) -> float:
-        """Seconds until something is due."""
         exchange_at = 0.0 if self._may_exchange() else self._exchange_by
         due = [max(exchange_at, self._quiet_until), self._duties.soonest, self._watch_at]
         if self._stops and self.pool.threads:
             due.append(self._stop_at + 0.001)
-        return max(0.0, min(due) - time.monotonic())
+        now = time.monotonic()
+        self._expected_at = max(now, min(due))
+        self._receive_all(self._expected_at - now)
 
     def _receive_all(self, patience: float) -> None:
         for worker in self.pool.workers:
@@ -9711,7 +9687,7 @@ class Supervisor:
                 # What runs has to be settled; the others had better wait.
                 short = next(ready, None) is not None
                 return []
-            assign(plan, workers, ready, durations, names, self.serves.names - names)
+            assign(plan, workers, ready, durations, names)
             if ready.taken:
                 self.store.nodes.refuse_unlisted(self._node)
             return ready.taken
