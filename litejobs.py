@@ -10292,8 +10292,7 @@ class LiteJobs:
 
         Raises: like `cron`.
         """
-        expression = every_expression(interval)
-        return self._declare(expression, work, **how)
+        return self._declare(every_expression(interval), work, **how)
 
     def _declare(
         self,
@@ -10308,15 +10307,9 @@ class LiteJobs:
         module = module_name(sys._getframe(2).f_globals.get("__name__", "__main__"))
 
         def declare(work: object) -> ScheduleHandle:
-            title = (
-                check_name(name, "name")
-                if name is not None
-                else (
-                    work
-                    if isinstance(work, Bound)
-                    else definition_of(work) or self.registry.of(work)
-                ).name
-            )
+            owner: Any = work if isinstance(work, Bound) else definition_of(work)
+            title = (owner or self.registry.of(work)).name if name is None else name
+            check_name(title, "name")
             if self.registry.frozen:
                 problem = f"schedule {title!r} declared after work had started"
                 raise OptionError("name", f"{problem}: declare it before, or use schedule().set()")
@@ -10345,19 +10338,17 @@ class LiteJobs:
             work = work()
         bound = work.bind() if isinstance(work, Definition) else self.bind(work)
         options = bound.options
-        # What makes sense for one job only, or what only this program has.
-        if options.delay or options.at is not None:
-            problem = "not for a schedule, which says itself when its jobs run"
-            raise OptionError("delay" if options.at is None else "at", problem)
-        if isinstance(options.expires, datetime):
-            raise OptionError("expires", "for a schedule give a length of time, from each tick on")
-        if options.unique is not None and callable(options.unique.on_conflict):
-            problem = "a merge function is no use to a schedule, which any program may fire"
-            raise OptionError("unique", problem)
-        if options.connection is not None:
-            raise OptionError(
-                "connection", "not for a schedule, which fires in its own transaction"
-            )
+        merges = options.unique is not None and callable(options.unique.on_conflict)
+        fixed = isinstance(options.expires, datetime)
+        for option, refused, problem in (  # Of one job only, or of this program only.
+            ("delay", options.delay, "not for a schedule, which says itself when its jobs run"),
+            ("at", options.at, "not for a schedule, which says itself when its jobs run"),
+            ("expires", fixed, "for a schedule give a length of time, from each tick on"),
+            ("unique", merges, "a schedule, which any program may fire, has no merge function"),
+            ("connection", options.connection, "a schedule fires in its own transaction"),
+        ):
+            if refused:
+                raise OptionError(option, problem)
         # Made for the moment 0, so that times stay lengths.
         kept = options_of(new_job(bound, 0))
         return attrs.evolve(schedule, definition=bound.name, payload=bound.payload, options=kept)
@@ -11223,7 +11214,8 @@ Output = tuple[Any, str, int]
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command `litejobs`; gives its exit code."""
     given: dict[str, Any] = {"to": {}}
-    for place, value in vars(_parser().parse_args(arguments)).items():
+    arguments = sys.argv[1:] if arguments is None else arguments
+    for place, value in vars(_parser(arguments).parse_args(arguments)).items():
         group, _, name = place.rpartition(".")
         fields = name == "payload" and isinstance(value, list)
         (given[group] if group else given)[name] = dict(value) if fields else value
@@ -11259,9 +11251,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
-    """A command's arguments are the parameters of its function. A TypedDict stands for what it may
-    hold, and what can only be given by name is an option."""
+def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
+    """Reads the command that these words may name. Its arguments are the parameters of its
+    function: a TypedDict stands for what it may hold, and what can only be given by name is an
+    option."""
     import argparse  # Late: only the command needs it.
 
     class Parser(argparse.ArgumentParser):
@@ -11276,6 +11269,8 @@ def _parser() -> argparse.ArgumentParser:
     for verb, (run, about, *_) in _COMMANDS.items():
         command = commands.add_parser(verb, help=about, description=about)
         command.set_defaults(verb=verb)
+        if verb not in words:
+            continue  # To read all signatures would take a tenth of a second.
         if verb != "new":
             file = "" if verb == "run" else "the queue's file, or "
             place = f"{file}a program: module:attribute or file.py:attribute"
