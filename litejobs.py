@@ -5305,13 +5305,14 @@ class NewJob(NamedTuple):
 
     def job(self, id: int, payload: str | bytes, source: LiteJobs) -> Job[Any]:
         """The job of a row that was just inserted."""
-        shown = {column: value for column, value in self.columns.items() if column in _SHOWN}
+        shown = {column: self.columns[column] for column in _SHOWN}
         if shown["run_at"] == shown["enqueued_at"]:
             shown["run_at"] = shown["enqueued_at"] = from_micros(shown["run_at"])
         return Job(id=id, claim=0, attempt=0, payload=payload, source=source, **shown)
 
 
-_SHOWN = frozenset(JOB_COLUMNS)
+_OF_EACH = {*STORED, "name", "run_at", "enqueued_at", "state"}
+_SHOWN = [column for column in JOB_COLUMNS if column in _OF_EACH]
 _COMPLETE = f"UPDATE litejobs_job AS NEW {COMPLETION} :name WHERE NEW.id = :id"
 """Does what the trigger does for a row that was inserted by hand. Our own connection fires no
 triggers: others may have put theirs into the file."""
@@ -5465,7 +5466,8 @@ def insert_all(tx: Transaction, jobs: Sequence[NewJob]) -> tuple[range, Sequence
             tx.execute(sql, (*job.columns.values(), apsw.carray(job.payloads)))
         if job.columns["state"] != "pending":
             counts[job.group] = counts.get(job.group, 0) + number
-    add_to_counts(tx, counts)
+    if counts:
+        add_to_counts(tx, counts)
     # AUTOINCREMENT under the write lock counts without gaps.
     end = tx.connection.last_insert_rowid() + 1
     return range(end - count, end), jobs
