@@ -412,16 +412,19 @@ def duration(value: Duration, what: str) -> timedelta:
 
 def aware(value: object, what: str) -> datetime:
     """A datetime that says which moment it means."""
-    if not isinstance(value, datetime) or value.utcoffset() is None:
-        problem = "expected a datetime with a time zone, such as datetime.UTC"
-        raise OptionError(what, f"{problem}, got {value!r}")
+    if not isinstance(value, datetime):
+        raise OptionError(what, f"expected an aware datetime, got {value!r}")
+    if value.utcoffset() is None:
+        raise OptionError(what, f"{value!r} has no time zone: add one, such as datetime.UTC")
     return value
 
 
 def at_least_one(value: object, what: str, also: str = "", most: int = 2**31 - 1) -> int:
     """An integer from 1 to *most*; *also* names, in the error, what else is allowed."""
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-        raise OptionError(what, f"expected 1 to {most:,}{also}, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise OptionError(what, f"expected 1 or more{also}, got {value!r}")
+    if value > most:
+        raise OptionError(what, f"expected {most:,} at most{also}, got {value!r}")
     return value
 
 
@@ -1706,7 +1709,7 @@ class _Form:
 _OF_THE_WIRE = (Unfit, cattrs.errors.ForbiddenExtraKeysError, RecursionError)
 
 
-@attrs.frozen(repr=False)
+@attrs.frozen(eq=False, repr=False)
 class _Misfit:
     """A value of the wrong type, within a written one."""
 
@@ -1872,10 +1875,6 @@ def _mapping(kind: Any, wire: _Wire) -> _Parts:
         raise TypeError(f"{_name(key_kind)} has no form as a key in JSON")
     digits = key.json_classes == (int,)
 
-    def dump(value: Any) -> Any:
-        raw = {key.write(k): form.write(v) for k, v in value.items()}
-        return {str(k) if type(k) is int else k: v for k, v in raw.items()} if digits else raw
-
     def read_item(item: tuple[Any, Any]) -> tuple[Any, Any]:
         raw = item[0]
         if digits and type(raw) is str and re.fullmatch("0|-?[1-9][0-9]*", raw):
@@ -1885,7 +1884,8 @@ def _mapping(kind: Any, wire: _Wire) -> _Parts:
     return (
         (dict,),
         (dict,),
-        dump,
+        # Integers become texts when they are written as JSON.
+        lambda value: {key.write(k): form.write(v) for k, v in value.items()},
         lambda raw: dict(_each((item[0], item, read_item) for item in raw.items())),
     )
 
@@ -2071,14 +2071,13 @@ class Context(Generic[S]):
 
     @property
     def cancelled(self) -> bool:
-        """Whether the job has been asked to end: it was cancelled, its deadline has
-        passed, or its node stops. When the grace (by default 5 s) is over, its worker is
-        killed. A coroutine is cancelled, too: at once, or, if its node stops, when most of the
-        grace is over.
+        """Whether the job has been asked to end: it was cancelled, its deadline has passed, or
+        its node stops. When the grace (by default 5 s) is over, its worker is killed. A coroutine
+        is cancelled: at once, or, if its node stops, when most of the grace is over.
 
-        A handler that has read it as true is assumed to stop early: if its node stops, the
-        job runs again without the loss of an attempt, whether the handler returns or raises.
-        Only `Fail`, `Retry`, `Snooze` and `Cancel` mean what they always do."""
+        If its node stops, the job of a handler that has read true runs again without the loss
+        of an attempt, whether it returns or raises. Only `Fail`, `Retry`, `Snooze` and
+        `Cancel` mean what they always do."""
         return self._asked() is not None
 
     def checkpoint(self) -> None:
@@ -2176,20 +2175,14 @@ def _check_memory(value: object, what: str) -> int:
     raise OptionError(what, f'expected bytes, or a text like "512MB", got {size!r}')
 
 
-def _check_errors(value: Any, what: str) -> tuple[type[BaseException], ...]:
-    errors = tuple(value) if isinstance(value, tuple | Mapping) else (value,)
+def _check_errors(value: Any, what: str) -> Mapping[type[BaseException], Backoff | None]:
+    """Exceptions, each with its backoff, if given."""
+    errors = [*value] if isinstance(value, tuple | Mapping) else [value]
     for error in errors:
         if not (isinstance(error, type) and issubclass(error, BaseException)):
             raise OptionError(what, f"expected exceptions, got {error!r}")
-    return errors
-
-
-def _check_retry_on(value: Any, what: str) -> Mapping[type[BaseException], Backoff | None]:
     given = value if isinstance(value, Mapping) else {}
-    return {
-        error: given[error] and _check_backoff(given[error], "backoff") if given else None
-        for error in _check_errors(value, what)
-    }
+    return {each: given.get(each) and _check_backoff(given[each], "backoff") for each in errors}
 
 
 def _store_length(length: timedelta | None) -> int | None:
@@ -2249,8 +2242,8 @@ class Options:
     headers: Mapping[str, str] = _option({}, _check_headers)
     connection: Any = _option(None, lambda value, what: value)
     max_memory: int | None = _option(None, _check_memory)
-    retry_on: Mapping[type[BaseException], Backoff | None] | None = _option(None, _check_retry_on)
-    fail_on: tuple[type[BaseException], ...] = _option((), _check_errors)
+    retry_on: Mapping[type[BaseException], Backoff | None] | None = _option(None, _check_errors)
+    fail_on: Mapping[type[BaseException], Backoff | None] = _option({}, _check_errors)
     on_failure: Callable[[Context[Any], BaseException], Any] | None = _option(None, _check_function)
     encode: Callable[[Any], bytes] | None = _option(None, _check_function)
     decode: Callable[[bytes], Any] | None = _option(None, _check_function)
@@ -2481,23 +2474,20 @@ def _shape(code: Any) -> Shape:
     contexts = {p.name for p in parameters if _is_context(hints.get(p.name))}
     keywords = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
     positional = [p.name for p in parameters if p.name not in keywords]
-    if is_class:
-        for name in (p.name for p in parameters if p.name not in contexts):
-            raise TypeError(f"run() takes at most a context; {name!r} should be a field")
-        payload: Any = code
-    else:
-        fields: dict[str, Any] = {
-            p.name: attrs.field(
-                default=attrs.NOTHING if p.default is p.empty else p.default,
-                type=hints.get(p.name, Any),
-                alias=p.name,
-                kw_only=p.name in keywords,
-            )
-            for p in parameters
-            if p.name not in contexts
-        }
-        title = code.__name__ if code.__name__.isidentifier() else "handler"
-        payload = attrs.make_class(title, fields, slots=True)
+    fields: dict[str, Any] = {
+        p.name: attrs.field(
+            default=attrs.NOTHING if p.default is p.empty else p.default,
+            type=hints.get(p.name, Any),
+            alias=p.name,
+            kw_only=p.name in keywords,
+        )
+        for p in parameters
+        if p.name not in contexts
+    }
+    for name in fields if is_class else ():
+        raise TypeError(f"run() takes at most a context; {name!r} should be a field")
+    title = code.__name__ if code.__name__.isidentifier() else "handler"
+    payload: Any = code if is_class else attrs.make_class(title, fields, slots=True)
 
     def call(values: Any, context: Callable[[], Context[Any]]) -> Any:
         def argument(name: str) -> Any:
@@ -3029,7 +3019,7 @@ def judge(error: BaseException, claimed: Claimed, options: Options, rng: random.
             return Report(state="retrying", delay=error.delay // MICROSECOND)
         if isinstance(error, Fail):
             return Report(state="failed")
-    elif isinstance(error, options.fail_on):
+    elif isinstance(error, tuple(options.fail_on)):
         return Report(state="failed")
     elif options.retry_on is not None:
         fitting = [kind for kind in options.retry_on if isinstance(error, kind)]
@@ -3203,7 +3193,7 @@ class Executor:
         """Whether it ended because its node stops, as its handler knew."""
         noticed = claimed[:2] in self.noticed
         self.noticed.discard(claimed[:2])
-        return noticed and asked() == "stop" and not isinstance(error, Outcome)
+        return noticed and asked() == "stop" and not issubclass(type(error), Outcome)
 
     def _end_copy(self, claimed: Claimed, error: BaseException | None = None) -> NoReturn:
         """Ends a process that the job has forked and that leaves the handler as its parent does:
@@ -8844,9 +8834,7 @@ class Run:
     place: int = 0
     """Of an async job, on the board."""
     reason: Reason | None = None
-    """Why it was asked to end."""
     kill_at: float = math.inf
-    """When its worker is killed, by the monotonic clock."""
     grace: float = 0.0
     """Seconds that it was granted after it was asked."""
     frozen: float = 0.0
@@ -8854,7 +8842,6 @@ class Run:
     memory_at: float = 0.0
     """When the memory of its worker is looked at."""
     announced: bool = False
-    """Whether an event has said that it started."""
     slow_after: float = 0.0
     """Seconds of running after which it is logged as slow once more."""
 
@@ -9073,7 +9060,6 @@ class WorkerPool:
     had_any: bool = False
     """Whether one of them was ever ready."""
     failed_starts: int = 0
-    """How many in a row."""
     _failure: str = ""
     _start_at: float = 0.0
     """When the next one may be started."""
@@ -9163,7 +9149,6 @@ def assign(
     ready: Ready,
     durations: Mapping[str, float],
     async_names: frozenset[str],
-    other_names: frozenset[str],
 ) -> None:
     """Takes ready jobs as long as a worker has room for the next one: a plain job goes to the
     worker with the least work, an async one to that with most free places. Puts them into the
@@ -9185,7 +9170,7 @@ def assign(
         if not fits:
             if not async_names:
                 return
-            ready.pass_over(async_names if is_async else other_names)
+            ready.pass_over(async_names if is_async else ready.serves.names - async_names)
             continue
         next(ready)
         plan[id] = worker = workers[which]
@@ -9363,7 +9348,6 @@ class Supervisor:
     _give_up_at: float = 0.0
     """When it stops waiting for the write lock while it joins or leaves."""
     _false_wakes: int = 0
-    """Datagrams since the last commit of others."""
     _paused: frozenset[str] | None = None
     """The queues that were, when somebody looked."""
     _cancelled: frozenset[int] = frozenset()
@@ -9371,7 +9355,6 @@ class Supervisor:
     _recall: int | None = None
     """The number of the recall for which jobs were taken back that are not in the file yet."""
     _watch_at: float = math.inf
-    """When something is due with a job in hand."""
     _expected_at: float = 0.0
     """By when the supervisor should have its next turn."""
 
@@ -9552,17 +9535,13 @@ class Supervisor:
         """The one place that blocks: until a worker or a producer sends something, a worker
         dies, or something is due."""
         self._wanted = frozenset(filter(self.events.wants, EVENT_KINDS))
-        patience = self._patience()
-        self._expected_at = time.monotonic() + patience
-        self._receive_all(patience)
-
-    def _patience(self) -> float:
-        """Seconds until something is due."""
         exchange_at = 0.0 if self._may_exchange() else self._exchange_by
         due = [max(exchange_at, self._quiet_until), self._duties.soonest, self._watch_at]
         if self._stops and self.pool.threads:
             due.append(self._stop_at + 0.001)
-        return max(0.0, min(due) - time.monotonic())
+        now = time.monotonic()
+        self._expected_at = max(now, min(due))
+        self._receive_all(self._expected_at - now)
 
     def _receive_all(self, patience: float) -> None:
         for worker in self.pool.workers:
@@ -9710,7 +9689,7 @@ class Supervisor:
                 # What runs has to be settled; the others had better wait.
                 short = next(ready, None) is not None
                 return []
-            assign(plan, workers, ready, durations, names, self.serves.names - names)
+            assign(plan, workers, ready, durations, names)
             if ready.taken:
                 self.store.nodes.refuse_unlisted(self._node)
             return ready.taken
@@ -10467,8 +10446,7 @@ class LiteJobs:
 
         Raises: like `cron`.
         """
-        expression = every_expression(interval)
-        return self._declare(expression, work, **how)
+        return self._declare(every_expression(interval), work, **how)
 
     def _declare(
         self,
@@ -10483,15 +10461,9 @@ class LiteJobs:
         module = module_name(sys._getframe(2).f_globals.get("__name__", "__main__"))
 
         def declare(work: object) -> ScheduleHandle:
-            title = (
-                check_name(name, "name")
-                if name is not None
-                else (
-                    work
-                    if isinstance(work, Bound)
-                    else definition_of(work) or self.registry.of(work)
-                ).name
-            )
+            owner: Any = work if isinstance(work, Bound) else definition_of(work)
+            title = (owner or self.registry.of(work)).name if name is None else name
+            check_name(title, "name")
             if self.registry.frozen:
                 problem = f"schedule {title!r} declared after work had started"
                 raise OptionError("name", f"{problem}: declare it before, or use schedule().set()")
@@ -10520,19 +10492,17 @@ class LiteJobs:
             work = work()
         bound = work.bind() if isinstance(work, Definition) else self.bind(work)
         options = bound.options
-        # What makes sense for one job only, or what only this program has.
-        if options.delay or options.at is not None:
-            problem = "not for a schedule, which says itself when its jobs run"
-            raise OptionError("delay" if options.at is None else "at", problem)
-        if isinstance(options.expires, datetime):
-            raise OptionError("expires", "for a schedule give a length of time, from each tick on")
-        if options.unique is not None and callable(options.unique.on_conflict):
-            problem = "a merge function is no use to a schedule, which any program may fire"
-            raise OptionError("unique", problem)
-        if options.connection is not None:
-            raise OptionError(
-                "connection", "not for a schedule, which fires in its own transaction"
-            )
+        merges = options.unique is not None and callable(options.unique.on_conflict)
+        fixed = isinstance(options.expires, datetime)
+        for option, refused, problem in (  # Of one job only, or of this program only.
+            ("delay", options.delay, "not for a schedule, which says itself when its jobs run"),
+            ("at", options.at, "not for a schedule, which says itself when its jobs run"),
+            ("expires", fixed, "for a schedule give a length of time, from each tick on"),
+            ("unique", merges, "a schedule, which any program may fire, has no merge function"),
+            ("connection", options.connection, "a schedule fires in its own transaction"),
+        ):
+            if refused:
+                raise OptionError(option, problem)
         # Made for the moment 0, so that times stay lengths.
         kept = options_of(new_job(bound, 0))
         return attrs.evolve(schedule, definition=bound.name, payload=bound.payload, options=kept)
@@ -10666,7 +10636,8 @@ class LiteJobs:
         fill_standard_streams()
         store = Store.at(self.path, "fast", self.clock)
         try:
-            make = self._program() if threads is None else self._executor
+            own = self.registry, self.state, self.clock, self, self.middleware.runs
+            make = self._program() if threads is None else functools.partial(executor, *own)
             asked, what = (workers, "workers") if threads is None else (threads, "threads")
             size = at_least_one(
                 os.cpu_count() or 1 if asked is None else asked, what, most=MOST_WORKERS
@@ -10676,25 +10647,10 @@ class LiteJobs:
             jobs_each = math.inf if jobs_per_worker is None else jobs_per_worker
             seconds = duration(grace, "grace").total_seconds()
             pool = WorkerPool(make, threads is not None, size, concurrency, jobs_each, seconds)
-            declared = self._declarations()
-            return Supervisor(
-                store,
-                self.registry,
-                pool,
-                serves,
-                until,
-                seconds,
-                self.clock,
-                declared,
-                self.events,
-            )
+            others = self.clock, self._declarations(), self.events
+            return Supervisor(store, self.registry, pool, serves, until, seconds, *others)
         except OSError as error:
             raise WorkerError(f"no node can be started: {error}") from error
-
-    def _executor(self) -> contextlib.AbstractContextManager[Executor]:
-        """What runs jobs in this process, with a state of its own."""
-        self.middleware.frozen = True
-        return executor(self.registry, self.state, self.clock, self, self.middleware.runs)
 
     def _program(self) -> MakeExecutor:
         if self.tested:
@@ -10702,7 +10658,6 @@ class LiteJobs:
         if any(definition.options.max_memory for definition in self.registry):
             memory_of(os.getpid())  # Fails at once if that cannot be known here.
         check_frozen()
-        self.middleware.frozen = True
         home = functools.partial(_home, self.path, self.durability, self.middleware.enqueues)
         places = {definition.name: place_of(definition, self) for definition in self.registry}
         paths = {file.given: file.path for file in files_here() if not file.given.is_absolute()}
@@ -10723,7 +10678,7 @@ class LiteJobs:
         return program
 
     def _serves(self, queues: Iterable[str] | None, node: str | None) -> Serves:
-        self.registry.frozen = True
+        self.registry.frozen = self.middleware.frozen = True
         if not self.registry.by_name:
             raise DefinitionError("(none)", "there is nothing to run: use @jobs.define first")
         if isinstance(queues, str):
@@ -10742,7 +10697,8 @@ class LiteJobs:
         those whose retention is over (not in a test)."""
         serves = self._serves(queues, None)
         with contextlib.ExitStack() as closing:
-            executor = closing.enter_context(self._executor())
+            own = self.registry, self.state, self.clock, self, self.middleware.runs
+            runs = closing.enter_context(executor(*own))
             known = self.registry.listing()
             self.store.schedules.declare(*self._declarations())
             node, presence = self.store.nodes.join(serves.node, 0, 0, serves, known)
@@ -10750,7 +10706,7 @@ class LiteJobs:
             closing.enter_context(self.events.called_at_once())
             duties = Duties(self.store, node, self.events, serves.node)
             # What a test has enqueued stays to be looked at.
-            return run_due(duties, executor, serves, presence, prunes=not self.tested)
+            return run_due(duties, runs, serves, presence, prunes=not self.tested)
 
 
 def _show_bar(left: Sequence[Job[Any]], total: int) -> None:
@@ -11161,13 +11117,17 @@ MOST_TURNS = 1_000
 OnErrors = Literal["raise", "keep"]
 
 
+def _aware(value: object) -> datetime:
+    if not isinstance(value, datetime) or value.utcoffset() is None:
+        raise OptionError("clock", f"expected a datetime with a time zone, got {value!r}")
+    return value
+
+
 @attrs.define(eq=False)
 class TurnedClock:
     """A clock that stands still until it is turned: `LiteJobs(…, clock=TurnedClock())`."""
 
-    now: datetime = attrs.field(
-        default=NEW_YEAR, validator=lambda clock, field, value: aware(value, "clock"), alias="start"
-    )
+    now: datetime = attrs.field(default=NEW_YEAR, converter=_aware, alias="start")
 
     def __call__(self) -> int:
         return to_micros(self.now)
@@ -11410,7 +11370,8 @@ Output = tuple[Any, str, int]
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command `litejobs`; gives its exit code."""
     given: dict[str, Any] = {"to": {}}
-    for place, value in vars(_parser().parse_args(arguments)).items():
+    arguments = sys.argv[1:] if arguments is None else arguments
+    for place, value in vars(_parser(arguments).parse_args(arguments)).items():
         group, _, name = place.rpartition(".")
         fields = name == "payload" and isinstance(value, list)
         (given[group] if group else given)[name] = dict(value) if fields else value
@@ -11446,9 +11407,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
-    """A command's arguments are the parameters of its function. A TypedDict stands for what it may
-    hold, and what can only be given by name is an option."""
+def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
+    """Reads the command that these words may name. Its arguments are the parameters of its
+    function: a TypedDict stands for what it may hold, and what can only be given by name is an
+    option."""
     import argparse  # Late: only the command needs it.
 
     class Parser(argparse.ArgumentParser):
@@ -11463,6 +11425,8 @@ def _parser() -> argparse.ArgumentParser:
     for verb, (run, about, *_) in _COMMANDS.items():
         command = commands.add_parser(verb, help=about, description=about)
         command.set_defaults(verb=verb)
+        if verb not in words:
+            continue  # To read all signatures would take a tenth of a second.
         if verb != "new":
             file = "" if verb == "run" else "the queue's file, or "
             place = f"{file}a program: module:attribute or file.py:attribute"
