@@ -5414,7 +5414,9 @@ def read_settings(tx: Transaction) -> dict[str, QueueSettings]:
                 per_second=row["rate"],
                 **{name: row[name] for name in ("concurrency", "burst", "weight")},
             )
-        except (TypeError, ValueError):
+        except TypeError as error:
+            raise Damaged(f"the settings of the queue {shown(row['name'])}: {error}") from None
+        except ValueError:
             found[row["name"]] = QueueSettings(row["name"], paused=True)
     return found
 
@@ -10820,7 +10822,8 @@ class Queue:
             OptionError: there is no such setting, or its value cannot be used.
         """
         check_known(choices, _SETTING_CHECKS, "no such setting")
-        store, columns = {**STORED, "ageing": STORED["timeout"]}, {}
+        store = {**STORED, "ageing": STORED["timeout"], "backoff": store_curve}
+        columns: dict[str, Any] = {}
         for setting, value in typing.cast("dict[str, Any]", choices).items():
             checked = None if value is None else _SETTING_CHECKS[setting](value, setting)
             columns[setting] = checked and store.get(setting, _same)(checked)
