@@ -2744,17 +2744,13 @@ class Registry:
     def listing(self) -> list[dict[str, Any]]:
         """What nodes store of each definition: its name, the columns of its options, after what
         time its jobs expire, and what of them is hidden."""
-        return [
-            {
-                **own.options.columns,
-                "name": own.name,
-                "expires": None
-                if isinstance(own.options.expires, datetime)
-                else _store_length(own.options.expires),
-                "hidden": own.body.hidden,
-            }
-            for own in self
-        ]
+        rows = []
+        for own in self:
+            expires = own.options.expires
+            length = None if isinstance(expires, datetime) else _store_length(expires)
+            about = {"name": own.name, "expires": length, "hidden": own.body.hidden}
+            rows.append({**own.options.columns, **about})
+        return rows
 
     def __iter__(self) -> Iterator[AnyDefinition]:
         return iter(self.by_name.values())
@@ -3010,16 +3006,14 @@ def judge(error: BaseException, claimed: Claimed, options: Options, rng: random.
     """The report, without times, of an attempt whose handler raised. In this order: the handler's
     own outcome, `fail_on`, the first exception of `retry_on` that fits, the limit and backoff."""
     own = options.backoff
-    if isinstance(error, Outcome):
-        if isinstance(error, Cancel):
-            return Report(state="cancelled")
-        if isinstance(error, Snooze):
-            return Report(state="scheduled", delay=error.delay // MICROSECOND, counted=False)
-        if isinstance(error, Retry) and error.delay is not None:
+    if isinstance(error, Cancel):
+        return Report(state="cancelled")
+    if isinstance(error, Snooze):
+        return Report(state="scheduled", delay=error.delay // MICROSECOND, counted=False)
+    if isinstance(error, Retry):
+        if error.delay is not None:
             return Report(state="retrying", delay=error.delay // MICROSECOND)
-        if isinstance(error, Fail):
-            return Report(state="failed")
-    elif isinstance(error, tuple(options.fail_on)):
+    elif isinstance(error, (Fail, *options.fail_on)):
         return Report(state="failed")
     elif options.retry_on is not None:
         fitting = [kind for kind in options.retry_on if isinstance(error, kind)]
