@@ -3847,12 +3847,9 @@ _FROM_NODE: dict[Path, Path] = {}
 """In a worker: where relative paths lead in the program of its node."""
 
 
-class Damaged(Exception):
-    """A value in the file that litejobs does not write, as after a page was overwritten."""
-
-
-FailedReading = apsw.Error | Damaged | UnicodeDecodeError
-"""What reading from a file may raise; the last one for a text that is not UTF-8."""
+FailedReading = apsw.Error | UnicodeDecodeError
+"""What reading from a file may raise; the last one for a text that is not UTF-8. Values that
+litejobs does not write, as after a page was overwritten, raise a CorruptError like such a page."""
 _PROBLEMS: Mapping[type[Exception], str] = {
     apsw.NotADBError: "is not an SQLite database: name another file",
     apsw.FullError: "the disk is full: nothing was written; free some space",
@@ -3865,8 +3862,8 @@ _PROBLEMS: Mapping[type[Exception], str] = {
 def _translated(error: FailedReading | OSError, path: str | Path) -> FileError:
     """The error of ours for one of SQLite or the operating system, with what to do about it."""
     match error:
-        case Damaged() | UnicodeDecodeError():
-            problem = f"is damaged ({error}): see `litejobs doctor …`"
+        case apsw.CorruptError() | UnicodeDecodeError():
+            problem = f"is damaged ({type(error).__name__}: {error}): see `litejobs doctor …`"
         case OSError():
             problem = f"cannot be used: {error.strerror}"
         case apsw.ReadOnlyError():
@@ -3881,7 +3878,7 @@ def _as_ours(path: str | Path) -> Iterator[None]:
     """Raises errors of SQLite and the operating system as errors of ours."""
     try:
         yield
-    except (apsw.Error, Damaged, UnicodeDecodeError, OSError) as error:
+    except (apsw.Error, UnicodeDecodeError, OSError) as error:
         raise _translated(error, path) from error
 
 
@@ -4643,7 +4640,7 @@ def sound(kind: Callable[..., T], row: Any, **more: Any) -> T:
     """What a class makes of a row of its columns, if the values have the annotated types."""
     if row is None or not all(map(isinstance, row, _column_types(kind))):
         of = "" if row is None else f" of {shown(row[0])}"
-        raise Damaged(f"a row{of} is no {getattr(kind, '__name__', kind)}")
+        raise apsw.CorruptError(f"a row{of} is no {getattr(kind, '__name__', kind)}")
     return kind(*row, **more)
 
 
@@ -4658,7 +4655,7 @@ def _column_types(kind: Any) -> list[Any]:
 def sound_number(value: Any) -> int | None:
     """An integer, or NULL."""
     if value is not None and type(value) is not int:
-        raise Damaged(f"expected an integer, found {shown(value)}")
+        raise apsw.CorruptError(f"expected an integer, found {shown(value)}")
     return value
 
 
@@ -5042,7 +5039,7 @@ def count_by_queue(tx: Transaction) -> dict[str, dict[str, int]]:
     """
     for queue, state, number in tx.execute(sql):
         if (type(queue), type(state), type(number)) != (str, str, int):
-            raise Damaged(f"the number of jobs in {shown(queue)} is {shown(number)}")
+            raise apsw.CorruptError(f"the number of jobs in {shown(queue)} is {shown(number)}")
         counts.setdefault(queue, {})[state] = number
     return counts
 
@@ -5414,8 +5411,9 @@ def read_settings(tx: Transaction) -> dict[str, QueueSettings]:
                 per_second=row["rate"],
                 **{name: row[name] for name in ("concurrency", "burst", "weight")},
             )
-        except TypeError as error:
-            raise Damaged(f"the settings of the queue {shown(row['name'])}: {error}") from None
+        except TypeError:
+            problem = f"the settings of the queue {shown(row['name'])} are not numbers"
+            raise apsw.CorruptError(problem) from None
         except ValueError:
             found[row["name"]] = QueueSettings(row["name"], paused=True)
     return found
@@ -6238,7 +6236,7 @@ def _names_in(text: str | None) -> tuple[str, ...] | None:
         names = None if text is None else load_json(text)
         if names is None or (type(names) is list and {*map(type, names)} <= {str}):
             return None if names is None else tuple(names)
-    raise Damaged(f"a node does not list names: {shown(text)}")
+    raise apsw.CorruptError(f"a node does not list names: {shown(text)}")
 
 
 @attrs.frozen
@@ -6529,6 +6527,9 @@ def hold(path: str) -> contextlib.ExitStack:
     return held
 
 
+_log_once = functools.lru_cache(100)(logger.error)
+
+
 def lock_alone(path: str) -> contextlib.ExitStack | None:
     """Takes the whole lock, unless a process holds a share. A `FileError` means that this cannot
     be known."""
@@ -6538,13 +6539,8 @@ def lock_alone(path: str) -> contextlib.ExitStack | None:
     except FileError as error:
         # A live node creates it again; or it was just rescued.
         if not isinstance(error.__cause__, FileNotFoundError):
-            _log_once(f"whether a node lives cannot be known: {error}")
+            _log_once("whether a node lives cannot be known: %s", str(error))
         raise
-
-
-@functools.lru_cache(100)
-def _log_once(problem: str) -> None:
-    logger.error("%s", problem)
 
 
 @contextlib.contextmanager
@@ -7084,46 +7080,39 @@ def explain(nodes: Nodes, job: Job[Any]) -> str:
 
 def _explanation(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> str:
     due, ended = _when(job.run_at), _when(job.finished_at)
-    match job.state:
-        case "running":
-            sql = "SELECT holder, cancel_at FROM litejobs_job WHERE id = ?"
-            holder, cancel_at = tx.execute(sql, (job.id,)).fetchone() or (None, None)
-            node = next((node for node in live if node.id == holder), None)
-            if node is None:
-                return "the node that ran it has died, and the next one at work takes it over"
-            asked = "" if cancel_at is None else ", and was asked to end"
-            runs = f"it is running: attempt {job.attempt} on node {node.name!r} (pid {node.pid})"
-            return f"{runs} since {_when(job.started_at)}{asked}"
-        case "pending":
-            return _pending_reason(tx, live, job)
-        case "blocked" if job.key is None:
-            return "it waits for another job"
-        case "blocked":
-            sql = """
-                SELECT id FROM litejobs_job
-                WHERE key = ? AND key IS NOT NULL AND state IN ('pending', 'running')
-                ORDER BY id LIMIT 5
-            """
-            holders = [str(id) for (id,) in tx.execute(sql, (job.key,))]
-            by = f"job{'' if len(holders) == 1 else 's'} {', '.join(holders)}"
-            nobody = "no job: `litejobs doctor … --repair` lets it in"
-            return f"its key {job.key!r} is held by {by if holders else nobody}"
-        case "paused":
-            return "a person holds it, until it is released"
-        case "scheduled" | "retrying" if to_micros(job.run_at) <= tx.now and not live:
-            return f"it has been due since {due}, and no node is at work"
-        case "scheduled":
-            return f"it is due at {due}"
-        case "retrying":
-            failed = f"attempt {job.attempt} failed ({job.error})"
-            return f"{failed}, and the next one is due at {due}"
-        case "failed":
-            return f"it failed at {ended}, after {_many(job.attempt, 'attempt')}: {job.error}"
-        case "cancelled":
-            # The error of an earlier attempt is not the reason.
-            known = str(job.error).startswith(("Expired: ", "Cancel: ", "Cancelled: "))
-            return f"it was cancelled at {ended}{f': {job.error}' if known else ''}"
-    return f"it completed at {ended}"
+    if job.state == "running":
+        sql = "SELECT holder, cancel_at FROM litejobs_job WHERE id = ?"
+        holder, cancel_at = tx.execute(sql, (job.id,)).fetchone() or (None, None)
+        node = next((node for node in live if node.id == holder), None)
+        if node is None:
+            return "the node that ran it has died, and the next one at work takes it over"
+        asked = "" if cancel_at is None else ", and was asked to end"
+        runs = f"it is running: attempt {job.attempt} on node {node.name!r} (pid {node.pid})"
+        return f"{runs} since {_when(job.started_at)}{asked}"
+    if job.state == "pending":
+        return _pending_reason(tx, live, job)
+    if job.state == "blocked" and job.key is not None:
+        sql = """
+            SELECT id FROM litejobs_job
+            WHERE key = ? AND key IS NOT NULL AND state IN ('pending', 'running')
+            ORDER BY id LIMIT 5
+        """
+        ids = ", ".join(str(id) for (id,) in tx.execute(sql, (job.key,)))
+        jobs = f"jobs {ids}" if "," in ids else f"job {ids}"
+        nobody = "no job: `litejobs doctor … --repair` lets it in"
+        return f"its key {job.key!r} is held by {jobs if ids else nobody}"
+    if job.state in LATER and to_micros(job.run_at) <= tx.now and not live:
+        return f"it has been due since {due}, and no node is at work"
+    # The error of an earlier attempt is not the reason why it was cancelled.
+    cancelled = str(job.error).startswith(("Expired: ", "Cancel: ", "Cancelled: "))
+    return {
+        "blocked": "it waits for another job",
+        "paused": "a person holds it, until it is released",
+        "scheduled": f"it is due at {due}",
+        "retrying": f"attempt {job.attempt} failed ({job.error}), and the next one is due at {due}",
+        "failed": f"it failed at {ended}, after {_many(job.attempt, 'attempt')}: {job.error}",
+        "cancelled": f"it was cancelled at {ended}{f': {job.error}' if cancelled else ''}",
+    }.get(job.state, f"it completed at {ended}")
 
 
 def _pending_reason(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> str:
@@ -9777,7 +9766,8 @@ class Supervisor:
         for worker in self.pool.workers:
             if cancelled:
                 worker.look_at = self._watch_at = 0.0
-            if any(recalled or run.claimed.id in self._cancelled for run in worker.runs.values()):
+            cancelled_here = any(run.claimed.id in self._cancelled for run in worker.runs.values())
+            if worker.plain and (recalled or (cancelled_here and worker.board.running)):
                 taken_back = self._take_back(worker) and taken_back
         if not taken_back:
             return AGAIN
