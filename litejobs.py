@@ -10658,7 +10658,9 @@ class Queue:
             OptionError: there is no such setting, or its value cannot be used.
         """
         check_known(choices, _SETTING_CHECKS, "no such setting")
-        store, columns = {**STORED, "ageing": STORED["timeout"]}, {}
+        # Rows leave out the default backoff; for a queue it is a setting like any other.
+        store = {**STORED, "ageing": STORED["timeout"], "backoff": store_curve}
+        columns: dict[str, Any] = {}
         for setting, value in typing.cast("dict[str, Any]", choices).items():
             checked = None if value is None else _SETTING_CHECKS[setting](value, setting)
             columns[setting] = checked and store.get(setting, _same)(checked)
