@@ -3847,12 +3847,9 @@ _FROM_NODE: dict[Path, Path] = {}
 """In a worker: where relative paths lead in the program of its node."""
 
 
-class Damaged(Exception):
-    """A value in the file that litejobs does not write, as after a page was overwritten."""
-
-
-FailedReading = apsw.Error | Damaged | UnicodeDecodeError
-"""What reading from a file may raise; the last one for a text that is not UTF-8."""
+FailedReading = apsw.Error | UnicodeDecodeError
+"""What reading from a file may raise; the last one for a text that is not UTF-8. Values that
+litejobs does not write, as after a page was overwritten, raise a CorruptError like such a page."""
 _PROBLEMS: Mapping[type[Exception], str] = {
     apsw.NotADBError: "is not an SQLite database: name another file",
     apsw.FullError: "the disk is full: nothing was written; free some space",
@@ -3865,8 +3862,8 @@ _PROBLEMS: Mapping[type[Exception], str] = {
 def _translated(error: FailedReading | OSError, path: str | Path) -> FileError:
     """The error of ours for one of SQLite or the operating system, with what to do about it."""
     match error:
-        case Damaged() | UnicodeDecodeError():
-            problem = f"is damaged ({error}): see `litejobs doctor …`"
+        case apsw.CorruptError() | UnicodeDecodeError():
+            problem = f"is damaged ({type(error).__name__}: {error}): see `litejobs doctor …`"
         case OSError():
             problem = f"cannot be used: {error.strerror}"
         case apsw.ReadOnlyError():
@@ -3881,7 +3878,7 @@ def _as_ours(path: str | Path) -> Iterator[None]:
     """Raises errors of SQLite and the operating system as errors of ours."""
     try:
         yield
-    except (apsw.Error, Damaged, UnicodeDecodeError, OSError) as error:
+    except (apsw.Error, UnicodeDecodeError, OSError) as error:
         raise _translated(error, path) from error
 
 
@@ -4643,7 +4640,7 @@ def sound(kind: Callable[..., T], row: Any, **more: Any) -> T:
     """What a class makes of a row of its columns, if the values have the annotated types."""
     if row is None or not all(map(isinstance, row, _column_types(kind))):
         of = "" if row is None else f" of {shown(row[0])}"
-        raise Damaged(f"a row{of} is no {getattr(kind, '__name__', kind)}")
+        raise apsw.CorruptError(f"a row{of} is no {getattr(kind, '__name__', kind)}")
     return kind(*row, **more)
 
 
@@ -4658,7 +4655,7 @@ def _column_types(kind: Any) -> list[Any]:
 def sound_number(value: Any) -> int | None:
     """An integer, or NULL."""
     if value is not None and type(value) is not int:
-        raise Damaged(f"expected an integer, found {shown(value)}")
+        raise apsw.CorruptError(f"expected an integer, found {shown(value)}")
     return value
 
 
@@ -5042,7 +5039,7 @@ def count_by_queue(tx: Transaction) -> dict[str, dict[str, int]]:
     """
     for queue, state, number in tx.execute(sql):
         if (type(queue), type(state), type(number)) != (str, str, int):
-            raise Damaged(f"the number of jobs in {shown(queue)} is {shown(number)}")
+            raise apsw.CorruptError(f"the number of jobs in {shown(queue)} is {shown(number)}")
         counts.setdefault(queue, {})[state] = number
     return counts
 
@@ -5413,7 +5410,10 @@ def read_settings(tx: Transaction) -> dict[str, QueueSettings]:
                 per_second=row["rate"],
                 **{name: row[name] for name in ("concurrency", "burst", "weight")},
             )
-        except (TypeError, ValueError):
+        except TypeError:
+            problem = f"the settings of the queue {shown(row['name'])} are not numbers"
+            raise apsw.CorruptError(problem) from None
+        except ValueError:
             found[row["name"]] = QueueSettings(row["name"], paused=True)
     return found
 
@@ -6234,7 +6234,7 @@ def _names_in(text: str | None) -> tuple[str, ...] | None:
         names = None if text is None else load_json(text)
         if names is None or (type(names) is list and {*map(type, names)} <= {str}):
             return None if names is None else tuple(names)
-    raise Damaged(f"a node does not list names: {shown(text)}")
+    raise apsw.CorruptError(f"a node does not list names: {shown(text)}")
 
 
 @attrs.frozen
