@@ -10659,7 +10659,7 @@ class Queue:
         """
         check_known(choices, _SETTING_CHECKS, "no such setting")
         # Rows leave out the default backoff; for a queue it is a setting like any other.
-        store = {**STORED, "ageing": STORED["timeout"], "backoff": store_curve}
+        store: dict[str, Any] = {**STORED, "ageing": STORED["timeout"], "backoff": store_curve}
         columns: dict[str, Any] = {}
         for setting, value in typing.cast("dict[str, Any]", choices).items():
             checked = None if value is None else _SETTING_CHECKS[setting](value, setting)
