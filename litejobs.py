@@ -9773,7 +9773,8 @@ class Supervisor:
         for worker in self.pool.workers:
             if cancelled:
                 worker.look_at = self._watch_at = 0.0
-            if any(recalled or run.claimed.id in self._cancelled for run in worker.runs.values()):
+            cancelled_here = any(run.claimed.id in self._cancelled for run in worker.runs.values())
+            if worker.plain and (recalled or (cancelled_here and worker.board.running)):
                 taken_back = self._take_back(worker) and taken_back
         if not taken_back:
             return AGAIN
