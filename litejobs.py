@@ -1005,8 +1005,9 @@ class Unique:
 
     def __attrs_post_init__(self) -> None:
         check_one_of(self.scope, typing.get_args(Scope), "scope")
-        if not callable(self.on_conflict):
-            check_one_of(self.on_conflict, typing.get_args(OnConflict), "on_conflict")
+        if not callable(self.on_conflict) and self.on_conflict not in typing.get_args(OnConflict):
+            expected = "return, raise, replace or a function that merges two payloads"
+            raise OptionError("on_conflict", f"expected {expected}, got {self.on_conflict!r}")
         if self.on_conflict not in ("return", "raise") and self.scope != "queued":
             problem = "a job that may have started cannot be changed: this needs scope='queued'"
             raise OptionError("on_conflict", problem)
@@ -10652,8 +10653,8 @@ class Queue:
             OptionError: there is no such setting, or its value cannot be used.
         """
         check_known(choices, _SETTING_CHECKS, "no such setting")
-        store: dict[str, Callable[[Any], Any]] = {**STORED, "backoff": store_curve}
-        store["ageing"] = STORED["timeout"]
+        # Rows leave out the default backoff; for a queue it is a setting like any other.
+        store: dict[str, Any] = {**STORED, "ageing": STORED["timeout"], "backoff": store_curve}
         columns: dict[str, Any] = {}
         for setting, value in typing.cast("dict[str, Any]", choices).items():
             checked = None if value is None else _SETTING_CHECKS[setting](value, setting)
