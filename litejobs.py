@@ -1005,8 +1005,9 @@ class Unique:
 
     def __attrs_post_init__(self) -> None:
         check_one_of(self.scope, typing.get_args(Scope), "scope")
-        if not callable(self.on_conflict):
-            check_one_of(self.on_conflict, typing.get_args(OnConflict), "on_conflict")
+        if not callable(self.on_conflict) and self.on_conflict not in typing.get_args(OnConflict):
+            expected = "return, raise, replace or a function that merges two payloads"
+            raise OptionError("on_conflict", f"expected {expected}, got {self.on_conflict!r}")
         if self.on_conflict not in ("return", "raise") and self.scope != "queued":
             problem = "a job that may have started cannot be changed: this needs scope='queued'"
             raise OptionError("on_conflict", problem)
@@ -5293,13 +5294,14 @@ class NewJob(NamedTuple):
 
     def job(self, id: int, payload: str | bytes, source: LiteJobs) -> Job[Any]:
         """The job of a row that was just inserted."""
-        shown = {column: value for column, value in self.columns.items() if column in _SHOWN}
+        shown = {column: self.columns[column] for column in _SHOWN}
         if shown["run_at"] == shown["enqueued_at"]:
             shown["run_at"] = shown["enqueued_at"] = from_micros(shown["run_at"])
         return Job(id=id, claim=0, attempt=0, payload=payload, source=source, **shown)
 
 
-_SHOWN = frozenset(JOB_COLUMNS)
+_OF_EACH = {*STORED, "name", "run_at", "enqueued_at", "state"}
+_SHOWN = [column for column in JOB_COLUMNS if column in _OF_EACH]
 _COMPLETE = f"UPDATE litejobs_job AS NEW {COMPLETION} :name WHERE NEW.id = :id"
 """Does what the trigger does for a row that was inserted by hand. Our own connection fires no
 triggers: others may have put theirs into the file."""
@@ -5456,7 +5458,8 @@ def insert_all(tx: Transaction, jobs: Sequence[NewJob]) -> tuple[range, Sequence
             tx.execute(sql, (*job.columns.values(), apsw.carray(job.payloads)))
         if job.columns["state"] != "pending":
             counts[job.group] = counts.get(job.group, 0) + number
-    add_to_counts(tx, counts)
+    if counts:
+        add_to_counts(tx, counts)
     # AUTOINCREMENT under the write lock counts without gaps.
     end = tx.connection.last_insert_rowid() + 1
     return range(end - count, end), jobs
@@ -6526,6 +6529,9 @@ def hold(path: str) -> contextlib.ExitStack:
     return held
 
 
+_log_once = functools.lru_cache(100)(logger.error)
+
+
 def lock_alone(path: str) -> contextlib.ExitStack | None:
     """Takes the whole lock, unless a process holds a share. A `FileError` means that this cannot
     be known."""
@@ -6535,13 +6541,8 @@ def lock_alone(path: str) -> contextlib.ExitStack | None:
     except FileError as error:
         # A live node creates it again; or it was just rescued.
         if not isinstance(error.__cause__, FileNotFoundError):
-            _log_once(f"whether a node lives cannot be known: {error}")
+            _log_once("whether a node lives cannot be known: %s", str(error))
         raise
-
-
-@functools.lru_cache(100)
-def _log_once(problem: str) -> None:
-    logger.error("%s", problem)
 
 
 @contextlib.contextmanager
@@ -7081,46 +7082,39 @@ def explain(nodes: Nodes, job: Job[Any]) -> str:
 
 def _explanation(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> str:
     due, ended = _when(job.run_at), _when(job.finished_at)
-    match job.state:
-        case "running":
-            sql = "SELECT holder, cancel_at FROM litejobs_job WHERE id = ?"
-            holder, cancel_at = tx.execute(sql, (job.id,)).fetchone() or (None, None)
-            node = next((node for node in live if node.id == holder), None)
-            if node is None:
-                return "the node that ran it has died, and the next one at work takes it over"
-            asked = "" if cancel_at is None else ", and was asked to end"
-            runs = f"it is running: attempt {job.attempt} on node {node.name!r} (pid {node.pid})"
-            return f"{runs} since {_when(job.started_at)}{asked}"
-        case "pending":
-            return _pending_reason(tx, live, job)
-        case "blocked" if job.key is None:
-            return "it waits for another job"
-        case "blocked":
-            sql = """
-                SELECT id FROM litejobs_job
-                WHERE key = ? AND key IS NOT NULL AND state IN ('pending', 'running')
-                ORDER BY id LIMIT 5
-            """
-            holders = [str(id) for (id,) in tx.execute(sql, (job.key,))]
-            by = f"job{'' if len(holders) == 1 else 's'} {', '.join(holders)}"
-            nobody = "no job: `litejobs doctor … --repair` lets it in"
-            return f"its key {job.key!r} is held by {by if holders else nobody}"
-        case "paused":
-            return "a person holds it, until it is released"
-        case "scheduled" | "retrying" if to_micros(job.run_at) <= tx.now and not live:
-            return f"it has been due since {due}, and no node is at work"
-        case "scheduled":
-            return f"it is due at {due}"
-        case "retrying":
-            failed = f"attempt {job.attempt} failed ({job.error})"
-            return f"{failed}, and the next one is due at {due}"
-        case "failed":
-            return f"it failed at {ended}, after {_many(job.attempt, 'attempt')}: {job.error}"
-        case "cancelled":
-            # The error of an earlier attempt is not the reason.
-            known = str(job.error).startswith(("Expired: ", "Cancel: ", "Cancelled: "))
-            return f"it was cancelled at {ended}{f': {job.error}' if known else ''}"
-    return f"it completed at {ended}"
+    if job.state == "running":
+        sql = "SELECT holder, cancel_at FROM litejobs_job WHERE id = ?"
+        holder, cancel_at = tx.execute(sql, (job.id,)).fetchone() or (None, None)
+        node = next((node for node in live if node.id == holder), None)
+        if node is None:
+            return "the node that ran it has died, and the next one at work takes it over"
+        asked = "" if cancel_at is None else ", and was asked to end"
+        runs = f"it is running: attempt {job.attempt} on node {node.name!r} (pid {node.pid})"
+        return f"{runs} since {_when(job.started_at)}{asked}"
+    if job.state == "pending":
+        return _pending_reason(tx, live, job)
+    if job.state == "blocked" and job.key is not None:
+        sql = """
+            SELECT id FROM litejobs_job
+            WHERE key = ? AND key IS NOT NULL AND state IN ('pending', 'running')
+            ORDER BY id LIMIT 5
+        """
+        ids = ", ".join(str(id) for (id,) in tx.execute(sql, (job.key,)))
+        jobs = f"jobs {ids}" if "," in ids else f"job {ids}"
+        nobody = "no job: `litejobs doctor … --repair` lets it in"
+        return f"its key {job.key!r} is held by {jobs if ids else nobody}"
+    if job.state in LATER and to_micros(job.run_at) <= tx.now and not live:
+        return f"it has been due since {due}, and no node is at work"
+    # The error of an earlier attempt is not the reason why it was cancelled.
+    cancelled = str(job.error).startswith(("Expired: ", "Cancel: ", "Cancelled: "))
+    return {
+        "blocked": "it waits for another job",
+        "paused": "a person holds it, until it is released",
+        "scheduled": f"it is due at {due}",
+        "retrying": f"attempt {job.attempt} failed ({job.error}), and the next one is due at {due}",
+        "failed": f"it failed at {ended}, after {_many(job.attempt, 'attempt')}: {job.error}",
+        "cancelled": f"it was cancelled at {ended}{f': {job.error}' if cancelled else ''}",
+    }.get(job.state, f"it completed at {ended}")
 
 
 def _pending_reason(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> str:
@@ -9774,7 +9768,8 @@ class Supervisor:
         for worker in self.pool.workers:
             if cancelled:
                 worker.look_at = self._watch_at = 0.0
-            if any(recalled or run.claimed.id in self._cancelled for run in worker.runs.values()):
+            cancelled_here = any(run.claimed.id in self._cancelled for run in worker.runs.values())
+            if worker.plain and (recalled or (cancelled_here and worker.board.running)):
                 taken_back = self._take_back(worker) and taken_back
         if not taken_back:
             return AGAIN
@@ -10659,7 +10654,9 @@ class Queue:
             OptionError: there is no such setting, or its value cannot be used.
         """
         check_known(choices, _SETTING_CHECKS, "no such setting")
-        store, columns = {**STORED, "ageing": STORED["timeout"]}, {}
+        # Rows leave out the default backoff; for a queue it is a setting like any other.
+        store: dict[str, Any] = {**STORED, "ageing": STORED["timeout"], "backoff": store_curve}
+        columns: dict[str, Any] = {}
         for setting, value in typing.cast("dict[str, Any]", choices).items():
             checked = None if value is None else _SETTING_CHECKS[setting](value, setting)
             columns[setting] = checked and store.get(setting, _same)(checked)
