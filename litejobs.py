@@ -2744,17 +2744,13 @@ class Registry:
     def listing(self) -> list[dict[str, Any]]:
         """What nodes store of each definition: its name, the columns of its options, after what
         time its jobs expire, and what of them is hidden."""
-        return [
-            {
-                **own.options.columns,
-                "name": own.name,
-                "expires": None
-                if isinstance(own.options.expires, datetime)
-                else _store_length(own.options.expires),
-                "hidden": own.body.hidden,
-            }
-            for own in self
-        ]
+        rows = []
+        for own in self:
+            expires = own.options.expires
+            length = None if isinstance(expires, datetime) else _store_length(expires)
+            about = {"name": own.name, "expires": length, "hidden": own.body.hidden}
+            rows.append({**own.options.columns, **about})
+        return rows
 
     def __iter__(self) -> Iterator[AnyDefinition]:
         return iter(self.by_name.values())
@@ -3010,16 +3006,14 @@ def judge(error: BaseException, claimed: Claimed, options: Options, rng: random.
     """The report, without times, of an attempt whose handler raised. In this order: the handler's
     own outcome, `fail_on`, the first exception of `retry_on` that fits, the limit and backoff."""
     own = options.backoff
-    if isinstance(error, Outcome):
-        if isinstance(error, Cancel):
-            return Report(state="cancelled")
-        if isinstance(error, Snooze):
-            return Report(state="scheduled", delay=error.delay // MICROSECOND, counted=False)
-        if isinstance(error, Retry) and error.delay is not None:
+    if isinstance(error, Cancel):
+        return Report(state="cancelled")
+    if isinstance(error, Snooze):
+        return Report(state="scheduled", delay=error.delay // MICROSECOND, counted=False)
+    if isinstance(error, Retry):
+        if error.delay is not None:
             return Report(state="retrying", delay=error.delay // MICROSECOND)
-        if isinstance(error, Fail):
-            return Report(state="failed")
-    elif isinstance(error, tuple(options.fail_on)):
+    elif isinstance(error, (Fail, *options.fail_on)):
         return Report(state="failed")
     elif options.retry_on is not None:
         fitting = [kind for kind in options.retry_on if isinstance(error, kind)]
@@ -3853,12 +3847,9 @@ _FROM_NODE: dict[Path, Path] = {}
 """In a worker: where relative paths lead in the program of its node."""
 
 
-class Damaged(Exception):
-    """A value in the file that litejobs does not write, as after a page was overwritten."""
-
-
-FailedReading = apsw.Error | Damaged | UnicodeDecodeError
-"""What reading from a file may raise; the last one for a text that is not UTF-8."""
+FailedReading = apsw.Error | UnicodeDecodeError
+"""What reading from a file may raise; the last one for a text that is not UTF-8. Values that
+litejobs does not write, as after a page was overwritten, raise a CorruptError like such a page."""
 _PROBLEMS: Mapping[type[Exception], str] = {
     apsw.NotADBError: "is not an SQLite database: name another file",
     apsw.FullError: "the disk is full: nothing was written; free some space",
@@ -3871,8 +3862,8 @@ _PROBLEMS: Mapping[type[Exception], str] = {
 def _translated(error: FailedReading | OSError, path: str | Path) -> FileError:
     """The error of ours for one of SQLite or the operating system, with what to do about it."""
     match error:
-        case Damaged() | UnicodeDecodeError():
-            problem = f"is damaged ({error}): see `litejobs doctor …`"
+        case apsw.CorruptError() | UnicodeDecodeError():
+            problem = f"is damaged ({type(error).__name__}: {error}): see `litejobs doctor …`"
         case OSError():
             problem = f"cannot be used: {error.strerror}"
         case apsw.ReadOnlyError():
@@ -3887,7 +3878,7 @@ def _as_ours(path: str | Path) -> Iterator[None]:
     """Raises errors of SQLite and the operating system as errors of ours."""
     try:
         yield
-    except (apsw.Error, Damaged, UnicodeDecodeError, OSError) as error:
+    except (apsw.Error, UnicodeDecodeError, OSError) as error:
         raise _translated(error, path) from error
 
 
@@ -3961,7 +3952,7 @@ class File:
             self.path = _FROM_NODE.get(self.given) or self.given.absolute()
         _FILES[id(self)] = self
 
-    def presence_path(self, node: int) -> str:
+    def presence_path(self, node: int | str) -> str:
         """The small file beside it whose lock the processes of a node share."""
         return f"{self.path}-node-{node}"
 
@@ -4136,6 +4127,11 @@ class File:
         here = _stat_id(found) == self._ids[0] and _stat_id(memory) == self._ids[2]
         self._size, self._checked_at = found.st_size, now
         return found.st_nlink if here and found.st_size else 0  # SQLite never makes it empty.
+
+    def changes(self) -> int:
+        """A number that changes when others have committed, or the file was opened again."""
+        with self.transaction(read_only=True) as tx:
+            return self.opened + int(tx.execute("PRAGMA data_version").fetchone()[0])
 
     # A full disk must not keep jobs from being settled, which makes room in the end. So producers
     # are refused while there is still room for settling. Only SQLite writes to the file and its
@@ -4414,6 +4410,7 @@ def lock(path: str, alone: bool, wait: float = 0.0) -> contextlib.ExitStack | No
         busy = contextlib.suppress(BlockingIOError, apsw.BusyError)
         with contextlib.ExitStack() as locked, busy:
             if sys.platform == "win32":
+                os.lstat(path)  # An error of SQLite's would not say that it is missing.
                 # A lock of SQLite's on an empty file.
                 connection = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READWRITE)
                 locked.callback(connection.close)
@@ -4643,7 +4640,7 @@ def sound(kind: Callable[..., T], row: Any, **more: Any) -> T:
     """What a class makes of a row of its columns, if the values have the annotated types."""
     if row is None or not all(map(isinstance, row, _column_types(kind))):
         of = "" if row is None else f" of {shown(row[0])}"
-        raise Damaged(f"a row{of} is no {getattr(kind, '__name__', kind)}")
+        raise apsw.CorruptError(f"a row{of} is no {getattr(kind, '__name__', kind)}")
     return kind(*row, **more)
 
 
@@ -4658,7 +4655,7 @@ def _column_types(kind: Any) -> list[Any]:
 def sound_number(value: Any) -> int | None:
     """An integer, or NULL."""
     if value is not None and type(value) is not int:
-        raise Damaged(f"expected an integer, found {shown(value)}")
+        raise apsw.CorruptError(f"expected an integer, found {shown(value)}")
     return value
 
 
@@ -5042,7 +5039,7 @@ def count_by_queue(tx: Transaction) -> dict[str, dict[str, int]]:
     """
     for queue, state, number in tx.execute(sql):
         if (type(queue), type(state), type(number)) != (str, str, int):
-            raise Damaged(f"the number of jobs in {shown(queue)} is {shown(number)}")
+            raise apsw.CorruptError(f"the number of jobs in {shown(queue)} is {shown(number)}")
         counts.setdefault(queue, {})[state] = number
     return counts
 
@@ -5413,7 +5410,10 @@ def read_settings(tx: Transaction) -> dict[str, QueueSettings]:
                 per_second=row["rate"],
                 **{name: row[name] for name in ("concurrency", "burst", "weight")},
             )
-        except (TypeError, ValueError):
+        except TypeError:
+            problem = f"the settings of the queue {shown(row['name'])} are not numbers"
+            raise apsw.CorruptError(problem) from None
+        except ValueError:
             found[row["name"]] = QueueSettings(row["name"], paused=True)
     return found
 
@@ -6220,8 +6220,6 @@ class Ready:
 ################################################################################
 
 LOST = "the node ended while it held the job"
-RECALL_TIMEOUT = 2.0
-"""Seconds that nodes have to take back the jobs that their workers have not started."""
 LOST_LIMIT = 5
 """How many nodes may die while they hold a job before it is a dead letter."""
 MISSING_LIMIT = 30.0
@@ -6236,7 +6234,7 @@ def _names_in(text: str | None) -> tuple[str, ...] | None:
         names = None if text is None else load_json(text)
         if names is None or (type(names) is list and {*map(type, names)} <= {str}):
             return None if names is None else tuple(names)
-    raise Damaged(f"a node does not list names: {shown(text)}")
+    raise apsw.CorruptError(f"a node does not list names: {shown(text)}")
 
 
 @attrs.frozen
@@ -6255,23 +6253,6 @@ class Node:
     names: tuple[str, ...] | None = attrs.field(converter=_names_in)
     """The definitions that it has; `None` if that is not known."""
 
-    def takes(self, name: str, queue: str) -> bool:
-        """Whether it takes jobs of this definition in this queue."""
-        return self.knows(name) and (self.queues is None or queue in self.queues)
-
-    def knows(self, name: str) -> bool:
-        """Whether it has this definition."""
-        return self.names is None or name in self.names
-
-
-def _nodes(tx: Transaction) -> list[Node]:
-    rows = tx.execute("""
-        SELECT id, name, pid, port, workers, queues, started_at,
-            (SELECT count(*) FROM litejobs_job WHERE state = 'running' AND holder = node.id), names
-        FROM litejobs_node AS node ORDER BY id
-    """).fetchall()
-    return [sound(Node, row) for row in rows]
-
 
 _UNLISTED = """
     SELECT ifnull(holder, 0) AS holder, count(*) AS number FROM litejobs_job
@@ -6284,7 +6265,8 @@ class Nodes:
     """The nodes that are listed in the file, and the jobs that they hold."""
 
     file: File
-    clock: Clock
+    _shares: dict[int, tuple[FileId, contextlib.ExitStack]] = attrs.field(factory=dict)
+    """Of the nodes of this process: the lock file, and the share that is held of its lock."""
     _missing: dict[int, tuple[int, int]] = attrs.field(factory=dict)
     """Nodes without a lock file: when that was last seen, and for how many microseconds in all,
     of which at most a second counts between two checks: this process may have been stopped."""
@@ -6295,22 +6277,23 @@ class Nodes:
         port: int,
         workers: int,
         serves: Serves,
-        known: Iterable[Mapping[str, Any]],
-    ) -> tuple[int, Presence]:
-        """Lists a node and takes the first share of its lock, before others can see it. Stores
-        the options of its *known* definitions, for jobs inserted by hand, and the hidden fields
-        of their payloads, for programs that open the file without them."""
+        known: Sequence[Mapping[str, Any]],
+    ) -> int:
+        """Lists a node and takes the first share of its lock, before others can see it; gives its
+        id. Stores the options of its *known* definitions, for jobs inserted by hand, and the
+        hidden fields of their payloads, for programs that open the file without them."""
         queues = None if serves.queues is None else json.dumps(sorted(serves.queues))
         columns = name, os.getpid(), port, workers, queues, json.dumps(sorted(serves.names))
         give_up = time.monotonic() + NAME_TIMEOUT
-        while True:
-            with contextlib.ExitStack() as undo:
+        node = 0
+        while not node:
+            try:
                 with self.file.transaction() as tx:
                     # With two live nodes of a name, a job for that name would reach either one.
-                    namesakes = tx.execute(
+                    namesakes: Any = tx.execute(
                         "SELECT id, pid FROM litejobs_node WHERE name = ?", (name,)
-                    )
-                    pid = next((pid for id, pid in namesakes.fetchall() if self.is_alive(id)), None)
+                    ).fetchall()
+                    pid = next((pid for id, pid in namesakes if self.is_alive(id)), None)
                     if pid is None:
                         self._remove_stale_locks(tx)
                         tx.execute(
@@ -6321,18 +6304,65 @@ class Nodes:
                         )
                         node = tx.connection.last_insert_rowid()
                         _store_definitions(tx, known)
-                        presence = Presence(self.file.presence_path(node), self.file.path)
-                        undo.callback(presence.close)
-                undo.pop_all()
-            if pid is None:
-                self.file.joined += 1
-                return node, presence
-            if time.monotonic() > give_up:
-                raise WorkerError(
-                    f"a node named {name!r} is at work (process {pid}): "
-                    "stop that one first, or give this one another name, or none"
-                )
-            time.sleep(0.02)
+                        self._take_share(node)
+            except BaseException:
+                self.let_go(node)
+                raise
+            if pid is not None:
+                if time.monotonic() > give_up:
+                    raise WorkerError(
+                        f"a node named {name!r} is at work (process {pid}): "
+                        "stop that one first, or give this one another name, or none"
+                    )
+                time.sleep(0.02)
+        self.file.joined += 1
+        return node
+
+    def _remove_stale_locks(self, tx: Transaction) -> None:
+        """Removes the lock files of nodes that were killed while they left. No other node can be
+        joining now, since this process has the write lock."""
+        listed = set(map(self.file.presence_path, _column(tx, "SELECT id FROM litejobs_node")))
+        with contextlib.suppress(OSError):
+            for path in map(str, self.file.path.parent.iterdir()):
+                if path.startswith(self.file.presence_path("")) and path not in listed:
+                    with gone(path):
+                        pass
+
+    def _take_share(self, node: int) -> None:
+        """Creates the lock file with the mode and group of the queue's file, and as root its
+        owner, as SQLite does with the WAL: every user of the queue has to find out whether this
+        node lives."""
+        path = self.file.presence_path(node)
+        with _as_ours(path):
+            found = os.stat(self.file.path)
+            made = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+            with os.fdopen(made, "rb+", 0), contextlib.suppress(OSError):
+                if sys.platform != "win32":  # Not every other file system knows modes and groups.
+                    mode = found.st_mode & 0o666
+                    try:
+                        os.fchown(made, found.st_uid if os.geteuid() == 0 else -1, found.st_gid)
+                    except OSError:
+                        mode &= ~0o060  # It would be for another group.
+                    os.fchmod(made, mode)
+        self._shares[node] = _file_id(path), hold(path)
+
+    def renew(self, node: int) -> bool:
+        """Creates the lock file of a node here again if it was removed or replaced, and takes the
+        first share; says whether it did. Other processes still hold their shares of the old one."""
+        path = self.file.presence_path(node)
+        if node not in self._shares or _file_id(path) == self._shares[node][0]:
+            return False
+        old = self._shares[node]
+        with _as_ours(path), contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        self._take_share(node)
+        old[1].close()
+        return True
+
+    def let_go(self, node: int) -> None:
+        """Gives back the share of a node here."""
+        if share := self._shares.pop(node, None):
+            share[1].close()
 
     def hidden(self) -> dict[str, frozenset[str]]:
         """By name of the definition, the fields of its payload that are not to be shown."""
@@ -6344,22 +6374,16 @@ class Nodes:
         """)
         return {name: frozenset(path for of, path in rows if of == name) for name, _ in rows}
 
-    def _remove_stale_locks(self, tx: Transaction) -> None:
-        """Removes the lock files of nodes that were killed while they left. No other node can be
-        joining now, since this process has the write lock."""
-        nodes = _column(tx, "SELECT id FROM litejobs_node")
-        listed = set(map(self.file.presence_path, nodes))
-        start = f"{self.file.path.name}-node-"
-        with contextlib.suppress(OSError):
-            for file in self.file.path.parent.iterdir():
-                if file.name.startswith(start) and str(file) not in listed:
-                    with gone(str(file)):
-                        pass
-
     def all(self) -> list[Node]:
         """The nodes that are listed, with the number of jobs that each holds."""
-        with self.file.transaction(read_only=True) as tx:
-            return _nodes(tx)
+        rows = self.file.read("""
+            SELECT id, name, pid, port, workers, queues, started_at, (
+                SELECT count(*) FROM litejobs_job WHERE state = 'running' AND holder = node.id
+            ), names
+            FROM litejobs_node AS node ORDER BY id
+        """)
+        with _as_ours(self.file.path):
+            return [sound(Node, row) for row in rows]
 
     def others(self, node: int) -> list[tuple[int, str, int]]:
         """Ids, names and process ids of the other nodes that are listed: from the one that
@@ -6381,45 +6405,45 @@ class Nodes:
         """The ids of nodes that hold jobs but are not listed; 0 for jobs without a holder."""
         return [holder for (holder,) in self.file.read(f"SELECT holder FROM ({_UNLISTED})")]
 
-    def is_alive(self, node: int) -> bool:
-        """Whether one of its processes is certainly there."""
-        return alive(self.file.presence_path(node), if_unknown=False)
+    def is_alive(self, node: int, if_unknown: bool = False) -> bool:
+        """Whether one of its processes is there."""
+        try:
+            alone = lock_alone(self.file.presence_path(node))
+        except FileError:
+            return if_unknown
+        if alone is not None:
+            alone.close()
+        return alone is None
 
-    def rescue(self, node: int) -> int:
-        """Takes over the jobs of a node if none of its processes is left; says how many.
+    def rescue(self, node: int) -> list[tuple[int, str, str, int, int]]:
+        """Takes over the jobs of a node if none of its processes is left; gives their ids, names,
+        queues and attempts, and whether each is a dead letter.
 
         They become ready again without losing an attempt, but each loss is counted: after
         LOST_LIMIT losses a job is a dead letter. If it cannot be known whether the node lives, it
         keeps its jobs, unless its lock file stays missing.
         """
-        path = self.file.presence_path(node)
-        with gone(path) as dead:
-            return self._take_over(node) if dead or self._stays_missing(node, path) else 0
+        with gone(self.file.presence_path(node)) as dead:
+            if dead is not None:
+                self._missing.pop(node, None)
+                return self._take_over(node) if dead else []
+            now = self.file.clock()
+            seen, lasted = self._missing.get(node, (now, 0))
+            lasted += min(max(0, now - seen), SECOND)
+            self._missing[node] = now, lasted
+            late = lasted >= MISSING_LIMIT * SECOND or not self.is_listed(node)
+            return self._take_over(node) if late else []
 
-    def _stays_missing(self, node: int, path: str) -> bool:
-        """Whether the lock file has been missing for so long that no process can be left."""
-        if not _is_missing(path):
-            self._missing.pop(node, None)
-            return False
-        now = self.clock()
-        seen, lasted = self._missing.get(node, (now, 0))
-        lasted += min(max(0, now - seen), 1_000_000)
-        self._missing[node] = now, lasted
-        return lasted >= MISSING_LIMIT * 1e6 or not self.is_listed(node)
-
-    def held(self, node: int) -> list[tuple[int, str, str, int, int]]:
-        """The ids, names, queues and attempts of the jobs that a node holds, and whether each is
-        a dead letter if that node is lost."""
-        sql = """
-            SELECT id, name, queue, attempt, lost + 1 >= ? FROM litejobs_job
-            WHERE state = 'running' AND ifnull(holder, 0) = ?
-        """
-        return self.file.read(sql, (LOST_LIMIT, node))
-
-    def _take_over(self, node: int) -> int:
+    def _take_over(self, node: int) -> list[tuple[int, str, str, int, int]]:
         with self.file.transaction() as tx:
-            values = {"node": node, "now": tx.now, "problem": LOST}
-            tx.execute(
+            held = """
+                SELECT id, name, queue, attempt, lost + 1 >= ? FROM litejobs_job
+                WHERE state = 'running' AND ifnull(holder, 0) = ?
+            """
+            lost: list[Any] = tx.execute(held, (LOST_LIMIT, node)).fetchall()
+            change_jobs(
+                tx,
+                [row[0] for row in lost],
                 """
                 INSERT INTO litejobs_attempt (
                     job, attempt, kind, type, message, traceback, worker, started_at, finished_at
@@ -6427,22 +6451,15 @@ class Nodes:
                 SELECT job.id, attempt, 'lost', 'NodeLost', :problem, '', ifnull(node.pid, 0),
                     ifnull(job.started_at, :now), :now
                 FROM litejobs_job AS job LEFT JOIN litejobs_node AS node ON node.id = job.holder
-                WHERE state = 'running' AND ifnull(holder, 0) = :node
+                WHERE job.id IN carray(:ids)
                 """,
-                values,
-            )
-            held = "SELECT id FROM litejobs_job WHERE state = 'running' AND ifnull(holder, 0) = ?"
-            rescued = change_jobs(
-                tx,
-                _column(tx, held, (node,)),
                 f"""
                 UPDATE litejobs_job SET
                     lost        = min(lost, :limit) + 1,
                     attempt     = max(attempt, 1) - (lost + 1 < :limit),
-                    state       = CASE WHEN lost + 1 < :limit THEN 'pending' ELSE 'failed' END,
-                    finished_at = CASE WHEN lost + 1 < :limit THEN NULL ELSE :now END,
-                    prune_at    = CASE WHEN lost + 1 < :limit THEN NULL
-                                       ELSE :now + {_kept_for("'failed'")} END,
+                    state       = iif(lost + 1 < :limit, 'pending', 'failed'),
+                    finished_at = iif(lost + 1 < :limit, NULL, :now),
+                    prune_at    = iif(lost + 1 < :limit, NULL, :now + {_kept_for("'failed'")}),
                     error       = 'NodeLost: ' || :problem,
                     expires_at  = NULL,
                     holder      = NULL
@@ -6452,10 +6469,10 @@ class Nodes:
                 problem=LOST,
             )
             cancel_returned(tx)
-            tx.execute("DELETE FROM litejobs_node WHERE id = :node", values)
-        return rescued
+            tx.execute("DELETE FROM litejobs_node WHERE id = ?", (node,))
+        return lost
 
-    def release_strays(self, node: int, held: Iterable[tuple[int, int]]) -> None:
+    def release_orphans(self, node: int, held: Iterable[tuple[int, int]]) -> None:
         """Makes the jobs of a node ready again of which it does not know, because a commit with
         unknown outcome claimed them: all but those *held*, by id and claim."""
         with self.file.transaction() as tx:
@@ -6484,70 +6501,18 @@ class Nodes:
             sql = "UPDATE litejobs_node SET recall = NULL WHERE id = ? AND recall = ?"
             tx.execute(sql, (node, recall))
 
-    def await_recall(self) -> None:
-        """Waits until all live nodes have taken back the jobs that have not started."""
-        give_up = time.monotonic() + RECALL_TIMEOUT
-        for pause in poll_intervals():
-            time.sleep(pause)
-            asked = self.file.read("SELECT id, name FROM litejobs_node WHERE recall IS NOT NULL")
-            late = [name for id, name in asked if alive(self.file.presence_path(id))]
-            if not late:
-                return
-            if time.monotonic() >= give_up:
-                text = "no answer from node %s: its workers may start the jobs that they have"
-                logger.warning(text, ", ".join(late))
-                return
 
-
-def _store_definitions(tx: Transaction, known: Iterable[Mapping[str, Any]]) -> None:
+def _store_definitions(tx: Transaction, known: Sequence[Mapping[str, Any]]) -> None:
     columns = (*STORED, "expires", "name")
-    for definition in known:
-        tx.execute(
-            f"INSERT OR REPLACE INTO litejobs_definition ({', '.join(columns)})"
-            f" VALUES ({', '.join(f':{column}' for column in columns)})",
-            definition,
-        )
-        key, hidden = f"hidden:{definition['name']}", definition["hidden"]
-        tx.execute("DELETE FROM litejobs_meta WHERE name = ?", (key,))
-        if hidden:
-            value = json.dumps(sorted(hidden))
-            tx.execute("INSERT INTO litejobs_meta (name, value) VALUES (?, ?)", (key, value))
-
-
-@attrs.define(eq=False, repr=False)
-class Presence:
-    """The share of a node's lock that its first process holds, and the small file that it is on."""
-
-    path: str
-    _file: Path
-    """The queue's, whose rights it gets."""
-    _lock: contextlib.ExitStack = attrs.field(init=False)
-    _id: FileId | None = attrs.field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        with _as_ours(self.path):
-            found = os.stat(self._file)
-            made = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
-            with os.fdopen(made, "rb+", 0):
-                _give_rights(made, found)
-        self._lock, self._id = hold(self.path), _file_id(self.path)
-
-    def renew(self) -> bool:
-        """Creates the file again if it was removed or replaced, and takes the first share; says
-        whether it did. Other processes still hold their shares of the old file."""
-        if self._id is None or _file_id(self.path) == self._id:
-            return False
-        with _as_ours(self.path), contextlib.suppress(FileNotFoundError):
-            os.unlink(self.path)
-        renewed = Presence(self.path, self._file)
-        self._lock.close()
-        self._lock, self._id = renewed._lock, renewed._id
-        return True
-
-    def close(self) -> None:
-        """Gives the share back."""
-        self._lock.close()
-        self._id = None
+    tx.connection.executemany(
+        f"INSERT OR REPLACE INTO litejobs_definition ({', '.join(columns)})"
+        f" VALUES ({', '.join(f':{column}' for column in columns)})",
+        known,
+    )
+    tx.connection.executemany(
+        "INSERT OR REPLACE INTO litejobs_meta (name, value) VALUES (?, ?)",
+        [(f"hidden:{own['name']}", json.dumps(sorted(own["hidden"]))) for own in known],
+    )
 
 
 def hold(path: str) -> contextlib.ExitStack:
@@ -6560,54 +6525,17 @@ def hold(path: str) -> contextlib.ExitStack:
     return held
 
 
-def alive(path: str, if_unknown: bool = True) -> bool:
-    """Whether a process holds a share of a node's lock."""
-    try:
-        alone = _lock_alone(path)
-    except FileError:
-        return if_unknown
-    if alone is not None:
-        alone.close()
-    return alone is None
-
-
-@contextlib.contextmanager
-def gone(path: str) -> Iterator[bool]:
-    """Whether certainly no process holds a share. If so, none can take one until the block ends;
-    then the file is removed. Processes that ask at the same moment may all get the answer no, so
-    callers have to ask again."""
-    alone = None
-    with contextlib.suppress(FileError):
-        alone = _lock_alone(path)
-    if alone is None:
-        yield False
-        return
-    with alone:
-        yield True
-    with contextlib.suppress(OSError):
-        os.unlink(path)
-
-
-def _lock_alone(path: str) -> contextlib.ExitStack | None:
+def lock_alone(path: str) -> contextlib.ExitStack | None:
     """Takes the whole lock, unless a process holds a share. A `FileError` means that this cannot
     be known."""
     try:
         with _as_ours(path):
             return lock(path, alone=True)
     except FileError as error:
-        if not _is_missing(path):  # A live node creates it again; or it was just rescued.
+        # A live node creates it again; or it was just rescued.
+        if not isinstance(error.__cause__, FileNotFoundError):
             _log_once(f"whether a node lives cannot be known: {error}")
         raise
-
-
-def _is_missing(path: str) -> bool:
-    try:
-        os.lstat(path)
-    except FileNotFoundError:
-        return True
-    except OSError:
-        pass
-    return False
 
 
 @functools.lru_cache(100)
@@ -6615,18 +6543,23 @@ def _log_once(problem: str) -> None:
     logger.error("%s", problem)
 
 
-def _give_rights(made: int, found: os.stat_result) -> None:
-    """Gives a new file the mode and group of the queue's file, and as root its owner, as SQLite
-    does with the WAL: every user of the queue has to find out whether this node lives."""
-    if sys.platform == "win32":
+@contextlib.contextmanager
+def gone(path: str) -> Iterator[bool | None]:
+    """Whether certainly no process holds a share; `None` if there is no lock file. If so, none
+    can take one until the block ends; then the file is removed. Processes that ask at the same
+    moment may all get the answer no, so callers have to ask again."""
+    alone, missing = None, False
+    try:
+        alone = lock_alone(path)
+    except FileError as error:
+        missing = isinstance(error.__cause__, FileNotFoundError)
+    if alone is None:
+        yield None if missing else False
         return
-    mode = found.st_mode & 0o666
-    with contextlib.suppress(OSError):  # Not every file system knows modes and groups.
-        try:
-            os.fchown(made, found.st_uid if os.geteuid() == 0 else -1, found.st_gid)
-        except OSError:
-            mode &= ~0o060  # It would be for another group.
-        os.fchmod(made, mode)
+    with alone:
+        yield True
+    with contextlib.suppress(OSError):
+        os.unlink(path)
 
 
 ################################################################################
@@ -6683,8 +6616,7 @@ class Meter:
     """Counts the jobs that a node has settled, and measures how long they took: in memory, until
     `flush`. A process that is killed loses its last few seconds."""
 
-    _file: File
-    _clock: Clock
+    file: File
     _rng: random.Random = attrs.field(factory=random.Random)
     _counts: defaultdict[tuple[int, str, str, str, int], int] = attrs.field(
         factory=lambda: defaultdict(int)
@@ -6693,7 +6625,7 @@ class Meter:
 
     def note(self, settlements: Sequence[Settlement], groups: Mapping[Group, int]) -> None:
         """Counts all jobs, and measures a sample of them."""
-        counts, now = self._counts, self._clock()
+        counts, now = self._counts, self.file.clock()
         minute = now - now % SPANS["minute"]
         for (state, queue, name), number in groups.items():
             if state in MEASURED:
@@ -6719,7 +6651,7 @@ class Meter:
     def flush(self) -> None:
         """Stores the counts."""
         if counts := self._counts:
-            with self._file.transaction() as tx:
+            with self.file.transaction() as tx:
                 tx.connection.executemany(
                     f"INSERT INTO litejobs_metric ({_METRIC}) VALUES (60, ?, ?, ?, ?, ?, ?) {_ADD}",
                     [(*key, number) for key, number in counts.items()],
@@ -6729,38 +6661,34 @@ class Meter:
     def fold(self, now: int) -> bool:
         """Adds up minutes that are older than a day into hours, one hour at a time, and deletes
         hours after METRICS_KEPT; says whether it did anything."""
-        hour = SPANS["hour"]
+        hour, old = SPANS["hour"], now - METRICS_KEPT
         end = now - now % hour - SPANS["day"]
-        sql = "SELECT min(time) FROM litejobs_metric WHERE span = ?"
-        with self._file.transaction(read_only=True) as tx:
-            first, oldest = (_one_number(tx, sql, (span,)) for span in (60, 3600))
-            if min(first or 0, oldest or 0) < 0:
-                raise Damaged(f"a span begins at {first}, or at {oldest}")
-        old = now - METRICS_KEPT
-        if (first is None or first >= end) and (oldest is None or oldest >= old):
-            return False
-        start = min(end if first is None else first, end - hour)
-        start -= start % hour
-        values = {"start": start, "end": start + hour, "hour": hour, "old": old}
-        with self._file.transaction() as tx:
-            of_that_hour = "WHERE span = 60 AND time >= :start AND time < :end"
+        minutes = "SELECT min(time) FROM litejobs_metric WHERE span = 60 AND time < ?"
+        outdated = "FROM litejobs_metric WHERE span = 3600 AND time < ?"
+        with self.file.transaction(read_only=True) as tx:
+            first = _one_number(tx, minutes, (end,))
+            if first is None and tx.execute(f"SELECT 1 {outdated} LIMIT 1", (old,)).get is None:
+                return False
+        start = 0 if first is None else max(0, first - first % hour)
+        values = {"start": start, "end": start + hour}
+        with self.file.transaction() as tx:
+            of_that_hour = "FROM litejobs_metric WHERE span = 60 AND time < :end"
             tx.execute(
                 f"""
                 INSERT INTO litejobs_metric ({_METRIC})
                 SELECT 3600, :start, queue, name, measure, bucket, sum(number)
-                FROM litejobs_metric {of_that_hour} GROUP BY queue, name, measure, bucket {_ADD}
+                {of_that_hour} GROUP BY queue, name, measure, bucket {_ADD}
                 """,
                 values,
             )
-            tx.execute(f"DELETE FROM litejobs_metric {of_that_hour}", values)
-            outdated = "DELETE FROM litejobs_metric WHERE span = 3600 AND time < :old"
-            tx.execute(outdated, values)
+            tx.execute(f"DELETE {of_that_hour}", values)
+            tx.execute(f"DELETE {outdated}", (old,))
         return True
 
     def read(self, span: Span, queue: str | None, name: str | None, limit: int) -> list[Metric]:
-        """Of the last spans, the current one at the end."""
+        """The metrics of the last spans, the current one at the end."""
         length = SPANS[span]
-        last = self._clock() // length * length
+        last = self.file.clock() // length * length
         spans: dict[int, defaultdict[str, dict[int, int]]] = {
             start: defaultdict(dict)
             for start in range(last - (limit - 1) * length, last + 1, length)
@@ -6769,7 +6697,7 @@ class Meter:
             "length": length, "first": min(spans), "end": last + length,
             "queue": queue and storable(queue), "name": name and storable(name),
         }  # fmt: skip
-        with self._file.transaction(read_only=True) as tx:
+        with self.file.transaction(read_only=True) as tx:
             rows: Any = tx.execute(
                 f"""
                 SELECT time - time % :length, measure, bucket, sum(number) FROM litejobs_metric
@@ -6781,9 +6709,8 @@ class Meter:
                 values,
             )
             for start, measure, bucket, number in rows:
-                if start not in spans:
-                    raise Damaged(f"a span begins at {shown(start)}")
-                spans[start][measure][sound_number(bucket) or 0] = sound_number(number) or 0
+                if start in spans:
+                    spans[start][measure][sound_number(bucket) or 0] = sound_number(number) or 0
         metrics = []
         for start, numbers in spans.items():
             counts: Any = [numbers[state].get(0, 0) for state in MEASURED]
@@ -6795,61 +6722,44 @@ class Meter:
 def back_up(file: File, place: Path) -> Path:
     """Copies the file while others work on it, into a new one that only its user can read; gives
     its absolute path. The copy gets its name when it is complete and on the disk."""
+
+    def refuse_existing() -> None:
+        if os.path.lexists(place):
+            raise FileError(str(place), "exists already: name a new file for the copy")
+
+    refuse_existing()
     try:
-        place = real_path(place)
-        _refuse_existing(place)
-        copy = place.with_name(f"{place.name}-unfinished-{random.getrandbits(32):08x}")
-        made = os.open(copy, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
-    except OSError as error:
-        raise FileError(str(place), f"cannot be created: {error.strerror}") from None
-    except ValueError as error:
-        raise FileError(str(place), f"is not a valid file name: {error}") from None
+        unfinished = f"{place.name}-unfinished-{random.getrandbits(32):08x}"
+        copy = _locate(place.with_name(unfinished), create=True)
+    except FileError as error:
+        raise FileError(str(place), error.problem) from None
+    place = copy.with_name(place.name)
+    flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOFOLLOW
     try:
+        with (
+            file.second_connection() as source,
+            _as_ours(place),
+            contextlib.closing(apsw.Connection(str(copy), flags=flags)) as target,
+        ):
+            target.pragma("journal_mode", "off")  # An incomplete copy is deleted.
+            target.pragma("synchronous", "full")
+            with target.backup("main", source, "main") as pages:
+                pages.step()
+            # No node works on the copy; without their lock files, they would seem to be missing.
+            target.execute("DELETE FROM litejobs_node")
         with _as_ours(place):
-            os.close(made)
-        with file.second_connection() as source:
-            _copy(source, copy)
-        with _as_ours(place):
-            _sync(copy)
-            _refuse_existing(place)
-            copy = copy.rename(place)
-            _sync(place.parent)
+            refuse_existing()
+            copy.rename(place)
+            if sys.platform != "win32":  # File systems of Windows keep names safe themselves.
+                folder = os.open(place.parent, os.O_RDONLY)
+                try:
+                    os.fsync(folder)
+                finally:
+                    os.close(folder)
     except BaseException:
-        with contextlib.suppress(OSError):
-            copy.unlink()
+        copy.unlink(missing_ok=True)
         raise
     return place
-
-
-def _refuse_existing(place: Path) -> None:
-    if os.path.lexists(place):
-        raise FileError(str(place), "exists already: name a new file for the copy")
-
-
-def _copy(source: apsw.Connection, place: Path) -> None:
-    flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOFOLLOW
-    with (
-        _as_ours(place),
-        contextlib.closing(apsw.Connection(str(place), flags=flags)) as copy,
-    ):
-        # An incomplete copy is deleted, and a complete one is synced as a whole.
-        copy.pragma("journal_mode", "off")
-        copy.pragma("synchronous", "off")
-        with copy.backup("main", source, "main") as pages:
-            pages.step()
-        # No node works on the copy; without their lock files, they would seem to be missing.
-        copy.execute("DELETE FROM litejobs_node")
-
-
-def _sync(path: Path) -> None:
-    """Waits until a file, or the names in a folder, are on the disk."""
-    if path.is_dir() and sys.platform == "win32":
-        return  # Windows cannot open a folder, and its file systems keep names safe themselves.
-    number = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
 
 
 def compact(file: File) -> Compacted:
@@ -6878,13 +6788,6 @@ _RECOUNTED = f"""
 """
 
 
-class _Number(int):
-    """A number that is formatted with a noun, as in "2 jobs", or as a time."""
-
-    def __format__(self, noun: str) -> str:
-        return _when(self) if noun == "when" else _many(self, noun) if noun else str(int(self))
-
-
 def _when(moment: datetime | int | None) -> str:
     moment = moment if isinstance(moment, datetime) else from_micros(moment or 0)
     return f"{moment:%Y-%m-%d %H:%M:%S} UTC"
@@ -6894,31 +6797,18 @@ def _many(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-_COMPLETED = "queue", "priority", "run_at", "enqueued_at"
-"""Columns that a trigger fills in for a row inserted by hand, unless triggers are off."""
+def _many_in_sql(noun: str, number: str = "count(*)") -> str:
+    return f"{number} || iif({number} = 1, ' {noun}', ' {noun}s')"
 
 
-class Problem(NamedTuple):
-    """A kind of problem. Each row that the query gives is one, and is inserted into the texts."""
-
-    level: Level
-    subject: str
-    problem: str
-    advice: str
-    sql: str
-
-
-def _check_bounds(table: str, id: str, thing: str, advice: str) -> Problem:
-    """Rows from before there were bounds, or written without the triggers that keep them."""
+def _out_of_bounds(table: str, id: str, *completed: str) -> str:
+    """A query for rows from before there were bounds, or written without the triggers that keep
+    them and that complete a row."""
     bounds = BOUNDS[table].items()
     cases = [f"WHEN {c} NOT BETWEEN {low} AND {high} THEN '{c}'" for c, (low, high) in bounds]
-    if thing == "job":
-        cases += [f"WHEN {column} IS NULL THEN '{column}'" for column in _COMPLETED]
+    cases += [f"WHEN {column} IS NULL THEN '{column}'" for column in completed]
     sql = f"SELECT {id}, CASE {' '.join(cases)} END AS wrong FROM {table}"
-    return Problem(
-        "error", f"{thing} {{0!r}}", "its {1} is out of bounds", advice,
-        f"SELECT * FROM ({sql}) WHERE wrong IS NOT NULL LIMIT 10",
-    )  # fmt: skip
+    return f"SELECT * FROM ({sql}) WHERE wrong IS NOT NULL LIMIT 10"
 
 
 _MISCOUNTED = f"""
@@ -6928,43 +6818,52 @@ _MISCOUNTED = f"""
     ) GROUP BY state, queue, name HAVING sum(kept) <> sum(number)
 """
 _UNKNOWN = ":known IS NOT NULL AND {} NOT IN (SELECT value FROM json_each(:known))"
-PROBLEMS = (
-    _check_bounds("litejobs_job", "id", "job", "`litejobs change …` or `litejobs delete …` it"),
-    _check_bounds(
-        "litejobs_queue", "name", "queue", "it is paused: `litejobs queue …` sets it anew"
+_PENDING = "litejobs_job INDEXED BY litejobs_ready WHERE state = 'pending'"
+_PAUSED = "SELECT name FROM litejobs_queue WHERE paused"
+_JOB_COUNT, _WAITING_COUNT = _many_in_sql("job"), _many_in_sql("waiting job", "sum(number)")
+PROBLEMS: Sequence[tuple[Level, str, str, str, str]] = (
+    (
+        "error", "job {0!r}", "its {1} is out of bounds",
+        "`litejobs change …` or `litejobs delete …` it",
+        _out_of_bounds("litejobs_job", "id", "queue", "priority", "run_at", "enqueued_at"),
     ),
-    Problem(
+    (
+        "error", "queue {0!r}", "its {1} is out of bounds",
+        "it is paused: `litejobs queue …` sets it anew", _out_of_bounds("litejobs_queue", "name"),
+    ),
+    (
         "error", "{0} jobs of {2!r} in queue {1!r}", "counted as {3}, but there are {4}",
         "`litejobs doctor … --repair` counts them anew", _MISCOUNTED,
     ),
-    Problem(
+    (
         "warning", "a program",
         "enqueued through sqlite3 with SQLite {0}, which may lose commits",
         "enqueue there through apsw, or with SQLite 3.51.3; then `litejobs doctor … --repair`",
         "SELECT value FROM litejobs_meta WHERE name = 'old_sqlite'",
     ),
-    Problem(
-        "warning", "node {0!r}", "died (pid {1}) and is still listed, with {2:job}",
+    (
+        "warning", "node {0!r}", "died (pid {1}) and is still listed, with {2}",
         "the next node at work takes its jobs over: `litejobs run …`",
-        """
-        SELECT name, pid, (
-            SELECT count(*) FROM litejobs_job WHERE state = 'running' AND holder = node.id
-        ) FROM litejobs_node AS node WHERE id NOT IN (SELECT value FROM json_each(:live))
+        f"""
+        SELECT name, pid,
+            (SELECT {_JOB_COUNT} FROM litejobs_job WHERE state = 'running' AND holder = node.id)
+        FROM litejobs_node AS node WHERE id NOT IN (SELECT value FROM json_each(:live))
         """,
     ),
-    Problem(
-        "warning", "node {0}", "is not listed, and holds {1:job}",
-        "a node at work takes them over within a minute: `litejobs run …`", _UNLISTED,
+    (
+        "warning", "node {0}", "is not listed, and holds {1}",
+        "a node at work takes them over within a minute: `litejobs run …`",
+        f"SELECT holder, {_many_in_sql('job', 'number')} FROM ({_UNLISTED})",
     ),
-    Problem(
-        "warning", "definition {0!r}", "{who} has it, for {1:waiting job}",
+    (
+        "warning", "definition {0!r}", "{who} has it, for {1}",
         "start a program that defines it, or `litejobs cancel … --name` them",
         f"""
-        SELECT name, sum(number) AS waiting FROM ({_counts_of(Match(states=WAITING))})
-        WHERE {_UNKNOWN.format("name")} GROUP BY name HAVING waiting > 0
+        SELECT name, {_WAITING_COUNT} FROM ({_counts_of(Match(states=WAITING))})
+        WHERE {_UNKNOWN.format("name")} GROUP BY name HAVING sum(number) > 0
         """,
     ),
-    Problem(
+    (
         "warning", "schedule {0!r}", "{who} has its definition {1!r}",
         "start a program that defines it, or remove the schedule",
         f"""
@@ -6972,253 +6871,137 @@ PROBLEMS = (
         WHERE next_at IS NOT NULL AND NOT paused AND {_UNKNOWN.format("definition")}
         """,
     ),
-    Problem(
+    (
         "warning", "definition {0!r}",
-        "{1:job}, such as {2}, put off until {3:when} at the latest by a clock that was ahead",
+        "{1}, such as {2}, put off until {3} at the latest by a clock that was ahead",
         "give them another time, such as `litejobs change … ID --delay 0`",
-        """
-        SELECT name, count(*), min(id), max(run_at) FROM litejobs_job
+        f"""
+        SELECT name, {_JOB_COUNT}, min(id), strftime('%F %T UTC', max(run_at) / 1e6, 'unixepoch')
+        FROM litejobs_job AS it
         WHERE state IN ('scheduled', 'retrying') AND run_at > :soon AND (
             coalesce(started_at, enqueued_at) > :soon
-            OR EXISTS (
-                SELECT 1 FROM litejobs_attempt
-                WHERE job = litejobs_job.id AND litejobs_attempt.finished_at > :soon
-            )
+            OR EXISTS (SELECT 1 FROM litejobs_attempt WHERE job = it.id AND finished_at > :soon)
         ) GROUP BY name
         """,
     ),
-    Problem(
-        "warning", "node {0!r}", "is not at work, with {1:job} for it alone",
+    (
+        "warning", "node {0!r}", "is not at work, with {1} for it alone",
         "start it, or `litejobs change … --from-node {quoted} --node ''`",
-        """
-        SELECT node, count(*) FROM litejobs_job INDEXED BY litejobs_ready
-        WHERE state = 'pending' AND node <> ''
-            AND node NOT IN (SELECT value FROM json_each(:names))
-        GROUP BY node
+        f"""
+        SELECT node, {_JOB_COUNT} FROM {_PENDING}
+            AND node <> '' AND node NOT IN (SELECT value FROM json_each(:names)) GROUP BY node
         """,
     ),
-    Problem(
-        "warning", "queue {0!r}", "is paused, with {1:waiting job}",
+    (
+        "warning", "queue {0!r}", "is paused, with {1}",
         "when they may run: `litejobs queue … {quoted} --resume`",
-        """
-        SELECT name, (
-            SELECT count(*) FROM litejobs_job INDEXED BY litejobs_ready
-            WHERE state = 'pending' AND queue = setting.name
-        ) AS number
-        FROM litejobs_queue AS setting WHERE paused AND number > 0
+        f"""
+        SELECT queue, {_many_in_sql("waiting job")}
+        FROM {_PENDING} AND queue IN ({_PAUSED}) GROUP BY queue
         """,
     ),
-    Problem(
-        "error", "key {0!r}", "held by no job, with {2:job} waiting for it, such as {1}",
+    (
+        "error", "key {0!r}", "held by no job, with {2} waiting for it, such as {1}",
         "`litejobs doctor … --repair` lets the first one in",
-        """
-        SELECT key, min(id), count(*) FROM litejobs_job AS blocked
+        f"""
+        SELECT key, min(id), {_JOB_COUNT} FROM litejobs_job AS blocked
         WHERE key IS NOT NULL AND state = 'blocked' AND NOT EXISTS (
             SELECT 1 FROM litejobs_job
             WHERE key = blocked.key AND key IS NOT NULL AND state IN ('pending', 'running')
-        )
-        GROUP BY key
+        ) GROUP BY key
         """,
     ),
-    Problem(
-        "warning", "queue {0!r}", "{2:job} late, the first since {1:when}{idle}", "{hurry}",
-        """
-        SELECT queue, min(run_at), count(*) FROM litejobs_job INDEXED BY litejobs_ready
-        WHERE state = 'pending' AND run_at < :late
-            AND queue NOT IN (SELECT name FROM litejobs_queue WHERE paused)
-        GROUP BY queue
+    (
+        "warning", "queue {0!r}", "{2} late, the first since {1}{idle}", "{hurry}",
+        f"""
+        SELECT queue, strftime('%F %T UTC', min(run_at) / 1e6, 'unixepoch'), {_JOB_COUNT}
+        FROM {_PENDING} AND run_at < :late AND queue NOT IN ({_PAUSED}) GROUP BY queue
         """,
     ),
-    Problem(
-        "warning", "definition {1!r}", "{2:dead letter} in queue {0!r}",
+    (
+        "warning", "definition {1!r}", "{2} in queue {0!r}",
         "see `litejobs list … --state failed`, then retry or delete them",
-        "SELECT queue, name, number FROM litejobs_count WHERE state = 'failed' AND number > 0",
+        f"""
+        SELECT queue, name, {_many_in_sql("dead letter", "number")}
+        FROM litejobs_count WHERE state = 'failed' AND number > 0
+        """,
     ),
 )  # fmt: skip
+"""Level, subject, problem, advice and a query: each row that it gives is a problem, and is
+inserted into the texts."""
 
 
-@attrs.define(eq=False, repr=False)
-class Health:
-    """Finds problems of a queue, and reasons, in sentences for the person in charge of it."""
-
-    _file: File
-    _clock: Clock
-
-    def _live(self, tx: Transaction) -> list[Node]:
-        return [node for node in _nodes(tx) if alive(self._file.presence_path(node.id))]
-
-    def findings(self) -> list[Finding]:
-        """All problems; none, if all is well."""
-        with self._file.second_connection() as connection:
-            tx = Transaction(self._file, connection, own=False)
-            # If it is broken, the rest of the file cannot be trusted.
-            return [*_broken(connection)] or [
-                *self._checked(tx),
-                *self._unknown_liveness(tx),
-                *_wrong_schedules(tx),
-                *self._large_wal(),
-            ]
-
-    def _checked(self, tx: Transaction) -> Iterator[Finding]:
-        live = self._live(tx)
-        if live:
-            names = [node.names for node in live]
-            known = None if None in names else {name for each in names for name in each or ()}
-            texts = {"who": "no node at work", "idle": ""}
-            texts["hurry"] = (
-                "start more workers, or see by `litejobs why …` what the first one waits for"
-            )
-        else:
-            known = {name for (name,) in tx.execute("SELECT name FROM litejobs_definition")} or None
-            texts = {"who": "no node so far", "idle": ": no node is at work"}
-            texts["hurry"] = "start one: `litejobs run …`"
-        values = {
-            "live": json.dumps([node.id for node in live]),
-            "names": json.dumps([node.name for node in live]),
-            "known": None if known is None else json.dumps([*known]),
-            "soon": tx.now + 60 * SECOND,
-            "late": tx.now - (LATE if live else OVERDUE),
-        }
-        for problem in PROBLEMS:
-            for row in tx.execute(problem.sql, values):
-                row = [_Number(each) if type(each) is int else each for each in row]
-                texts["quoted"] = shlex.quote(str(row[0]))
-                sentences = (text.format(*row, **texts) for text in problem[1:4])
-                yield Finding(problem.level, *sentences)
-
-    def _unknown_liveness(self, tx: Transaction) -> Iterator[Finding]:
-        for node in self._live(tx):
+def find_problems(nodes: Nodes) -> Iterator[Finding]:
+    """All problems of a queue, in sentences for the person in charge; none, if all is well."""
+    file, live = nodes.file, list[Node]()
+    with file.second_connection() as connection:
+        if broken := [*_broken(connection)]:
+            yield from broken  # The rest of the file cannot be trusted.
+            return
+        for node in nodes.all():
+            alone = None
             try:
-                if (alone := _lock_alone(self._file.presence_path(node.id))) is not None:
-                    alone.close()
+                alone = lock_alone(file.presence_path(node.id))
             except FileError as error:
                 yield Finding(
                     "error", f"node {node.name!r}", f"whether it lives cannot be known: {error}",
                     f"unless it does (pid {node.pid}), see to it that there is no such file: a"
                     f" node at work takes its jobs over {MISSING_LIMIT:g} s later",
                 )  # fmt: skip
-
-    def _large_wal(self) -> Iterator[Finding]:
-        size = os.stat(f"{self._file.path}-wal").st_size
+            if alone is None:
+                live.append(node)
+            else:
+                alone.close()
+        tx = Transaction(file, connection, own=False)
+        yield from _checked(tx, live)
+        for schedule in read_schedules(tx, "NOT paused"):
+            right = None if schedule.problem else schedule.planned(tx.now).next_tick
+            if schedule.problem:
+                yield Finding(
+                    "error", f"schedule {schedule.name!r}",
+                    f"cannot be fired by this machine: {schedule.problem}",
+                    "put that right, or `jobs.schedule(name).remove()`",
+                )  # fmt: skip
+            elif right != schedule.next_tick:
+                stored, due = (_when(at) if at else "never" for at in (schedule.next_tick, right))
+                yield Finding(
+                    "warning", f"schedule {schedule.name!r}",
+                    f"its next tick is stored as {stored}, but by its rule is {due}",
+                    "the clock or the time zones have changed: a node that starts corrects it",
+                )  # fmt: skip
+        size = os.stat(f"{file.path}-wal").st_size
         if size > LARGE_WAL:
             yield Finding(
                 "warning", "the WAL", f"has grown to {size // MEBIBYTE} MiB",
                 "a program keeps a transaction open: end it, then `litejobs compact …`",
             )  # fmt: skip
 
-    def repair(self) -> int:
-        """Rebuilds damaged indexes and counts all jobs again; says how many indexes and numbers
-        were wrong."""
-        with self._file.second_connection() as connection:
-            damaged, _ = _integrity(connection)
-        with self._file.transaction() as tx:
-            for index in sorted(damaged):
-                tx.execute(f"REINDEX {index}")
-            repaired = len(damaged) + len(tx.execute(_MISCOUNTED).fetchall())
-            tx.execute("DELETE FROM litejobs_meta WHERE name = 'old_sqlite'")
-            tx.execute("DELETE FROM litejobs_count")
-            tx.execute(f"INSERT INTO litejobs_count (state, queue, name, number) {_RECOUNTED}")
-        return repaired
 
-    def why(self, job: Job[Any]) -> str:
-        """Why a job is not running, or how it ended, in one sentence, on one line."""
-        with self._file.transaction(read_only=True) as tx:
-            return printable(self._why(tx, job))
-
-    def _why(self, tx: Transaction, job: Job[Any]) -> str:
-        match job.state:
-            case "running":
-                return self._why_running(tx, job)
-            case "pending":
-                return self._why_pending(tx, job)
-            case "blocked":
-                return _why_blocked(tx, job)
-            case "paused":
-                return "a person holds it, until it is released"
-            case "scheduled" | "retrying" if to_micros(job.run_at) <= tx.now and not self._live(tx):
-                return f"it has been due since {_when(job.run_at)}, and no node is at work"
-            case "scheduled":
-                return f"it is due at {_when(job.run_at)}"
-            case "retrying":
-                failed = f"attempt {job.attempt} failed ({job.error})"
-                return f"{failed}, and the next one is due at {_when(job.run_at)}"
-            case "failed":
-                tried = _many(job.attempt, "attempt")
-                return f"it failed at {_when(job.finished_at)}, after {tried}: {job.error}"
-            case "cancelled":
-                # The error of an earlier attempt is not the reason.
-                known = str(job.error).startswith(("Expired: ", "Cancel: ", "Cancelled: "))
-                why = f": {job.error}" if known else ""
-                return f"it was cancelled at {_when(job.finished_at)}{why}"
-        return f"it completed at {_when(job.finished_at)}"
-
-    def _why_running(self, tx: Transaction, job: Job[Any]) -> str:
-        sql = "SELECT holder, cancel_at FROM litejobs_job WHERE id = ?"
-        holder, cancel_at = tx.execute(sql, (job.id,)).fetchone() or (None, None)
-        node = next((node for node in self._live(tx) if node.id == holder), None)
-        if node is None:
-            return "the node that ran it has died, and the next one at work takes it over"
-        asked = "" if cancel_at is None else ", and was asked to end"
-        runs = f"it is running: attempt {job.attempt} on node {node.name!r} (pid {node.pid})"
-        return f"{runs} since {_when(job.started_at)}{asked}"
-
-    def _why_pending(self, tx: Transaction, job: Job[Any]) -> str:
-        if limited := _limited(tx, job.queue):
-            return f"its queue {job.queue!r} {limited}"
-        live = self._live(tx)
-        here = [node for node in live if job.node in (None, node.name)]
-        for found, problem in (
-            (live, "no node is at work"),
-            (here, f"its node {job.node!r} is not at work"),
-            (
-                any(node.knows(job.name) for node in here),
-                f"no node at work has its definition {job.name!r}",
-            ),
-            (
-                any(node.takes(job.name, job.queue) for node in here),
-                f"no node at work serves its queue {job.queue!r}",
-            ),
-        ):
-            if not found:
-                return problem
-        sql = """
-            SELECT count(*) FROM (
-                SELECT 1 FROM litejobs_job INDEXED BY litejobs_ready
-                WHERE state = 'pending' AND queue = ?
-                    AND (~priority, run_at, id) < (~?, ?, ?) LIMIT 1000
-            )
-        """
-        position = job.queue, job.priority, to_micros(job.run_at), job.id
-        if ahead := tx.execute(sql, position).get:
-            return f"it is ready, behind {_many(ahead, 'more urgent job')} of its queue"
-        return "it is ready, and next in its queue"
-
-
-def _why_blocked(tx: Transaction, job: Job[Any]) -> str:
-    if job.key is None:
-        return "it waits for another job"
-    sql = """
-        SELECT id FROM litejobs_job
-        WHERE key = ? AND key IS NOT NULL AND state IN ('pending', 'running') ORDER BY id LIMIT 5
-    """
-    holders = [str(id) for (id,) in tx.execute(sql, (job.key,))]
-    if not holders:
-        return f"its key {job.key!r} is held by no job: `litejobs doctor … --repair` lets it in"
-    jobs = f"job{'' if len(holders) == 1 else 's'} {', '.join(holders)}"
-    return f"its key {job.key!r} is held by {jobs}"
-
-
-def _limited(tx: Transaction, queue: str) -> str | None:
-    """The setting of a queue that its jobs are waiting for."""
-    settings = read_settings(tx).get(queue) or QueueSettings(queue)
-    if settings.paused:
-        return "is paused"
-    running = count_running(tx, queue)
-    if settings.concurrency is not None and running >= settings.concurrency:
-        return f"runs as many jobs at a time as it may: {running} of {settings.concurrency}"
-    if count_tokens(tx, settings, tx.now) < 1:
-        return f"starts as many jobs as it may: {settings.rate}"
-    return None
+def _checked(tx: Transaction, live: Sequence[Node]) -> Iterator[Finding]:
+    """The PROBLEMS that there are, while these nodes are at work."""
+    if live:
+        names = [node.names for node in live]
+        known = None if None in names else {name for each in names for name in each or ()}
+        texts = {"who": "no node at work", "idle": ""}
+        texts["hurry"] = (
+            "start more workers, or see by `litejobs why …` what the first one waits for"
+        )
+    else:
+        stored = tx.execute("SELECT name FROM litejobs_definition")
+        known = {name for (name,) in stored} or None
+        texts = {"who": "no node so far", "idle": ": no node is at work"}
+        texts["hurry"] = "start one: `litejobs run …`"
+    values = {
+        "live": json.dumps([node.id for node in live]),
+        "names": json.dumps([node.name for node in live]),
+        "known": None if known is None else json.dumps([*known]),
+        "soon": tx.now + 60 * SECOND,
+        "late": tx.now - (LATE if live else OVERDUE),
+    }
+    for level, *sentences, sql in PROBLEMS:
+        for row in tx.execute(sql, values):
+            texts["quoted"] = shlex.quote(str(row[0]))
+            yield Finding(level, *(text.format(*row, **texts) for text in sentences))
 
 
 def _broken(connection: apsw.Connection) -> Iterator[Finding]:
@@ -7228,13 +7011,30 @@ def _broken(connection: apsw.Connection) -> Iterator[Finding]:
         indexes, problems = _integrity(connection)
         for problem in problems:
             yield Finding("error", "the file", problem, advice)
-        for index, ids in indexes.items():
-            rows = f": rows {', '.join(map(str, ids[:5]))}" if ids else ""
+        for index, rows in indexes.items():
             yield Finding(
-                "error", f"index {index}", f"does not agree with its table{rows}",
+                "error", f"index {index}",
+                f"does not agree with its table{': rows ' if rows else ''}{', '.join(rows[:5])}",
                 "`litejobs doctor … --repair` builds it anew; no job is lost by that",
             )  # fmt: skip
-        yield from _damaged_texts(connection)
+        # SQLite's own check refuses deeper nesting than Python's, and ends at a NUL.
+        for column in ("payload", "headers", "result", "progress", "retention"):
+            ids = []
+            for id, text in connection.execute(f"""
+                SELECT id, {column} FROM litejobs_job
+                WHERE typeof({column}) = 'text'
+                    AND (NOT json_valid({column}) OR instr({column}, char(0)))
+            """):
+                try:
+                    load_json(text)
+                except ValueError:
+                    ids.append(str(id))
+            if ids:
+                yield Finding(
+                    "error", f"the {column} of {_many(len(ids), 'job')}",
+                    f"cannot be read as JSON: {', '.join(ids[:5])}",
+                    "restore a backup, or enqueue these jobs anew and `litejobs delete …` them",
+                )  # fmt: skip
     except (apsw.CorruptError, apsw.NotADBError) as error:
         yield Finding("error", "the file", f"cannot be read to its end: {error}", advice)
         return
@@ -7244,54 +7044,118 @@ def _broken(connection: apsw.Connection) -> Iterator[Finding]:
             yield Finding("error", "the schema", f"{name} is missing", "restore a backup")
 
 
-def _integrity(connection: apsw.Connection) -> tuple[dict[str, list[int]], list[str]]:
+def _integrity(connection: apsw.Connection) -> tuple[dict[str, list[str]], list[str]]:
     """Has SQLite check the whole file. Returns the indexes that do not agree with their tables,
     each with the ids of rows that SQLite mentions, and all other problems."""
-    indexes, others = defaultdict[str, list[int]](list), []
+    indexes, others = defaultdict[str, list[str]](list), []
     for (problem,) in connection.execute("PRAGMA integrity_check(100)"):
         if match := re.match(r"(?:row (\d+) )?.*\bindex (litejobs_\w+)$", problem):
-            indexes[match[2]] += [int(match[1])] if match[1] else []
+            indexes[match[2]] += filter(None, [match[1]])
         elif problem != "ok":
             others.append(problem)
     return indexes, others
 
 
-def _damaged_texts(connection: apsw.Connection) -> Iterator[Finding]:
-    """Finds texts that are not JSON any more, as after a byte was overwritten. (SQLite's own check
-    refuses deeper nesting than Python's, and ends at a NUL.)"""
-    for column in ("payload", "headers", "result", "progress", "retention"):
-        ids = []
-        for id, text in connection.execute(f"""
-            SELECT id, {column} FROM litejobs_job
-            WHERE typeof({column}) = 'text'
-                AND (NOT json_valid({column}) OR instr({column}, char(0)))
-        """):
-            try:
-                load_json(text)
-            except ValueError:
-                ids.append(str(id))
-        if ids:
-            yield Finding(
-                "error", f"the {column} of {_many(len(ids), 'job')}",
-                f"cannot be read as JSON: {', '.join(ids[:5])}",
-                "restore a backup, or enqueue these jobs anew and `litejobs delete …` them",
-            )  # fmt: skip
+def repair(file: File) -> int:
+    """Rebuilds damaged indexes and counts all jobs again; says how many indexes and numbers
+    were wrong."""
+    with file.second_connection() as connection:
+        damaged, _ = _integrity(connection)
+    with file.transaction() as tx:
+        for index in sorted(damaged):
+            tx.execute(f"REINDEX {index}")
+        repaired = len(damaged) + len(tx.execute(_MISCOUNTED).fetchall())
+        tx.execute("DELETE FROM litejobs_meta WHERE name = 'old_sqlite'")
+        tx.execute("DELETE FROM litejobs_count")
+        tx.execute(f"INSERT INTO litejobs_count (state, queue, name, number) {_RECOUNTED}")
+    return repaired
 
 
-def _wrong_schedules(tx: Transaction) -> Iterator[Finding]:
-    for schedule in read_schedules(tx.connection, "NOT paused"):
-        what = f"schedule {schedule.name!r}"
-        if problem := schedule.problem:
-            yield Finding(
-                "error", what, f"cannot be fired by this machine: {problem}",
-                "put that right, or `jobs.schedule(name).remove()`",
-            )  # fmt: skip
-        elif (right := schedule.planned(tx.now).next_tick) != schedule.next_tick:
-            stored, due = (_when(at) if at else "never" for at in (schedule.next_tick, right))
-            yield Finding(
-                "warning", what, f"its next tick is stored as {stored}, but by its rule is {due}",
-                "the clock or the time zones have changed: a node that starts corrects it",
-            )  # fmt: skip
+def explain(nodes: Nodes, job: Job[Any]) -> str:
+    """Why a job is not running, or how it ended, in one sentence, on one line."""
+    live = [node for node in nodes.all() if nodes.is_alive(node.id, if_unknown=True)]
+    with nodes.file.transaction(read_only=True) as tx:
+        return printable(_explanation(tx, live, job))
+
+
+def _explanation(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> str:
+    due, ended = _when(job.run_at), _when(job.finished_at)
+    match job.state:
+        case "running":
+            sql = "SELECT holder, cancel_at FROM litejobs_job WHERE id = ?"
+            holder, cancel_at = tx.execute(sql, (job.id,)).fetchone() or (None, None)
+            node = next((node for node in live if node.id == holder), None)
+            if node is None:
+                return "the node that ran it has died, and the next one at work takes it over"
+            asked = "" if cancel_at is None else ", and was asked to end"
+            runs = f"it is running: attempt {job.attempt} on node {node.name!r} (pid {node.pid})"
+            return f"{runs} since {_when(job.started_at)}{asked}"
+        case "pending":
+            return _pending_reason(tx, live, job)
+        case "blocked" if job.key is None:
+            return "it waits for another job"
+        case "blocked":
+            sql = """
+                SELECT id FROM litejobs_job
+                WHERE key = ? AND key IS NOT NULL AND state IN ('pending', 'running')
+                ORDER BY id LIMIT 5
+            """
+            holders = [str(id) for (id,) in tx.execute(sql, (job.key,))]
+            by = f"job{'' if len(holders) == 1 else 's'} {', '.join(holders)}"
+            nobody = "no job: `litejobs doctor … --repair` lets it in"
+            return f"its key {job.key!r} is held by {by if holders else nobody}"
+        case "paused":
+            return "a person holds it, until it is released"
+        case "scheduled" | "retrying" if to_micros(job.run_at) <= tx.now and not live:
+            return f"it has been due since {due}, and no node is at work"
+        case "scheduled":
+            return f"it is due at {due}"
+        case "retrying":
+            failed = f"attempt {job.attempt} failed ({job.error})"
+            return f"{failed}, and the next one is due at {due}"
+        case "failed":
+            return f"it failed at {ended}, after {_many(job.attempt, 'attempt')}: {job.error}"
+        case "cancelled":
+            # The error of an earlier attempt is not the reason.
+            known = str(job.error).startswith(("Expired: ", "Cancel: ", "Cancelled: "))
+            return f"it was cancelled at {ended}{f': {job.error}' if known else ''}"
+    return f"it completed at {ended}"
+
+
+def _pending_reason(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> str:
+    settings = read_settings(tx).get(job.queue) or QueueSettings(job.queue)
+    running, limit = count_running(tx, job.queue), settings.concurrency
+    here = [node for node in live if job.node in (None, node.name)]
+    know = [node for node in here if node.names is None or job.name in node.names]
+    serve = [node for node in know if node.queues is None or job.queue in node.queues]
+    for waits, reason in (
+        (settings.paused, f"its queue {job.queue!r} is paused"),
+        (
+            limit is not None and running >= limit,
+            f"its queue {job.queue!r} runs as many jobs at a time as it may: {running} of {limit}",
+        ),
+        (
+            count_tokens(tx, settings, tx.now) < 1,
+            f"its queue {job.queue!r} starts as many jobs as it may: {settings.rate}",
+        ),
+        (not live, "no node is at work"),
+        (not here, f"its node {job.node!r} is not at work"),
+        (not know, f"no node at work has its definition {job.name!r}"),
+        (not serve, f"no node at work serves its queue {job.queue!r}"),
+    ):
+        if waits:
+            return reason
+    sql = """
+        SELECT count(*) FROM (
+            SELECT 1 FROM litejobs_job INDEXED BY litejobs_ready
+            WHERE state = 'pending' AND queue = ?
+                AND (~priority, run_at, id) < (~?, ?, ?) LIMIT 1000
+        )
+    """
+    position = job.queue, job.priority, to_micros(job.run_at), job.id
+    if ahead := tx.execute(sql, position).get:
+        return f"it is ready, behind {_many(ahead, 'more urgent job')} of its queue"
+    return "it is ready, and next in its queue"
 
 
 ################################################################################
@@ -7303,6 +7167,8 @@ def _wrong_schedules(tx: Transaction) -> Iterator[Finding]:
 
 ROW_ERRORS = apsw.ConstraintError, apsw.MismatchError, apsw.TooBigError, apsw.SQLError
 """Errors of SQLite's whose cause may be one row, not the file or the disk."""
+RECALL_TIMEOUT = 2.0
+"""Seconds that nodes have to take back the jobs that their workers have not started."""
 PRUNE_BATCH, SHRINK_BATCH = 1_000, 200
 """Rows that are pruned, and empty pages that are given back, in one transaction."""
 
@@ -7319,43 +7185,23 @@ class Exchanged(NamedTuple):
     """Whether all that was ready was seen: a look at many lanes is not repeated at once."""
 
 
-class _ClaimLost(Exception):
-    """Another claim, or none, holds the job of a settlement."""
-
-
 @attrs.define(eq=False, repr=False)
 class Store:
     """The file with all its parts, and the life of the jobs in it."""
 
     file: File
-    clock: Clock = system_clock
+    clock: Clock = attrs.field(init=False)
     group_commit: GroupCommit = attrs.field(init=False)
     schedules: Schedules = attrs.field(init=False)
     nodes: Nodes = attrs.field(init=False)
     meter: Meter = attrs.field(init=False)
-    health: Health = attrs.field(init=False)
     _ready: Ready | None = None
 
     def __attrs_post_init__(self) -> None:
-        file, clock = self.file, self.clock
-        self.group_commit = GroupCommit(file)
+        file = self.file
+        self.clock, self.group_commit = file.clock, GroupCommit(file)
         self.schedules = Schedules(file)
-        self.nodes = Nodes(file, clock)
-        self.meter, self.health = Meter(file, clock), Health(file, clock)
-
-    @classmethod
-    def at(cls, path: Path, durability: Durability = "full", clock: Clock = system_clock) -> Store:
-        """A store in the file at *path*, which is opened when first used."""
-        return cls(File(path, durability, clock=clock), clock)
-
-    def close(self) -> None:
-        """Closes the file; the next use opens it again."""
-        self.file.close()
-
-    def changes(self) -> int:
-        """A number that changes when others commit."""
-        with self.file.transaction(read_only=True) as tx:
-            return self.file.opened + int(tx.execute("PRAGMA data_version").fetchone()[0])
+        self.nodes, self.meter = Nodes(file), Meter(file)
 
     # Claim and settle
 
@@ -7372,28 +7218,20 @@ class Store:
         ready, self._ready = self._ready, None  # Read again after an error.
         if ready is None or ready.serves is not serves:
             ready = Ready(serves)
-        late = 0
-        while True:
-            try:
-                with self.file.transaction() as tx:
-                    if progress:
-                        _keep_progress(tx, progress)
-                    again, groups = self._settle(tx, settlements)
-                    if again:
-                        ready.version = None
-                    ready.refresh(tx)
-                    ids = choose(ready)
-                    claimed = _claim(tx, ids, node) if ids else []
-                    ready.spend(claimed)
-                break
-            except _ClaimLost:
-                held = self._without_lost_claims(settlements)
-                self.file.expect(len(held) < len(settlements))
-                late += len(settlements) - len(held)
-                settlements = held
-        self.meter.note(settlements, groups)
+        with self.file.transaction() as tx:
+            if progress:
+                _keep_progress(tx, progress)
+            settled, groups, again = _settle(tx, settlements)
+            if again:
+                ready.version = None
+            ready.refresh(tx)
+            ids = choose(ready)
+            claimed = _claim(tx, ids, node) if ids else []
+            ready.spend(claimed)
+        self.meter.note(settled, groups)
         ready.version = tx.version + 1 if ready.version and ids == ready.taken else None
         self._ready = ready
+        late = len(settlements) - len(settled)
         return Exchanged(claimed, late, ready.again_at, ready.version is not None)
 
     def settle_each(self, settlements: list[Settlement]) -> None:
@@ -7403,10 +7241,8 @@ class Store:
             claimed, report = settlements[0]
             try:
                 with self.file.transaction() as tx:
-                    _, groups = self._settle(tx, settlements[:1])
-                self.meter.note(settlements[:1], groups)
-            except _ClaimLost:
-                pass
+                    settled, groups, _ = _settle(tx, settlements[:1])
+                self.meter.note(settled, groups)
             except FileError as error:
                 if not isinstance(error.__cause__, ROW_ERRORS):
                     raise
@@ -7422,51 +7258,6 @@ class Store:
                 with self.file.transaction() as tx:
                     change_jobs(tx, [claimed.id], failed, claim=claimed.claim, error=problem)
             del settlements[0]
-
-    def _without_lost_claims(self, settlements: Sequence[Settlement]) -> list[Settlement]:
-        """The settlements whose claim still holds, one of each job."""
-        sql = "SELECT id, claim FROM litejobs_job WHERE state = 'running' AND id IN carray(?)"
-        with self.file.transaction(read_only=True) as tx:
-            held = {*tx.execute(sql, (_carray(claimed.id for claimed, _ in settlements),))}
-        by_claim = {(claimed.id, claimed.claim): (claimed, end) for claimed, end in settlements}
-        return [settled for claim, settled in by_claim.items() if claim in held]
-
-    def _settle(
-        self, tx: Transaction, settlements: Sequence[Settlement]
-    ) -> tuple[bool, Mapping[Group, int]]:
-        """Settles jobs; returns whether some are ready again, and how many there are of each
-        group."""
-        if not settlements:
-            return False, {}
-        connection = tx.connection
-        # While their claims hold.
-        _store_failures(tx, [settled for settled in settlements if settled[1].kind])
-        before = connection.total_changes()
-        connection.executemany(
-            f"""
-            UPDATE litejobs_job SET
-                state = ?3, attempt = ?4, run_at = ?5, started_at = ?6, finished_at = ?7,
-                result = ?8, error = ?9, holder = NULL,
-                cancel_at = CASE WHEN ?3 = 'completed' THEN NULL ELSE cancel_at END,
-                expires_at = CASE WHEN ?6 IS NULL THEN expires_at END,
-                prune_at = ?7 + {_kept_for("?3")}
-            WHERE id = ?1 AND claim = ?2 AND state = 'running'
-            """,
-            itertools.starmap(_settled_columns, settlements),
-        )
-        if connection.total_changes() - before < len(settlements):
-            raise _ClaimLost
-        groups = Counter([(end.state, job.queue, job.name) for job, end in settlements])
-        add_to_counts(tx, groups)
-        states = {state for state, _, _ in groups}
-        if states != {"completed"}:
-            cancel_returned(tx)
-        again = "pending" in states
-        blocked = f"SELECT 1 FROM litejobs_job WHERE {KEYED} AND state = 'blocked' LIMIT 1"
-        if connection.execute(blocked).get:
-            _, keys = groups_of(tx, [claimed.id for claimed, _ in settlements])
-            again = bool(admit_blocked(tx, keys)) or again
-        return again, groups
 
     def keep_progress(self, progress: Mapping[tuple[int, int], str]) -> None:
         """Stores the progress of jobs, by id and claim, unless the claim was lost."""
@@ -7582,7 +7373,8 @@ class Store:
             return read_settings(tx)
 
     def set_queue(self, name: str, columns: Mapping[str, Any]) -> None:
-        """Changes settings of a queue, and wakes the nodes."""
+        """Changes settings of a queue, and wakes the nodes; waits until live ones have taken back
+        jobs that have not started, if those are to wait now."""
         # A new rate starts with all its tokens.
         if "rate" in columns or "burst" in columns:
             columns = {**columns, "tokens": None}
@@ -7597,19 +7389,28 @@ class Store:
                 tx.execute(
                     "UPDATE litejobs_node SET recall = coalesce(recall, 0) + 1 WHERE port > 0"
                 )
-        if recalls:
-            self.nodes.await_recall()
+        give_up = time.monotonic() + RECALL_TIMEOUT
+        for pause in poll_intervals() if recalls else ():
+            time.sleep(pause)
+            asked = self.file.read("SELECT id, name FROM litejobs_node WHERE recall IS NOT NULL")
+            late = [name for id, name in asked if self.nodes.is_alive(id, if_unknown=True)]
+            if not late:
+                return
+            if time.monotonic() >= give_up:
+                text = "no answer from node %s: its workers may start the jobs that they have"
+                logger.warning(text, ", ".join(late))
+                return
 
     def reset_queue(self, name: str) -> None:
         """Deletes the settings of a queue, and wakes the nodes."""
         with self.file.transaction(notify=True) as tx:
             tx.execute("DELETE FROM litejobs_queue WHERE name = ?", (name,))
 
-    def leave(self, node: int, presence: Presence) -> None:
+    def leave(self, node: int) -> None:
         """Removes a node from the list, and rescues the jobs that it still holds."""
         with contextlib.suppress(FileError):
-            presence.renew()  # Without a lock file, it would not be known that the node has ended.
-        presence.close()
+            self.nodes.renew(node)  # Without a lock file, nobody would know that it has ended.
+        self.nodes.let_go(node)
         try:
             with contextlib.suppress(FileReplacedError):
                 self.nodes.rescue(node)
@@ -7667,20 +7468,62 @@ def _claim(tx: Transaction, ids: list[int], node: int) -> list[Claimed]:
     return [Claimed._make(by_id.pop(id)) for id in ids if id in by_id]
 
 
-def _settled_columns(claimed: Claimed, report: Report) -> tuple[Any, ...]:
-    state, finished_at = report.state, report.finished_at
-    return (
-        claimed.id,
-        claimed.claim,
-        state,
-        claimed.attempt if report.counted else claimed.attempt - 1,
-        # What is given back keeps its place among those that became due.
-        finished_at + report.delay if state in LATER else claimed.run_at,
-        report.started_at or None,
-        finished_at if state in FINISHED else None,
-        report.result,
-        report.error,
+def _settle(
+    tx: Transaction, settlements: Sequence[Settlement]
+) -> tuple[list[Settlement], Mapping[Group, int], bool]:
+    """Settles the jobs whose claims still hold; returns these settlements, how many there are of
+    each group, and whether some jobs are ready again."""
+    settled: list[Settlement] = []
+    if not settlements:
+        return settled, {}, False
+    connection = tx.connection
+    _store_failures(tx, [settled for settled in settlements if settled[1].kind])
+
+    def rows() -> Iterator[tuple[Any, ...]]:
+        before = connection.total_changes()
+        for settlement in settlements:
+            claimed, report = settlement
+            state, finished_at = report.state, report.finished_at
+            yield (
+                claimed.id,
+                claimed.claim,
+                state,
+                claimed.attempt if report.counted else claimed.attempt - 1,
+                # What is given back keeps its place among those that became due.
+                finished_at + report.delay if state in LATER else claimed.run_at,
+                report.started_at or None,
+                finished_at if state in FINISHED else None,
+                report.result,
+                report.error,
+            )
+            # The statement has been executed with them.
+            if (after := connection.total_changes()) > before:
+                settled.append(settlement)
+                before = after
+
+    connection.executemany(
+        f"""
+        UPDATE litejobs_job SET
+            state = ?3, attempt = ?4, run_at = ?5, started_at = ?6, finished_at = ?7,
+            result = ?8, error = ?9, holder = NULL,
+            cancel_at = CASE WHEN ?3 = 'completed' THEN NULL ELSE cancel_at END,
+            expires_at = CASE WHEN ?6 IS NULL THEN expires_at END,
+            prune_at = ?7 + {_kept_for("?3")}
+        WHERE id = ?1 AND claim = ?2 AND state = 'running'
+        """,
+        rows(),
     )
+    groups = Counter([(end.state, job.queue, job.name) for job, end in settled])
+    add_to_counts(tx, groups)
+    states = {state for state, _, _ in groups}
+    if states != {"completed"}:
+        cancel_returned(tx)
+    again = "pending" in states
+    blocked = f"SELECT 1 FROM litejobs_job WHERE {KEYED} AND state = 'blocked' LIMIT 1"
+    if connection.execute(blocked).get:
+        _, keys = groups_of(tx, [claimed.id for claimed, _ in settled])
+        again = bool(admit_blocked(tx, keys)) or again
+    return settled, groups, again
 
 
 def _store_failures(tx: Transaction, settlements: list[Settlement]) -> None:
@@ -7951,17 +7794,16 @@ def rescue_from_unlisted(duties: Duties) -> None:
 
 def take_over(duties: Duties, id: int, node: str, pid: int) -> None:
     """Takes over the jobs of a node, if none of its processes is left."""
-    listened = duties.events.listened & {"crashed", "failed"}
-    held = duties.store.nodes.held(id) if listened else []
-    if count := duties.store.nodes.rescue(id):
-        logger.warning("rescued %d jobs of node %s (pid %d)", count, node, pid)
-        duties.on_ready()
-        now, error = from_micros(duties.store.clock()), f"NodeLost: {LOST}"
-        for job, name, queue, attempt, given_up in held:
-            crashed = Event("crashed", now, node, job, name, queue, attempt, error=error)
-            duties.events.pass_on(crashed)
-            if given_up:
-                duties.events.pass_on(attrs.evolve(crashed, kind="failed"))
+    if not (lost := duties.store.nodes.rescue(id)):
+        return
+    logger.warning("rescued %d jobs of node %s (pid %d)", len(lost), node, pid)
+    duties.on_ready()
+    now, error = from_micros(duties.store.clock()), f"NodeLost: {LOST}"
+    for job, name, queue, attempt, given_up in lost:
+        crashed = Event("crashed", now, node, job, name, queue, attempt, error=error)
+        duties.events.pass_on(crashed)
+        if given_up:
+            duties.events.pass_on(attrs.evolve(crashed, kind="failed"))
 
 
 def prune(duties: Duties) -> float | None:
@@ -9314,7 +9156,6 @@ class Supervisor:
     _async_names: frozenset[str] = attrs.field(init=False)
     _duties: Duties = attrs.field(init=False)
     _node: int = 0
-    _presence: Presence = attrs.field(init=False)
     _numbers: Iterator[int] = attrs.field(factory=lambda: itertools.count(1))
     _durations: dict[str, float] = attrs.field(factory=dict)
     """Microseconds that jobs of each definition have been taking."""
@@ -9377,7 +9218,7 @@ class Supervisor:
     def run(self) -> None:
         """Works until it is stopped, or until nothing is left to do."""
         with contextlib.ExitStack() as unjoined:
-            for opened in (self._wakeup, self._selector, self.store):
+            for opened in (self._wakeup, self._selector, self.store.file):
                 unjoined.callback(opened.close)
             self._give_up_at = time.monotonic() + BUSY_TIMEOUT
             self.store.schedules.declare(*self.declared)
@@ -9434,7 +9275,7 @@ class Supervisor:
 
     def _join(self) -> None:
         port, known = self._wakeup.getsockname()[1], self.registry.listing()
-        self._node, self._presence = self.store.nodes.join(
+        self._node = self.store.nodes.join(
             self.serves.node, port, self.pool.size, self.serves, known
         )
         self._duties.node = self._node
@@ -9449,7 +9290,7 @@ class Supervisor:
                 worker.blameless = True
                 worker.kill()
         self.pool.replace()
-        self._presence.close()
+        self.store.nodes.let_go(self._node)
         self._join()
         self.store.file.joined -= 1
         self._duties.call("rescue_from_unlisted")
@@ -9516,16 +9357,17 @@ class Supervisor:
             closing.callback(self.events.close, max(self.grace, CLOSE_TIMEOUT))
             closing.callback(self._duties.emit, "node_left")
             closing.callback(logger.info, "node %s left", self.serves.node)
-            for opened in (self._wakeup, self._selector, self.store):
+            for opened in (self._wakeup, self._selector, self.store.file):
                 closing.callback(opened.close)
-            closing.callback(self.store.leave, self._node, self._presence)
+            closing.callback(self.store.leave, self._node)
             self._settle_last()
             self._emit_ended()
 
     # Spawn and listen
 
     def _spawn(self) -> None:
-        for worker in () if self._stops else self.pool.spawn(self._presence.path):
+        presence = self.store.file.presence_path(self._node)
+        for worker in () if self._stops else self.pool.spawn(presence):
             for source in worker.sources:
                 self._selector.register(source, selectors.EVENT_READ, worker)
 
@@ -9697,7 +9539,7 @@ class Supervisor:
                 # What has ended is held until that is in the file.
                 held = [run.claimed[:2] for run in self.pool.runs()]
                 held += [claimed[:2] for claimed, _ in self._pending]
-                self.store.nodes.release_strays(self._node, held)
+                self.store.nodes.release_orphans(self._node, held)
                 self._orphans = False
             done = self.store.exchange(
                 self._pending, self._node, choose, self.serves, self._progress
@@ -9896,7 +9738,7 @@ class Supervisor:
 
     def _look(self, duties: Duties) -> None:
         """Looks whether others have committed something."""
-        if (changes := self.store.changes()) == self._changes:
+        if (changes := self.store.file.changes()) == self._changes:
             return
         if not self.store.nodes.is_listed(self._node):
             self._join_again()
@@ -9915,10 +9757,10 @@ class Supervisor:
         for worker in list(self.pool.workers):
             if worker.dead:
                 self._reap(worker)
-        if self._presence.renew():
+        if self.store.nodes.renew(self._node):
             logger.error(
                 "%s was removed, and is made anew: workers are replaced when they have ended"
-                " their jobs, so that all hold it", self._presence.path,
+                " their jobs, so that all hold it", self.store.file.presence_path(self._node),
             )  # fmt: skip
             self.pool.replace()
 
@@ -9995,7 +9837,7 @@ class LiteJobs:
             raise OptionError("state", "expected a function that makes the state")
         self.define = Define(self.register)
         self._made_in = sys._getframe(2).f_globals.get("__file__")
-        self.store = Store.at(self._path, self.durability, self.clock)
+        self.store = Store(File(self._path, self.durability, clock=self.clock))
 
     @property
     def path(self) -> Path:
@@ -10052,7 +9894,7 @@ class LiteJobs:
     def close(self) -> None:
         """Closes the file; the next use opens it again."""
         self.events.close()
-        self.store.close()
+        self.store.file.close()
 
     def __repr__(self) -> str:
         return f"LiteJobs({str(self.path)!r})"
@@ -10336,7 +10178,7 @@ class LiteJobs:
         Raises:
             JobNotFoundError: it was deleted or pruned, or never existed.
         """
-        return self.store.health.why(self.get(id))
+        return explain(self.store.nodes, self.get(id))
 
     # Keep
 
@@ -10346,12 +10188,12 @@ class LiteJobs:
         Raises:
             FileError: the file cannot even be opened.
         """
-        return self.store.health.findings()
+        return [*find_problems(self.store.nodes)]
 
     def repair(self) -> int:
         """Corrects stored numbers of jobs, and jobs that wait for a key that no job holds; gives
         how many there were."""
-        repaired = self.store.health.repair() + self.store.admit()
+        repaired = repair(self.store.file) + self.store.admit()
         self.store.file.notify_nodes()
         return repaired
 
@@ -10633,7 +10475,7 @@ class LiteJobs:
         if jobs_per_worker is not None:
             at_least_one(jobs_per_worker, "jobs_per_worker", most=sys.maxsize)
         fill_standard_streams()
-        store = Store.at(self.path, "fast", self.clock)
+        store = Store(File(self.path, "fast", clock=self.clock))
         try:
             own = self.registry, self.state, self.clock, self, self.middleware.runs
             make = self._program() if threads is None else functools.partial(executor, *own)
@@ -10700,12 +10542,12 @@ class LiteJobs:
             runs = closing.enter_context(executor(*own))
             known = self.registry.listing()
             self.store.schedules.declare(*self._declarations())
-            node, presence = self.store.nodes.join(serves.node, 0, 0, serves, known)
-            closing.callback(self.store.leave, node, presence)
+            node = self.store.nodes.join(serves.node, 0, 0, serves, known)
+            closing.callback(self.store.leave, node)
             closing.enter_context(self.events.called_at_once())
             duties = Duties(self.store, node, self.events, serves.node)
             # What a test has enqueued stays to be looked at.
-            return run_due(duties, runs, serves, presence, prunes=not self.tested)
+            return run_due(duties, runs, serves, prunes=not self.tested)
 
 
 def _show_bar(left: Sequence[Job[Any]], total: int) -> None:
@@ -10718,9 +10560,7 @@ def _show_bar(left: Sequence[Job[Any]], total: int) -> None:
     print(line, end="\n" if ended == total else "", file=sys.stderr, flush=True)
 
 
-def run_due(
-    duties: Duties, executor: Executor, serves: Serves, presence: Presence, prunes: bool
-) -> int:
+def run_due(duties: Duties, executor: Executor, serves: Serves, prunes: bool) -> int:
     """Runs what is due in this process, one job after the other; gives the number of attempts."""
     store, node, events = duties.store, duties.node, duties.events
     # Without a handler, logging would print warnings to stderr: events are not logged then.
@@ -10745,7 +10585,7 @@ def run_due(
     while prunes and (store.prune(store.clock()) or store.shrink()):
         pass  # A batch at a time, so that others can write, too.
     while True:
-        presence.renew()
+        store.nodes.renew(node)
         if not interrupted:
             # First those that expire: with overlap="skip" a tick waits for what has not ended.
             duties.do("expire", "fire", "stage")
@@ -11308,7 +11148,7 @@ def recording(jobs: LiteJobs, clock: TurnedClock | None = None) -> Iterator[Reco
         # It has the same definitions, also those to come; but may be frozen by itself.
         jobs.registry = attrs.evolve(jobs.registry, frozen=False)
         jobs.middleware = attrs.evolve(jobs.middleware, frozen=False)
-        jobs.store = Store.at(Path(folder, "jobs.db"), jobs.durability, clock)
+        jobs.store = Store(File(Path(folder, "jobs.db"), jobs.durability, clock=clock))
         for definition in jobs.registry:
             definition.body.home = jobs
         try:

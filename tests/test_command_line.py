@@ -957,10 +957,10 @@ class TestHealth:
     def test_nodes_are_listed(self, command: CommandLine, jobs: LiteJobs) -> None:
         assert command("nodes", "jobs.db").code == 1
         serves = Serves(frozenset(["send"]), frozenset(["default"]), "laptop")
-        _, presence = jobs.store.nodes.join("laptop", 0, 2, serves, [])
+        node = jobs.store.nodes.join("laptop", 0, 2, serves, [])
         listed = command("nodes", "jobs.db", "--json").json
         [head, line] = command("nodes", "jobs.db").out.splitlines()
-        presence.close()
+        jobs.store.nodes.let_go(node)
         assert (listed[0]["name"], listed[0]["queues"]) == ("laptop", ["default"])
         assert line.split()[:2] == ["laptop", str(os.getpid())]
         assert head.split()[:2] == ["name", "pid"]

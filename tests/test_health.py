@@ -26,7 +26,6 @@ from litejobs import (
     JobNotFoundError,
     LiteJobs,
     Options,
-    Presence,
     Serves,
     State,
     to_micros,
@@ -40,7 +39,7 @@ class Nodes:
 
     def __init__(self, jobs: LiteJobs) -> None:
         self.jobs = jobs
-        self.presences: dict[int, Presence] = {}
+        self.alive: set[int] = set()
 
     def join(
         self, name: str = "here", names: tuple[str, ...] = ("mail",), queues: Any = None
@@ -48,11 +47,13 @@ class Nodes:
         serves = Serves(frozenset(names), None if queues is None else frozenset(queues), name)
         own = {**Options().columns, "expires": None, "hidden": ()}
         known = [{**own, "name": name} for name in names]
-        node, self.presences[node] = self.jobs.store.nodes.join(name, 0, 2, serves, known)
+        node = self.jobs.store.nodes.join(name, 0, 2, serves, known)
+        self.alive.add(node)
         return node
 
     def die(self, node: int) -> None:
-        self.presences.pop(node).close()
+        self.alive.discard(node)
+        self.jobs.store.nodes.let_go(node)
 
     def claim(self, node: int) -> None:
         """Takes all that is ready."""
@@ -64,8 +65,8 @@ class Nodes:
 def nodes(jobs: LiteJobs) -> Iterator[Nodes]:
     made = Nodes(jobs)
     yield made
-    for presence in made.presences.values():
-        presence.close()
+    for node in [*made.alive]:
+        made.die(node)
 
 
 def settings_of(jobs: LiteJobs, queue: str, **columns: Any) -> None:
@@ -202,7 +203,7 @@ class TestBackup:
             assert copy.get(1).state == "running"
             assert "has died" in copy.why(1)
             [node] = copy.store.nodes.unlisted()
-            assert copy.store.nodes.rescue(node) == 1
+            assert len(copy.store.nodes.rescue(node)) == 1
             assert copy.drain() == 1
         assert jobs.get(1).state == "running"
 
@@ -370,7 +371,7 @@ class TestDoctor:
         found = only(jobs.doctor())
         assert found.subject == "node 'here'"
         assert "with 1 job" in found.problem
-        assert jobs.store.nodes.rescue(node) == 1, "the doctor only looks"
+        assert len(jobs.store.nodes.rescue(node)) == 1, "the doctor only looks"
         assert jobs.doctor() == []
 
     def test_finds_jobs_in_the_hands_of_a_node_that_is_not_listed(

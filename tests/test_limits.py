@@ -62,8 +62,12 @@ class Hands:
         self.serves = jobs._serves(None, None)
         known = jobs.registry.listing()
         name = self.serves.node
-        self.node, self.presence = jobs.store.nodes.join(name, 0, 1, self.serves, known)
+        self.node = jobs.store.nodes.join(name, 0, 1, self.serves, known)
         self.again_at: int | None = None
+
+    def die(self) -> None:
+        """As when all its processes were killed."""
+        self.jobs.store.nodes.let_go(self.node)
 
     def claim(self, limit: int = 10**6) -> list[Claimed]:
         """Claims what may be claimed, at most so many."""
@@ -109,7 +113,7 @@ class Hands:
 def hands(jobs: LiteJobs) -> Iterator[Hands]:
     hands = Hands(jobs)
     yield hands
-    hands.presence.close()
+    hands.die()
 
 
 def enqueue(jobs: LiteJobs, count: int, start: int = 1, **choices: Any) -> None:
@@ -135,7 +139,7 @@ class TestConcurrency:
         assert len(hands.claim(2)) == 2
         assert len(other.claim()) == 1
         assert hands.claim() == other.claim() == []
-        other.presence.close()
+        other.die()
 
     def test_changes_at_once(self, jobs: LiteJobs, hands: Hands) -> None:
         enqueue(jobs, 9, queue="slow")
@@ -151,7 +155,7 @@ class TestConcurrency:
         enqueue(jobs, 2, queue="slow")
         other = Hands(jobs)
         assert len(other.claim()) == 1
-        other.presence.close()
+        other.die()
         assert hands.claim() == []
         jobs.store.nodes.rescue(other.node)
         assert len(hands.claim()) == 1
@@ -319,7 +323,7 @@ class TestShares:
         jobs.enqueue_many(other.bind(n) for n in range(100))
         queues = [job.queue for job in hands.claim(60)]
         assert queues.count("a") == pytest.approx(30, abs=2), "two lanes, one share"
-        hands.presence.close()
+        hands.die()
 
 
 class TestAgeing:
@@ -476,7 +480,7 @@ class TestKeys:
         enqueue(jobs, 2, key="c")
         other = Hands(jobs)
         other.claim()
-        other.presence.close()
+        other.die()
         assert hands.claim() == []
         jobs.store.nodes.rescue(other.node)
         claimed = hands.claim()
@@ -565,7 +569,7 @@ class TestKeys:
                     clock.turn(5)
                     jobs.store.stage(clock())
                 self.check(jobs)
-            hands.presence.close()
+            hands.die()
 
     def check(self, jobs: LiteJobs) -> None:
         for key in "ab":
@@ -633,7 +637,7 @@ class TestExpiry:
         if fate == "naps":
             hands.settle(*claimed, error=Snooze(5))
         else:
-            hands.presence.close()
+            hands.die()
             jobs.store.nodes.rescue(hands.node)
         clock.turn(20)
         jobs.drain()
@@ -681,7 +685,7 @@ class TestExpiry:
         self, jobs: LiteJobs, clock: TurnedClock
     ) -> None:
         jobs.define(name="brief", expires=5)(note)
-        Hands(jobs).presence.close()
+        Hands(jobs).die()
         write_by_hand(jobs, "INSERT INTO litejobs_job (name) VALUES ('brief')")
         (job,) = jobs.find(name="brief")
         assert job.expires_at == job.run_at + 5 * SECOND

@@ -143,7 +143,7 @@ class TestSamples:
         seed=st.integers(0, 99),
     )
     def test_stand_for_all_that_were_settled_together(self, kinds: list[str], seed: int) -> None:
-        meter = Meter(litejobs.File(Path("unused")), lambda: START, random.Random(seed))
+        meter = Meter(litejobs.File(Path("unused"), clock=lambda: START), random.Random(seed))
         note(meter, *[settled("completed", kind) for kind in kinds])
         weights: Counter[tuple[str, str]] = Counter()
         for (_, _, name, measure, _), number in meter._counts.items():

@@ -25,6 +25,7 @@ from litejobs import (
     Context,
     Definition,
     DefinitionError,
+    File,
     Job,
     LiteJobs,
     OptionError,
@@ -399,10 +400,10 @@ class TestWhatADeclaredSetDoesToTheFile:
     def test_asks_nothing_of_a_program_without_schedules(self, jobs: LiteJobs) -> None:
         jobs.define(report)
         jobs.drain()
-        before = jobs.store.changes()
+        before = jobs.store.file.changes()
         jobs.drain()
         assert jobs.schedules() == []
-        assert jobs.store.changes() == before
+        assert jobs.store.file.changes() == before
 
 
 class TestMissedTicks:
@@ -822,7 +823,7 @@ class TestFiring:
         for name in "abc":
             jobs.schedule(name).set("@hourly", definition)
         ticks = 25
-        stores = [Store.at(jobs.path, "fast", clock) for _ in range(4)]
+        stores = [Store(File(jobs.path, "fast", clock=clock)) for _ in range(4)]
         start = threading.Barrier(len(stores) + 1)
 
         def fire(store: Store) -> None:
@@ -830,7 +831,7 @@ class TestFiring:
                 start.wait()
                 store.schedules.fire(clock())
                 start.wait()
-            store.close()
+            store.file.close()
 
         threads = [threading.Thread(target=fire, args=(store,)) for store in stores]
         for thread in threads:

@@ -29,7 +29,6 @@ from litejobs import (
     LitejobsError,
     OptionError,
     PayloadError,
-    Presence,
     ResultError,
     Unfit,
     Unique,
@@ -226,13 +225,14 @@ class TestTheFile:
         try:
             jobs.count()
             jobs.backup(tmp_path / "copy.db")
-            presence = Presence(jobs.store.file.presence_path(1), jobs.path)
+            serves = litejobs.Serves(frozenset(), None, "here")
+            node = jobs.store.nodes.join("here", 0, 1, serves, [])
         finally:
             os.umask(before)
         modes = {each.name: stat.S_IMODE(each.stat().st_mode) for each in tmp_path.iterdir()}
         assert modes == dict.fromkeys(modes, 0o600)
         assert len(modes) == 5
-        presence.close()
+        jobs.store.nodes.let_go(node)
 
     @pytest.mark.parametrize("end", ["", "-wal", "-shm", "-journal"])
     def test_follows_no_link(self, end: str, tmp_path: Path) -> None:
@@ -429,7 +429,7 @@ class TestAHostileFile:
     def test_beside_which_lies_a_link_in_place_of_a_lock_says_so(self, jobs: LiteJobs) -> None:
         write(jobs, "INSERT INTO litejobs_node VALUES (1, 'n', 1, 1, 1, '[]', 1, '[]', NULL)")
         Path(f"{jobs.path}-node-1").symlink_to("nowhere")
-        assert jobs.store.nodes.rescue(1) == 0
+        assert len(jobs.store.nodes.rescue(1)) == 0
         assert jobs.get(1).why() == "no node at work has its definition 'note'"
         problems = [found.problem for found in jobs.doctor() if found.subject == "node 'n'"]
         assert len(problems) == 1
@@ -449,7 +449,6 @@ class TestAHostileFile:
         [
             ("job", "state = 'blocked', key = 'k', key_limit = 'x'", lambda jobs: jobs.repair()),
             ("job", "unique_until = 'x'", only_one),
-            ("metric", f"time = {-(2**63)}", lambda jobs: jobs.store.meter.fold(2**60)),
         ],
     )
     def test_whose_limits_are_damaged_says_so(
@@ -457,7 +456,6 @@ class TestAHostileFile:
     ) -> None:
         """What compares them, or reckons with them, fell over numbers that were none."""
         only_one(jobs)
-        write(jobs, "INSERT INTO litejobs_metric VALUES (3600, 1, 'q', 'n', 'waiting', 1, 1)")
         behind_its_back(jobs, f"litejobs_{table}", f"UPDATE litejobs_{table} SET {damage}")
         with pytest.raises(FileError, match="is damaged"):
             look(jobs)
@@ -568,13 +566,13 @@ class TestHiddenFields:
         assert SECRET not in str(caught.value)
 
     def test_may_be_shown_again(self, jobs: LiteJobs) -> None:
-        join = jobs.store.nodes.join
+        nodes = jobs.store.nodes
         serves = litejobs.Serves(frozenset({"send"}), None, "here")
         for hidden in ({"payload.to"}, set()):
             known = {**litejobs.Options().columns, "name": "send", "expires": None}
-            _, presence = join("here", 0, 1, serves, [{**known, "hidden": hidden}])
-            assert jobs.store.nodes.hidden() == ({"send": hidden} if hidden else {})
-            presence.close()
+            node = nodes.join("here", 0, 1, serves, [{**known, "hidden": hidden}])
+            assert nodes.hidden() == ({"send": hidden} if hidden else {})
+            nodes.let_go(node)
 
     def test_are_those_of_all_the_classes_inside(self, jobs: LiteJobs) -> None:
         assert jobs.define(log_in).body.hidden == {"payload.password"}

@@ -58,7 +58,6 @@ from litejobs import (
     NewJob,
     Options,
     OutcomeUnknownError,
-    Presence,
     Report,
     Retention,
     Serves,
@@ -88,17 +87,17 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def store(path: Path, clock: TurnedClock) -> Iterator[Store]:
-    made = Store.at(path, "fast", clock)
+    made = Store(File(path, "fast", clock=clock))
     yield made
-    made.close()
+    made.file.close()
 
 
 @pytest.fixture
 def node(store: Store) -> Iterator[int]:
     """A node that is at work."""
-    number, presence = store.nodes.join("here", 0, 1, ALL, [])
+    number = store.nodes.join("here", 0, 1, ALL, [])
     yield number
-    presence.close()
+    store.nodes.let_go(number)
 
 
 def new(
@@ -299,7 +298,7 @@ def without_privileges() -> Iterator[None]:
 class TestTheConnection:
     @pytest.mark.parametrize(("durability", "synchronous"), [("full", 2), ("fast", 1)])
     def test_follows_the_recipe(self, path: Path, durability: Durability, synchronous: int) -> None:
-        store = Store.at(path, durability)
+        store = Store(File(path, durability))
         connection = store.file.connection()
         found = {
             name: connection.pragma(name)
@@ -321,7 +320,7 @@ class TestTheConnection:
         assert connection.config(apsw.SQLITE_DBCONFIG_DQS_DML, -1) == 0
         assert connection.config(apsw.SQLITE_DBCONFIG_DQS_DDL, -1) == 0
         assert connection.transaction_mode == "IMMEDIATE"
-        store.close()
+        store.file.close()
 
     def test_is_made_when_first_used(self, path: Path) -> None:
         jobs = LiteJobs(path)
@@ -332,30 +331,30 @@ class TestTheConnection:
     def test_keeps_the_file_private_whatever_the_umask(self, path: Path) -> None:
         before = os.umask(0)
         try:
-            store = Store.at(path)
+            store = Store(File(path))
             put(store, [new()])
-            presence = Presence(store.file.presence_path(1), store.file.path)
+            node = store.nodes.join("here", 0, 1, ALL, [])
         finally:
             os.umask(before)
         modes = {each.name: stat.S_IMODE(each.stat().st_mode) for each in path.parent.iterdir()}
         assert modes == dict.fromkeys(
             ["jobs.db", "jobs.db-wal", "jobs.db-shm", "jobs.db-node-1"], 0o600
         )
-        presence.close()
-        store.close()
+        store.nodes.let_go(node)
+        store.file.close()
 
     @pytest.mark.skipif(sys.platform == "win32", reason="there are no modes")
     def test_lets_a_colleague_who_may_use_it_ask_whether_a_node_lives(self, path: Path) -> None:
-        store = Store.at(path)
-        store.changes()
+        store = Store(File(path))
+        store.file.changes()
         path.chmod(0o660)
         if os.geteuid() == 0:
             os.chown(path, 0, 12345)
-        presence = Presence(store.file.presence_path(1), path)
-        found = os.stat(presence.path)
+        node = store.nodes.join("here", 0, 1, ALL, [])
+        found = os.stat(store.file.presence_path(node))
         assert (stat.S_IMODE(found.st_mode), found.st_gid) == (0o660, path.stat().st_gid)
-        presence.close()
-        store.close()
+        store.nodes.let_go(node)
+        store.file.close()
 
     def test_leaves_no_other_file_behind_when_it_is_closed(self, path: Path) -> None:
         with LiteJobs(path) as jobs:
@@ -368,16 +367,16 @@ class TestTheConnection:
         target.touch()
         path.symlink_to(target)
         with pytest.raises(FileError, match=r"jobs\.db: is a symbolic link: name the file that"):
-            Store.at(path).changes()
+            Store(File(path)).file.changes()
         assert target.stat().st_size == 0
 
     def test_follows_links_of_folders(self, tmp_path: Path) -> None:
         (tmp_path / "real").mkdir()
         (tmp_path / "link").symlink_to(tmp_path / "real")
-        store = Store.at(tmp_path / "link" / "jobs.db")
+        store = Store(File(tmp_path / "link" / "jobs.db"))
         put(store, [new()])
         assert store.file.path == tmp_path / "real" / "jobs.db"
-        store.close()
+        store.file.close()
 
     def test_refuses_a_loop_of_links(self, store: Store, tmp_path: Path) -> None:
         """Path.resolve() raised a RuntimeError of a loop, before Python 3.13."""
@@ -386,7 +385,7 @@ class TestTheConnection:
         place = tmp_path / "one" / "jobs.db"
         told = r"/one/jobs\.db: cannot be created: Too many levels of symbolic links"
         with pytest.raises(FileError, match=told):
-            Store.at(place).changes()
+            Store(File(place)).file.changes()
         with pytest.raises(FileError, match=told):
             litejobs.back_up(store.file, place)
 
@@ -408,45 +407,45 @@ class TestTheConnection:
 
     def test_refuses_a_folder(self, tmp_path: Path) -> None:
         with pytest.raises(FileError, match="is a folder: name a file in it"):
-            Store.at(tmp_path).changes()
+            Store(File(tmp_path)).file.changes()
 
     def test_refuses_a_pipe(self, path: Path) -> None:
         os.mkfifo(path)
         with pytest.raises(FileError, match="is not a regular file"):
-            Store.at(path).changes()
+            Store(File(path)).file.changes()
 
     def test_names_a_folder_that_is_missing(self, tmp_path: Path) -> None:
         with pytest.raises(FileError, match=r"the folder .*/no does not exist: create it"):
-            Store.at(tmp_path / "no" / "jobs.db").changes()
+            Store(File(tmp_path / "no" / "jobs.db")).file.changes()
 
     def test_refuses_a_file_as_a_folder(self, path: Path) -> None:
         path.touch()
         with pytest.raises(FileError, match=r"jobs\.db is not a folder"):
-            Store.at(path / "jobs.db").changes()
+            Store(File(path / "jobs.db")).file.changes()
 
     def test_makes_no_file_when_told_not_to(self, path: Path) -> None:
         with pytest.raises(FileError, match="does not exist"):
-            Store(File(path, create=False)).changes()
+            Store(File(path, create=False)).file.changes()
         assert not path.exists()
 
     @pytest.mark.parametrize("content", [b"no database " * 100, b"short"], ids=["long", "short"])
     def test_refuses_what_is_no_database_and_leaves_it(self, path: Path, content: bytes) -> None:
         path.write_bytes(content)
         with pytest.raises(FileError, match="is not an SQLite database: name another file"):
-            Store.at(path).changes()
+            Store(File(path)).file.changes()
         assert path.read_bytes() == content
 
     def test_refuses_a_path_with_a_nul(self) -> None:
         with pytest.raises(FileError):
-            Store.at(Path("a\0b")).changes()
+            Store(File(Path("a\0b"))).file.changes()
 
     def test_refuses_a_name_that_is_too_long(self, tmp_path: Path) -> None:
         with pytest.raises(FileError, match="File name too long"):
-            Store.at(tmp_path / ("x" * 300)).changes()
+            Store(File(tmp_path / ("x" * 300))).file.changes()
 
     def test_says_that_a_damaged_file_is_damaged(self, store: Store, path: Path) -> None:
         put(store, [new() for _ in range(1000)])
-        store.close()
+        store.file.close()
         with open(path, "r+b") as file:
             file.seek(4096)
             file.write(b"\xff" * (path.stat().st_size - 4096))
@@ -464,7 +463,7 @@ class TestTheConnection:
         LiteJobs(path).count()
         path.chmod(mode)
         with without_privileges(), pytest.raises(FileError, match=problem):
-            Store.at(path).changes()
+            Store(File(path)).file.changes()
 
     def test_says_that_a_file_cannot_be_created(self, public_folder: Path) -> None:
         public_folder.chmod(0o555)
@@ -472,7 +471,7 @@ class TestTheConnection:
             without_privileges(),
             pytest.raises(FileError, match="cannot be created: Permission denied"),
         ):
-            Store.at(public_folder / "jobs.db").changes()
+            Store(File(public_folder / "jobs.db")).file.changes()
 
     def test_says_that_a_folder_cannot_be_written(self, public_folder: Path) -> None:
         path = public_folder / "jobs.db"
@@ -483,15 +482,15 @@ class TestTheConnection:
             without_privileges(),
             pytest.raises(FileError, match="cannot be opened: is it readable"),
         ):
-            Store.at(path).changes()
+            Store(File(path)).file.changes()
 
     def test_refuses_a_file_of_a_newer_schema_and_leaves_it(self, store: Store, path: Path) -> None:
         store.file.connection().execute("UPDATE litejobs_meta SET value = 99")
         store.file.connection().execute("CREATE TABLE litejobs_of_tomorrow (id)")
-        store.close()
+        store.file.close()
         before = path.read_bytes()
         with pytest.raises(FileError, match=r"newer litejobs \(schema 99, .*: upgrade litejobs"):
-            Store.at(path).changes()
+            Store(File(path)).file.changes()
         assert path.read_bytes() == before
 
     def test_refuses_a_place_where_wal_does_not_work(self, path: Path) -> None:
@@ -513,7 +512,7 @@ class TestTheConnection:
         with contextlib.closing(apsw.Connection(str(path))) as application:
             application.execute("CREATE TABLE customer (name TEXT); PRAGMA user_version = 7")
             application.execute("INSERT INTO customer VALUES ('Ada')")
-        store = Store.at(path)
+        store = Store(File(path))
         put(store, [new()])
         assert store.file.connection().pragma("journal_mode") == "wal"
         assert store.file.connection().pragma("user_version") == 7
@@ -521,12 +520,12 @@ class TestTheConnection:
         schema = store.file.connection().execute("SELECT name FROM sqlite_schema")
         tables = {str(name) for (name,) in schema}
         assert all(name.startswith(("litejobs_", "sqlite_", "customer")) for name in tables)
-        store.close()
+        store.file.close()
 
     def test_opens_again_after_it_was_closed(self, store: Store) -> None:
         put(store, [new()])
-        store.close()
-        store.close()
+        store.file.close()
+        store.file.close()
         assert get_in(store, 1).id == 1
 
 
@@ -540,13 +539,13 @@ class TestOtherProcesses:
         answers = crew.tell("[definition.enqueue(n).id for n in range(50)]", path)
         ids = [id for answer in answers for id in answer]
         assert sorted(ids) == list(range(1, 401))
-        rows = find_in(Store.at(path), Match(), 1000)
+        rows = find_in(Store(File(path)), Match(), 1000)
         assert {row.id for row in rows} == set(ids)
         sent = [row.payload["n"] for row in rows]
         assert sorted(sent) == sorted(list(range(50)) * 8)
 
     def test_claim_all_at_once_and_none_of_them_the_same(self, crew: Crew, path: Path) -> None:
-        put(Store.at(path), [new("note") for _ in range(100)])
+        put(Store(File(path)), [new("note") for _ in range(100)])
         claim = (
             "(serves := litejobs.Serves(frozenset(['note']), None, 'x')) and"
             " [job.id for _ in range(30) for job in jobs.store.exchange([], os.getpid(),"
@@ -606,11 +605,11 @@ class TestAFork:
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
     def test_lets_both_processes_go_on(self, path: Path) -> None:
-        store = Store.at(path)
+        store = Store(File(path))
         ids = [*put(store, [new()])]
         for act in (
             lambda: put(store, [new()]),
-            lambda: store.close(),
+            lambda: store.file.close(),
             lambda: get_in(store, 1),
             lambda: os.kill(os.getpid(), 0),
         ):
@@ -619,12 +618,12 @@ class TestAFork:
         # Asked by a process that shares nothing with this one.
         assert shell(path, "SELECT count(*) FROM litejobs_job").stdout == "22\n"
         assert len(set(ids)) == 21
-        store.close()
+        store.file.close()
 
     def test_leaves_the_child_its_file_when_the_parent_closes(self, path: Path) -> None:
         # SQLite in the child would believe in the parent's locks, had it inherited them:
         # the parent, the last one as it seems, would delete the WAL under the child.
-        store = Store.at(path)
+        store = Store(File(path))
         put(store, [new()])
         asking, told = os.pipe()
         hearing, answered = os.pipe()
@@ -643,7 +642,7 @@ class TestAFork:
         os.close(answered)
         assert os.read(hearing, 9) == b"open"
         get_in(store, 1)
-        store.close()
+        store.file.close()
         os.write(told, b"closed")
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         os.close(told)
@@ -651,12 +650,12 @@ class TestAFork:
         assert shell(path, "SELECT count(*) FROM litejobs_job").stdout == "22\n"
 
     def test_does_not_wait_for_a_store_that_is_gone(self, path: Path) -> None:
-        store = Store.at(path)
+        store = Store(File(path))
         put(store, [new()])
-        store.close()
+        store.file.close()
         del store
-        self.in_a_child(lambda: put(Store.at(path), [new()]))
-        assert count_in(Store.at(path), Match()) == 2
+        self.in_a_child(lambda: put(Store(File(path)), [new()]))
+        assert count_in(Store(File(path)), Match()) == 2
 
     def test_does_not_leave_the_child_waiting_for_a_thread_that_opens_a_file(
         self, path: Path
@@ -670,7 +669,7 @@ class TestAFork:
 
         def open_in_the_child() -> None:
             signal.alarm(5)
-            Store.at(path).changes()
+            Store(File(path)).file.changes()
 
         thread = threading.Thread(target=open_slowly)
         thread.start()
@@ -717,7 +716,7 @@ print([jobs.count() for jobs in (quiet, busy)])
         assert (ran.stdout, ran.returncode) == ("[2, 2]\n", 0), ran.stderr
 
     def test_waits_until_another_thread_has_committed(self, path: Path) -> None:
-        store = Store.at(path)
+        store = Store(File(path))
         stop = threading.Event()
         acknowledged: list[int] = []
 
@@ -733,7 +732,7 @@ print([jobs.count() for jobs in (quiet, busy)])
         thread.join()
         count = int(shell(path, "SELECT count(*) FROM litejobs_job").stdout)
         assert count == len(acknowledged) + 10
-        store.close()
+        store.file.close()
 
 
 class TestAFileThatIsOpenedWhile:
@@ -758,7 +757,8 @@ class TestAFileThatIsOpenedWhile:
             os.replace(other, path)
             busy.execute("ROLLBACK")
 
-        with contextlib.closing(Store.at(path)) as store, once_it_waits(replace):
+        store = Store(File(path))
+        with contextlib.closing(store.file), once_it_waits(replace):
             with pytest.raises(FileReplacedError):
                 put(store, [new()])
             put(store, [new()])
@@ -776,8 +776,9 @@ class TestAFileThatIsOpenedWhile:
             busy.execute("UPDATE litejobs_meta SET value = ?", (SCHEMA_VERSION + 1,))
             busy.execute("COMMIT")
 
+        store = Store(File(path))
         with (
-            contextlib.closing(Store.at(path)) as store,
+            contextlib.closing(store.file),
             once_it_waits(upgrade),
             pytest.raises(FileError, match="newer litejobs"),
         ):
@@ -788,23 +789,23 @@ class TestAFileThatIsOpenedWhile:
         self, path: Path, busy: apsw.Connection, tmp_path: Path
     ) -> None:
         """The thread waited for itself."""
-        other = Store.at(tmp_path / "other.db")
+        other = Store(File(tmp_path / "other.db"))
 
         def enqueue(number: int, frame: object) -> None:
             put(other, [new()])
             busy.execute("ROLLBACK")
 
-        before = signal.signal(signal.SIGTERM, enqueue)
+        before, store = signal.signal(signal.SIGTERM, enqueue), Store(File(path))
         try:
             with (
-                contextlib.closing(Store.at(path)) as store,
+                contextlib.closing(store.file),
                 once_it_waits(lambda: os.kill(os.getpid(), signal.SIGTERM)),
             ):
                 put(store, [new()])
             assert count_in(other, Match()) == 1
         finally:
             signal.signal(signal.SIGTERM, before)
-            other.close()
+            other.file.close()
 
 
 @contextlib.contextmanager
@@ -845,7 +846,7 @@ class TestTheFileThatIsTakenAway:
 
     def replace(self, path: Path) -> None:
         other = path.with_name("other.db")
-        Store.at(other).changes()
+        Store(File(other)).file.changes()
         other.replace(path)
 
     def lose_the_wal(self, path: Path) -> None:
@@ -868,7 +869,7 @@ class TestTheFileThatIsTakenAway:
     def test_is_noticed_at_the_next_commit(
         self, act: Callable[[object, Path], None], path: Path
     ) -> None:
-        store = Store.at(path)
+        store = Store(File(path))
         put(store, [new()])
         act(self, path)
         with pytest.raises(FileReplacedError, match=r"jobs\.db: was removed, moved or replaced"):
@@ -878,10 +879,10 @@ class TestTheFileThatIsTakenAway:
         id = put(store, [new()])[0]
         assert get_in(store, id).name == "mail"
         assert count_in(store, Match()) == before + 1
-        store.close()
+        store.file.close()
 
     def test_leaves_the_jobs_of_the_new_file_alone(self, crew: Crew, path: Path) -> None:
-        store = Store.at(path)
+        store = Store(File(path))
         put(store, [new()])
         self.lose_all(path)
         begin = f"[kept.append(jobs), {enqueueing(7)}] and jobs.count()"
@@ -892,11 +893,11 @@ class TestTheFileThatIsTakenAway:
         assert count_in(store, Match()) == 8
         crew.tell("kept.pop().close()", path, 1)
         assert count_in(store, Match()) == 8
-        store.close()
+        store.file.close()
 
     def test_is_noticed_before_anything_is_written(self, crew: Crew, path: Path) -> None:
         """Without its shared memory this process would write over what the other one wrote."""
-        store = Store.at(path)
+        store = Store(File(path))
         put(store, [new()])
         self.lose_the_shared_memory(path)
         begin = f"[kept.append(jobs), {enqueueing(1)}] and jobs.count()"
@@ -906,31 +907,31 @@ class TestTheFileThatIsTakenAway:
         assert put(store, [new()])[0] == 3
         crew.tell("kept.pop().close()", path, 1)
         assert count_in(store, Match()) == 3
-        store.close()
+        store.file.close()
 
     def test_keeps_what_was_acknowledged_if_it_has_only_lost_its_shared_memory(
         self, path: Path
     ) -> None:
-        for end in (Store.changes, Store.close):
-            store = Store.at(path)
+        for end in (File.changes, File.close):
+            store = Store(File(path))
             put(store, [new() for _ in range(5)])
             self.lose_the_shared_memory(path)
             with contextlib.suppress(FileReplacedError):
-                end(store)
+                end(store.file)
         assert shell(path, "SELECT count(*) FROM litejobs_job").stdout == "10\n"
 
     def test_whose_wal_is_lost_is_refused_as_long_as_a_program_has_it_open(
         self, path: Path, crew: Crew
     ) -> None:
         """A new WAL began behind frames that were only in the old one: it had holes."""
-        store = Store.at(path)
+        store = Store(File(path))
         put(store, [new() for _ in range(50)])
         self.lose_the_wal(path)
         for _ in range(2):
             refused = crew.tell("jobs.count()", path, 1)[0]
             assert "jobs.db: its WAL was removed while programs had it open" in refused
             assert "end them; what was only in the WAL is lost" in refused
-        store.close()
+        store.file.close()
         assert crew.tell("jobs.count()", path, 1) == [0]
 
     def test_whose_wal_is_lost_gets_one_that_can_be_recovered(
@@ -959,7 +960,7 @@ class TestTheFileThatIsTakenAway:
         self, path: Path, crew: Crew
     ) -> None:
         """Who only read opened it anew at once, and wrote to the same places of the WAL."""
-        store = Store.at(path)
+        store = Store(File(path))
         put(store, [new() for _ in range(50)])
         assert crew.tell(f"[kept.append(jobs), {enqueueing(50)}][1]", path, 1) == [50]
         told: list[Any] = []
@@ -980,17 +981,17 @@ class TestTheFileThatIsTakenAway:
         refused, went_on = told
         assert refused.startswith("FileReplacedError")
         assert went_on == 50
-        store.close()
+        store.file.close()
         crew.tell("kept.pop().close()", path, 1)
         assert shell(path, "PRAGMA integrity_check").stdout == "ok\n"
         assert shell(path, "SELECT count(*) FROM litejobs_job").stdout == "150\n"
 
     def test_is_not_mixed_with_the_one_that_takes_its_place(self, path: Path) -> None:
         """SQLite would take the WAL that is left for that of the other file."""
-        other = Store.at(path.with_name("other.db"))
+        other = Store(File(path.with_name("other.db")))
         put(other, [new(name="theirs")])
-        other.close()
-        store = Store.at(path)
+        other.file.close()
+        store = Store(File(path))
         put(store, [new(name="ours") for _ in range(50)])
         path.with_name("other.db").replace(path)
         with pytest.raises(FileReplacedError):
@@ -998,7 +999,7 @@ class TestTheFileThatIsTakenAway:
         put(store, [new(name="ours")])
         assert [get_in(store, id).name for id in (1, 2)] == ["theirs", "ours"]
         assert count_in(store, Match()) == 2
-        store.close()
+        store.file.close()
 
     @pytest.mark.skipif(sys.platform == "win32", reason="nothing that is open is renamed there")
     def test_has_its_wal_put_aside_by_one_process_and_not_a_new_one_by_another(
@@ -1006,7 +1007,7 @@ class TestTheFileThatIsTakenAway:
     ) -> None:
         import fcntl
 
-        store = Store.at(path)
+        store = Store(File(path))
         put(store, [new()])
         self.replace(path)
         refused: list[BaseException] = []
@@ -1035,64 +1036,64 @@ class TestTheFileThatIsTakenAway:
         public_folder.chmod(0o777)
         path = public_folder / "jobs.db"
         with without_privileges():
-            store = Store.at(path)
+            store = Store(File(path))
             put(store, [new()])
         public_folder.chmod(0o333)
         with without_privileges():
             path.unlink()
             with pytest.raises(FileReplacedError):
                 put(store, [new()])
-            store.close()
+            store.file.close()
         assert list(public_folder.glob("jobs.db-wal-*"))
 
     def test_leaves_its_wal_to_who_looks_for_its_jobs(self, path: Path) -> None:
-        store = Store.at(path)
+        store = Store(File(path))
         put(store, [new() for _ in range(50)])
         self.rename(path)
         with pytest.raises(FileReplacedError):
             put(store, [new()])
         (wal,) = path.parent.glob("jobs.db-wal-*")
         wal.rename(path.with_name("elsewhere.db-wal"))
-        moved = Store.at(path.with_name("elsewhere.db"))
+        moved = Store(File(path.with_name("elsewhere.db")))
         assert count_in(moved, Match()) in (50, 51), "the last one was refused"
-        moved.close()
-        store.close()
+        moved.file.close()
+        store.file.close()
 
     def test_leaves_its_wal_alone_when_somebody_makes_a_new_one(
         self, path: Path, crew: Crew
     ) -> None:
-        old = Store.at(path)
+        old = Store(File(path))
         put(old, [new() for _ in range(50)])
         self.rename(path)
         assert crew.tell(enqueueing(1), path, 1) == [1]
         assert list(path.parent.glob("jobs.db-wal-*"))
         with pytest.raises(FileReplacedError):
-            old.changes()
+            old.file.changes()
         assert shell(path, "SELECT count(*) FROM litejobs_job").stdout == "1\n"
-        old.close()
+        old.file.close()
 
     def test_that_has_a_second_name_is_refused_as_long_as_it_has(self, path: Path) -> None:
-        store = Store.at(path)
+        store = Store(File(path))
         put(store, [new()])
         second = path.with_name("second.db")
         os.link(path, second)
         with pytest.raises(FileError, match=r"jobs\.db: has a second name, a hard link"):
-            [store.changes() for _ in range(10_000)]
+            [store.file.changes() for _ in range(10_000)]
         for name in (path, second):
             with pytest.raises(FileError, match="has a second name, a hard link"):
-                Store.at(name).changes()
+                Store(File(name)).file.changes()
         second.unlink()
         before = count_in(store, Match())
         put(store, [new()])
         assert count_in(store, Match()) == before + 1
-        store.close()
+        store.file.close()
 
     def test_is_no_false_alarm_after_a_checkpoint(self, path: Path) -> None:
-        store = Store.at(path)
+        store = Store(File(path))
         put(store, [new()])
         store.file.connection().wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
         assert list(put(store, [new()])) == [2]
-        store.close()
+        store.file.close()
 
 
 class TestACommitThatFails:
@@ -1138,7 +1139,7 @@ print(jobs.store.file.connection().pragma("integrity_check"), jobs.find()[0].pay
 
     def test_in_its_sync_has_an_unknown_outcome(self, path: Path) -> None:
         broken = BrokenDisk()
-        store = Store.at(path)
+        store = Store(File(path))
         try:
             put(store, [new()])
             broken.fails = True
@@ -1150,7 +1151,7 @@ print(jobs.store.file.connection().pragma("integrity_check"), jobs.find()[0].pay
             assert count_in(store, Match()) == count + 1
             assert store.file.connection().pragma("integrity_check") == "ok"
         finally:
-            store.close()
+            store.file.close()
             broken.unregister()
 
     def test_opens_the_file_anew_even_if_it_could_not_be_closed(self, path: Path) -> None:
@@ -1158,7 +1159,7 @@ print(jobs.store.file.connection().pragma("integrity_check"), jobs.find()[0].pay
             if touch.kind == "sync":
                 raise apsw.IOError("the sync failed")
 
-        store = Store.at(path)
+        store = Store(File(path))
         with Disk() as disk:
             put(store, [new()])
             disk.watcher = fail
@@ -1167,7 +1168,7 @@ print(jobs.store.file.connection().pragma("integrity_check"), jobs.find()[0].pay
             disk.watcher = nobody
             put(store, [new()])
             assert count_in(store, Match()) in (2, 3)
-            store.close()
+            store.file.close()
 
     def test_for_want_of_space_writes_nothing(self, store: Store) -> None:
         put(store, [new()])
@@ -1191,7 +1192,7 @@ print(jobs.store.file.connection().pragma("integrity_check"), jobs.find()[0].pay
             broken.left = None
             assert count_in(store, Match()) == 1
             assert list(put(store, [new()])) == [2]
-            store.close()
+            store.file.close()
 
     def test_is_not_said_to_be_lost_because_nobody_can_look(
         self, store: Store, monkeypatch: pytest.MonkeyPatch
@@ -1234,7 +1235,7 @@ class TestATransaction:
     def test_that_makes_the_schema_says_what_it_has_no_memory_for(self, tmp_path: Path) -> None:
         limit, refused = apsw.hard_heap_limit(-1), 0
         for room in range(20_000, 220_000, 5_000):
-            store = Store.at(tmp_path / f"{room}.db", "fast")
+            store = Store(File(tmp_path / f"{room}.db", "fast"))
             apsw.hard_heap_limit(apsw.memory_used() + room)
             try:
                 count_in(store, Match())
@@ -1242,7 +1243,7 @@ class TestATransaction:
                 refused += "memory" in str(error) or pytest.fail(str(error))
             finally:
                 apsw.hard_heap_limit(limit)
-                store.close()
+                store.file.close()
         assert refused > 10
 
 
@@ -1558,10 +1559,10 @@ class TestClaims:
 
         def work() -> None:
             mine: list[int] = []
-            own = Store.at(path, "fast")
+            own = Store(File(path, "fast"))
             while jobs := take(own, 1, 5):
                 mine += [job.id for job in jobs]
-            own.close()
+            own.file.close()
             taken.append(mine)
 
         threads = [threading.Thread(target=work) for _ in range(2)]
@@ -1706,33 +1707,33 @@ class TestRescue:
     def test_leaves_the_jobs_of_a_node_that_lives(self, store: Store, node: int) -> None:
         put(store, [new()])
         take(store, node)
-        assert store.nodes.rescue(node) == 0
+        assert len(store.nodes.rescue(node)) == 0
         assert get_in(store, 1).state == "running"
         assert [each.id for each in store.nodes.all()] == [node]
 
     def test_leaves_the_jobs_of_a_node_in_another_process(self, crew: Crew, store: Store) -> None:
         put(store, [new()])
-        join = "[kept.append(jobs.store.nodes.join('x', 0, 1, SERVES, []))] and kept[0][0]".replace(
+        join = "[kept.append(jobs.store.nodes)] and kept[0].join('x', 0, 1, SERVES, [])".replace(
             "SERVES", "litejobs.Serves(frozenset(), None, 'x')"
         )
         (node,) = crew.tell(join, store.file.path, 1)
         take(store, node)
-        assert store.nodes.rescue(node) == 0
-        assert crew.tell("kept.pop()[1].close()", store.file.path, 1) == [None]
-        assert store.nodes.rescue(node) == 1
+        assert len(store.nodes.rescue(node)) == 0
+        assert crew.tell(f"kept.pop().let_go({node})", store.file.path, 1) == [None]
+        assert len(store.nodes.rescue(node)) == 1
 
     def test_takes_over_when_the_last_process_of_a_node_is_gone(
         self, store: Store, clock: TurnedClock
     ) -> None:
-        node, presence = store.nodes.join("there", 0, 1, ALL, [])
+        node = store.nodes.join("there", 0, 1, ALL, [])
         worker = litejobs.hold(store.file.presence_path(node))
         put(store, [new(), new(), new()])
         take(store, node, 2)
-        presence.close()
-        assert store.nodes.rescue(node) == 0, "its worker may still run the jobs"
+        store.nodes.let_go(node)
+        assert len(store.nodes.rescue(node)) == 0, "its worker may still run the jobs"
         worker.close()
         clock.turn(1)
-        assert store.nodes.rescue(node) == 2
+        assert len(store.nodes.rescue(node)) == 2
         assert store.nodes.all() == []
         assert not os.path.exists(store.file.presence_path(node))
         rows = rows_of(store)
@@ -1743,46 +1744,46 @@ class TestRescue:
         ]
         (failure,) = errors_in(store, 1)
         assert (failure.attempt, failure.kind, failure.worker) == (1, "lost", os.getpid())
-        assert store.nodes.rescue(node) == 0, "there is nothing left to rescue"
+        assert len(store.nodes.rescue(node)) == 0, "there is nothing left to rescue"
 
     def test_waits_for_a_node_to_make_its_lock_file_anew_that_somebody_removed(
         self, store: Store, clock: TurnedClock
     ) -> None:
-        node, presence = store.nodes.join("there", 0, 1, ALL, [])
+        node = store.nodes.join("there", 0, 1, ALL, [])
         put(store, [new()])
         take(store, node)
-        os.unlink(presence.path)
+        os.unlink(store.file.presence_path(node))
         for _ in range(20):
-            assert store.nodes.rescue(node) == 0
+            assert len(store.nodes.rescue(node)) == 0
             clock.turn(1)
-        assert presence.renew()
-        assert not presence.renew()
-        assert store.nodes.rescue(node) == 0, "it lives"
-        presence.close()
-        os.unlink(presence.path)
+        assert store.nodes.renew(node)
+        assert not store.nodes.renew(node)
+        assert len(store.nodes.rescue(node)) == 0, "it lives"
+        store.nodes.let_go(node)
+        os.unlink(store.file.presence_path(node))
         for _ in range(30):
-            assert store.nodes.rescue(node) == 0
+            assert len(store.nodes.rescue(node)) == 0
             clock.turn(1)
-        assert store.nodes.rescue(node) == 1
+        assert len(store.nodes.rescue(node)) == 1
         assert (get_in(store, 1).state, store.nodes.all()) == ("pending", [])
 
     def test_does_not_count_the_time_in_which_nobody_looked_for_a_removed_lock_file(
         self, store: Store, clock: TurnedClock
     ) -> None:
         """All is frozen, or the clock is set: the node has had no time to make it anew."""
-        node, presence = store.nodes.join("there", 0, 1, ALL, [])
+        node = store.nodes.join("there", 0, 1, ALL, [])
         put(store, [new()])
         take(store, node)
-        os.unlink(presence.path)
+        os.unlink(store.file.presence_path(node))
         for _ in range(5):
-            assert store.nodes.rescue(node) == 0
+            assert len(store.nodes.rescue(node)) == 0
             clock.turn(3600)
-        presence.close()
+        store.nodes.let_go(node)
 
     def test_takes_over_from_those_who_are_not_in_the_list(
         self, store: Store, node: int, clock: TurnedClock
     ) -> None:
-        dead, presence = store.nodes.join("there", 0, 1, ALL, [])
+        dead = store.nodes.join("there", 0, 1, ALL, [])
         put(store, [new(), new()])
         take(store, dead, 1)
         take(store, node, 1)
@@ -1791,7 +1792,7 @@ class TestRescue:
         duties = Duties(store, node)
         duties.do("rescue_from_unlisted")
         assert get_in(store, 1).state == "running", "it holds the lock"
-        presence.close()
+        store.nodes.let_go(dead)
         duties.do("rescue_from_unlisted")
         assert [row.state for row in find_in(store, Match(), 9)] == ["running", "pending"]
         with store.file.transaction() as tx:
@@ -1804,9 +1805,9 @@ class TestRescue:
     ) -> None:
         put(store, [new() for _ in range(30)])
         listed = [store.nodes.join(f"n{n}", 0, 1, ALL, []) for n in range(30)]
-        for node, _ in listed:
+        for node in listed:
             take(store, node, 1)
-        each = [Duties(store, node) for node, _ in listed]
+        each = [Duties(store, node) for node in listed]
         asked: list[str] = []
 
         def ask(path: str, alone: bool, wait: float = 0.0) -> contextlib.ExitStack | None:
@@ -1819,14 +1820,14 @@ class TestRescue:
             for duties in each:
                 duties.do("rescue")
         assert len(asked) <= 2 * len(listed), "not 870"
-        for _, presence in listed[:10] + listed[12:]:
-            presence.close()
+        for node in listed[:10] + listed[12:]:
+            store.nodes.let_go(node)
         each[10].do("rescue")
         each[11].do("rescue")
         assert [node.name for node in store.nodes.all()] == ["n10", "n11"]
         assert [row.id for row in find_in(store, Match(states=("running",)), 99)] == [12, 11]
-        for _, presence in listed[10:12]:
-            presence.close()
+        for node in listed[10:12]:
+            store.nodes.let_go(node)
 
     def test_makes_a_dead_letter_of_a_job_that_takes_every_node_down(
         self, store: Store, clock: TurnedClock
@@ -1834,10 +1835,10 @@ class TestRescue:
         put(store, [new(retention=Retention(failed=5))])
         for count in range(1, LOST_LIMIT + 1):
             assert get_in(store, 1).state == "pending"
-            node, presence = store.nodes.join("there", 0, 1, ALL, [])
+            node = store.nodes.join("there", 0, 1, ALL, [])
             take(store, node)
-            presence.close()
-            assert store.nodes.rescue(node) == 1
+            store.nodes.let_go(node)
+            assert len(store.nodes.rescue(node)) == 1
             assert row_of(store, 1).lost == count
         row = row_of(store, 1)
         assert (row.state, row.attempt, row.finished_at) == ("failed", 1, START)
@@ -1846,10 +1847,10 @@ class TestRescue:
         assert store.prune(START + 5 * SECOND) == 1
 
     def test_throws_away_what_the_old_claim_brings_later(self, store: Store, node: int) -> None:
-        dead, presence = store.nodes.join("there", 0, 1, ALL, [])
+        dead = store.nodes.join("there", 0, 1, ALL, [])
         put(store, [new()])
         (old,) = take(store, dead)
-        presence.close()
+        store.nodes.let_go(dead)
         store.nodes.rescue(dead)
         assert settle(store, dead, ending(old, "completed")) == 1
         (current,) = take(store, node)
@@ -1857,22 +1858,22 @@ class TestRescue:
         assert settle(store, node, ending(current, "completed")) == 0
 
     def test_cancels_what_was_asked_to_end_on_the_node_that_died(self, store: Store) -> None:
-        node, presence = store.nodes.join("there", 0, 1, ALL, [])
+        node = store.nodes.join("there", 0, 1, ALL, [])
         put(store, [new()])
         take(store, node)
         steer(store, "cancel", Match(ids=(1,)))
-        presence.close()
-        assert store.nodes.rescue(node) == 1
+        store.nodes.let_go(node)
+        assert len(store.nodes.rescue(node)) == 1
         assert get_in(store, 1).state == "cancelled"
 
     def test_forgets_the_wish_to_cancel_once_somebody_retries(
         self, store: Store, node: int
     ) -> None:
-        dead, presence = store.nodes.join("there", 0, 1, ALL, [])
+        dead = store.nodes.join("there", 0, 1, ALL, [])
         put(store, [new()])
         take(store, dead)
         steer(store, "cancel", Match(ids=(1,)))
-        presence.close()
+        store.nodes.let_go(dead)
         store.nodes.rescue(dead)
         steer(store, "cancel", Match(ids=(1,)))
         assert steer(store, "retry", Match(ids=(1,))) == Moved(1)
@@ -1880,10 +1881,10 @@ class TestRescue:
         assert store.nodes.asked(node)[0] == []
 
     def test_leaving_gives_back_what_was_held(self, store: Store) -> None:
-        node, presence = store.nodes.join("there", 0, 1, ALL, [])
+        node = store.nodes.join("there", 0, 1, ALL, [])
         put(store, [new()])
         take(store, node)
-        store.leave(node, presence)
+        store.leave(node)
         assert store.nodes.all() == []
         assert get_in(store, 1).state == "pending"
 
@@ -1892,7 +1893,7 @@ class TestRescue:
     ) -> None:
         put(store, [new(), new(), new()])
         take(store, node)
-        store.nodes.release_strays(node, [(2, 1), (3, 0)])
+        store.nodes.release_orphans(node, [(2, 1), (3, 0)])
         assert [(row.id, row.state, row.attempt) for row in find_in(store, Match(), 9)] == [
             (3, "pending", 0),
             (2, "running", 1),
@@ -1903,7 +1904,7 @@ class TestRescue:
         put(store, [new(), new()])
         take(store, node)
         steer(store, "cancel", Match(ids=(1,)))
-        store.nodes.release_strays(node, [])
+        store.nodes.release_orphans(node, [])
         assert [row.state for row in find_in(store, Match(), 9)] == ["pending", "cancelled"]
 
     def test_takes_nobody_for_dead_who_cannot_be_asked(
@@ -1917,7 +1918,7 @@ class TestRescue:
         (job,) = take(store, node)
         with monkeypatch.context() as patched:
             patched.setattr(litejobs, "lock", out_of_order)
-            assert [store.nodes.rescue(node) for _ in range(3)] == [0, 0, 0]
+            assert [store.nodes.rescue(node) for _ in range(3)] == [[], [], []]
         (told,) = caplog.messages
         assert re.search(
             r"a node lives cannot be known: .*db-node-1: cannot be (opened|written|used)", told
@@ -1937,7 +1938,7 @@ class TestRescue:
 
     def test_of_a_lock_that_somebody_has_refuses_new_holders(self, tmp_path: Path) -> None:
         path = str(tmp_path / "lock")
-        Presence(path, tmp_path).close()
+        Path(path).touch()
         with litejobs.gone(path) as gone:
             assert gone
             assert os.path.exists(path)
@@ -2082,7 +2083,7 @@ HOT: dict[str, tuple[Callable[[Store, int], object], str]] = {
     "listing nodes": (lambda store, node: store.nodes.all(), "litejobs_held"),
     "rescuing": (lambda store, node: store.nodes._take_over(node + 1), "litejobs_held"),
     "giving strays back": (
-        lambda store, node: store.nodes.release_strays(node, [(1, 1)]),
+        lambda store, node: store.nodes.release_orphans(node, [(1, 1)]),
         "litejobs_held",
     ),
     "finding dead letters": (
@@ -2143,7 +2144,7 @@ class TestALargeFile:
         fill(store, 20, "retrying", run_at=START)
         if request.param == "with statistics":
             store.file.connection().execute("ANALYZE")
-            store.close()
+            store.file.close()
         return store
 
     @hot
@@ -2225,7 +2226,7 @@ class TestTheBell:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as bell:
             bell.bind(("127.0.0.1", 0))
             bell.settimeout(5)
-            node, presence = store.nodes.join("here", bell.getsockname()[1], 1, ALL, [])
+            node = store.nodes.join("here", bell.getsockname()[1], 1, ALL, [])
             for act in (
                 lambda: put(store, [new()]),
                 lambda: insert(store, "mail"),
@@ -2235,12 +2236,12 @@ class TestTheBell:
             ):
                 act()
                 assert bell.recv(10) == b""
-            store.leave(node, presence)
+            store.leave(node)
 
     def test_of_a_node_with_an_impossible_port_harms_nobody(self, store: Store) -> None:
-        node, presence = store.nodes.join("here", 70_000, 1, ALL, [])
+        node = store.nodes.join("here", 70_000, 1, ALL, [])
         assert list(put(store, [new()])) == [1]
-        store.leave(node, presence)
+        store.leave(node)
 
 
 def sequence(rows: Sequence[Any]) -> list[int]:
@@ -2265,8 +2266,8 @@ class TestAFullDisk:
             def statvfs(path: Any) -> Any:
                 return SimpleNamespace(f_bavail=disk.left, f_frsize=1, f_blocks=1)
 
-            store = Store.at(path, "fast", clock)
-            node, presence = store.nodes.join("here", 0, 1, ALL, [])
+            store = Store(File(path, "fast", clock=clock))
+            node = store.nodes.join("here", 0, 1, ALL, [])
             store.file.extend_wal()
             put(store, [new() for _ in range(100)])
             held = take(store, node, 50)
@@ -2286,9 +2287,9 @@ class TestAFullDisk:
             disk.left = 100 * MEBIBYTE
             put(store, many)
             assert len(take(store, node)) == 100
-            assert store.health.findings() == []
-            presence.close()
-            store.close()
+            assert [*litejobs.find_problems(store.nodes)] == []
+            store.nodes.let_go(node)
+            store.file.close()
 
     def test_has_room_in_the_wal_that_only_sqlite_has_written(self, store: Store) -> None:
         store.queues()
@@ -2299,7 +2300,7 @@ class TestAFullDisk:
         size = wal.stat().st_size
         assert small < 5_000_000 < size
         assert store.file.connection().data_version() == before
-        assert store.health.findings() == []
+        assert [*litejobs.find_problems(store.nodes)] == []
         store.file.extend_wal()
         assert wal.stat().st_size == size
 
@@ -2312,8 +2313,8 @@ class TestAFullDisk:
     PROGRAM = """
 import os, resource, sys
 from pathlib import Path
-from litejobs import FileError, LiteJobs, Store
-store = Store.at(Path(sys.argv[1]))
+from litejobs import File, FileError, LiteJobs, Store
+store = Store(File(Path(sys.argv[1])))
 store.queues()
 hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
 resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, hard))
@@ -2422,7 +2423,7 @@ class TestCounting:
                 store.nodes._take_over(other)
             case "give back":
                 take(store, node, 2)
-                store.nodes.release_strays(node, [])
+                store.nodes.release_orphans(node, [])
             case "by hand":
                 hand = apsw.Connection(str(store.file.path))
                 hand.execute(how)
@@ -2438,14 +2439,14 @@ class TestCounting:
         self, tmp_path: Path, clock: TurnedClock, steps: list[tuple[str, Any]], match: Match
     ) -> None:
         with tempfile.TemporaryDirectory(dir=tmp_path) as folder:
-            store = Store.at(Path(folder, "jobs.db"), "fast", clock)
-            node, presence = store.nodes.join("here", 0, 1, ALL, [])
+            store = Store(File(Path(folder, "jobs.db"), "fast", clock=clock))
+            node = store.nodes.join("here", 0, 1, ALL, [])
             for number, step in enumerate(steps):
                 self.do(store, node, step, other=100 + number)
                 assert counted(store) == scanned(store), step
             self.finds_what_is_there(store, match)
-            presence.close()
-            store.close()
+            store.nodes.let_go(node)
+            store.file.close()
 
     def finds_what_is_there(self, store: Store, match: Match) -> None:
         everything = [get_in(store, id) for id in range(200) if self.exists(store, id)]
@@ -2472,14 +2473,14 @@ class TestCounting:
 
 def test_a_file_of_before_the_first_release_is_refused(store: Store) -> None:
     store.file.connection().execute("UPDATE litejobs_meta SET value = 1 WHERE name = 'schema'")
-    store.close()
+    store.file.close()
     with pytest.raises(FileError, match="before its first release: start with a new file"):
         count_in(store, Match())
 
 
 class TestThreadsThatEnqueueAtOnce:
     def test_share_commits_and_lose_nothing(self, path: Path) -> None:
-        store = Store.at(path, "full")
+        store = Store(File(path, "full"))
         count_in(store, Match())
         ids: list[int] = []
 
@@ -2498,10 +2499,10 @@ class TestThreadsThatEnqueueAtOnce:
         assert count_in(store, Match()) == 800
         assert commits < 400, "400 calls had a commit each"
         print(f"400 calls took {commits} commits")
-        store.close()
+        store.file.close()
 
     def test_are_refused_alone(self, path: Path) -> None:
-        store = Store.at(path, "full")
+        store = Store(File(path, "full"))
         count_in(store, Match())
         store.file.connection().execute(
             "CREATE UNIQUE INDEX unlucky ON litejobs_job (priority) WHERE priority = 13"
@@ -2525,12 +2526,12 @@ class TestThreadsThatEnqueueAtOnce:
         assert (len(kept), len(refused)) == (120, 60)
         assert all("UNIQUE" in said for said in refused)
         assert count_in(store, Match()) == 121
-        store.close()
+        store.file.close()
 
     def test_learn_that_the_one_who_committed_for_them_was_interrupted(
         self, path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        store = Store.at(path, "full")
+        store = Store(File(path, "full"))
         count_in(store, Match())
         commit, commits = Transaction._commit, itertools.count(1)
 
@@ -2560,18 +2561,18 @@ class TestThreadsThatEnqueueAtOnce:
         unknown = ["OutcomeUnknownError"] * 2
         assert sorted(said) == ["KeyboardInterrupt", *unknown, "done"]
         assert len(put(store, [new()])) == 1
-        store.close()
+        store.file.close()
 
     def test_do_not_wait_for_themselves_in_a_signal_handler(self, path: Path) -> None:
-        store = Store.at(path, "full")
+        store = Store(File(path, "full"))
         count_in(store, Match())
         with store.group_commit._lead:  # as in the midst of an enqueue of this thread
             assert list(put(store, [new()])) == [1]
-        store.close()
+        store.file.close()
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
     def test_are_left_to_their_own_process_by_a_fork(self, path: Path) -> None:
-        store = Store.at(path, "full")
+        store = Store(File(path, "full"))
         count_in(store, Match())
         done = threading.Event()
 
@@ -2596,7 +2597,7 @@ class TestThreadsThatEnqueueAtOnce:
         assert [os.waitpid(pid, 0)[1] for pid in children] == [0] * 10
         payloads = [row.payload for row in rows_of(store)]
         assert payloads.count('"child"') == 10
-        store.close()
+        store.file.close()
 
 
 class TestReadingAhead:
@@ -2615,13 +2616,13 @@ class TestReadingAhead:
         assert sum(each["SQLITE_STMTSTATUS_VM_STEP"] for each in statements) < 100 * 350
 
     def test_sees_what_others_commit(self, store: Store, node: int, path: Path) -> None:
-        other = Store.at(path, "fast", store.clock)
+        other = Store(File(path, "fast", clock=store.clock))
         put(store, [new() for _ in range(20)])
         assert [job.id for job in take(store, node, 2)] == [1, 2]
         (urgent,) = put(other, [new(priority=9)])
         steer(other, "cancel", Match(ids=(3,)))
         assert [job.id for job in take(store, node, 2)] == [urgent, 4]
-        other.close()
+        other.file.close()
 
     def test_sees_what_comes_back(self, store: Store, node: int) -> None:
         put(store, [new() for _ in range(20)])
@@ -2642,20 +2643,20 @@ class TestReadingAhead:
         assert [job.id for job in take(store, node, 2)] == [3, 4]
 
     def test_never_claims_twice_when_two_nodes_read_ahead(self, store: Store, path: Path) -> None:
-        other = Store.at(path, "fast", store.clock)
+        other = Store(File(path, "fast", clock=store.clock))
         put(store, [new("mail", f"queue {n % 50}") for n in range(1000)])
         seen: list[int] = []
         while claimed := [*take(store, 1, 7), *take(other, 2, 5)]:
             seen += [job.id for job in claimed]
         assert sorted(seen) == list(range(1, 1001))
-        other.close()
+        other.file.close()
 
     def test_gives_nothing_out_twice_while_it_does_not_look(
         self, store: Store, node: int, path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(litejobs, "LONG_LOOK", -1.0)
         monkeypatch.setattr(litejobs, "LOOK_REST", 1e9)
-        other = Store.at(path, "fast", store.clock)
+        other = Store(File(path, "fast", clock=store.clock))
         put(store, [new() for _ in range(100)])
         seen: list[int] = []
         for _ in range(40):
@@ -2666,7 +2667,7 @@ class TestReadingAhead:
         while claimed := take(store, node, 9):
             seen += [job.id for job in claimed]
         assert sorted(seen) == list(range(1, 141))
-        other.close()
+        other.file.close()
 
 
 class TestSettlingTwice:

@@ -190,8 +190,8 @@ class TestRunning:
         with jobs.start(threads=1, grace=GRACE):
             job = read_all.enqueue()
             eventually(lambda: read)
-            rescue = "import sys, litejobs; s = litejobs.Store.at(sys.argv[1]); "
-            rescue += "print(s.nodes.rescue(1))"
+            rescue = "import sys, litejobs; s = litejobs.Store(litejobs.File(sys.argv[1])); "
+            rescue += "print(len(s.nodes.rescue(1)))"
             other = [sys.executable, "-c", rescue, str(jobs.path)]
             assert subprocess.run(other, capture_output=True, text=True).stdout == "0\n"
             flag.set()

@@ -28,7 +28,17 @@ import attrs
 from programs import Programs, clocked, lines
 from test_schedules import HOUR, MINUTE, ZONES, Expression, changes, expected, walk
 
-from litejobs import Job, LiteJobs, OptionError, State, Store, TurnedClock, from_micros, to_micros
+from litejobs import (
+    File,
+    Job,
+    LiteJobs,
+    OptionError,
+    State,
+    Store,
+    TurnedClock,
+    from_micros,
+    to_micros,
+)
 
 from .ordeal import Ordeal, Run
 
@@ -285,7 +295,7 @@ def fire_around_changes(run: Run, zones: int) -> None:
     path = run.folder / "zones.db"
     with LiteJobs(path, durability="fast", clock=clock) as jobs:
         jobs.register(clocked.tick)
-        stores = [Store.at(path, "fast", clock) for _ in range(2)]
+        stores = [Store(File(path, "fast", clock=clock)) for _ in range(2)]
         try:
             for name, year in run.dice.sample(ZONES, min(zones, len(ZONES))):
                 for change in changes(zoneinfo.ZoneInfo(name), year, year):
@@ -293,7 +303,7 @@ def fire_around_changes(run: Run, zones: int) -> None:
                     run.counts["changes of the clock"] += 1
         finally:
             for store in stores:
-                store.close()
+                store.file.close()
 
 
 def hold(

@@ -17,7 +17,18 @@ import apsw
 import attrs
 
 import litejobs
-from litejobs import Claimed, LiteJobs, Ready, Report, Serves, Settlement, State, Store, Unique
+from litejobs import (
+    Claimed,
+    File,
+    LiteJobs,
+    Ready,
+    Report,
+    Serves,
+    Settlement,
+    State,
+    Store,
+    Unique,
+)
 
 from .ordeal import Run
 
@@ -49,14 +60,13 @@ class Hands:
     store: Store = attrs.field(init=False)
     """The node's."""
     node: int = 0
-    presence: litejobs.Presence | None = None
     held: list[Claimed] = attrs.field(factory=list)
     numbers: Iterator[int] = attrs.field(factory=itertools.count)
 
     def __attrs_post_init__(self) -> None:
         self.jobs = LiteJobs(self.path, durability=self.durability, clock=self.clock)
         self.jobs.register(work)
-        self.store = Store.at(self.path, "fast", self.clock)
+        self.store = Store(File(self.path, "fast", clock=self.clock))
 
     def do(self, name: str) -> None:
         """The deed of that name, a second later."""
@@ -67,12 +77,11 @@ class Hands:
         """Lets go of the file, the node with all that it holds."""
         self._die()
         self.jobs.close()
-        self.store.close()
+        self.store.file.close()
 
     def _die(self) -> None:
-        if self.presence is not None:
-            self.presence.close()
-        self.presence = None
+        self.store.nodes.let_go(self.node)
+        self.node = 0
         self.held.clear()
 
     def job(self, **choices: Any) -> litejobs.Bound[None]:
@@ -87,7 +96,7 @@ class Hands:
 
     def exchange(self, state: State, ended: int, claimed: int) -> None:
         """Settles some of what the node holds, and claims some more; first it has to join."""
-        if self.presence is None:
+        if not self.node:
             return self.join()
         settled = [self._ending(self.held.pop(0), state) for _ in self.held[:ended]]
 
@@ -113,8 +122,8 @@ class Hands:
 
     def join(self) -> None:
         """Lists the node, if it is not."""
-        if self.presence is None:
-            self.node, self.presence = self.store.nodes.join("here", 0, 1, SERVES, [])
+        if not self.node:
+            self.node = self.store.nodes.join("here", 0, 1, SERVES, [])
 
     def leave(self) -> None:
         """As a node that died with all that it held, and is rescued at once."""
@@ -123,7 +132,7 @@ class Hands:
 
     def rescue(self) -> None:
         """Takes over what a node held that died."""
-        if others := self.store.nodes.others(self.node if self.presence else 0):
+        if others := self.store.nodes.others(self.node):
             self.store.nodes.rescue(others[0][0])
 
     def progress(self) -> None:

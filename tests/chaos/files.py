@@ -40,6 +40,7 @@ import litejobs
 from litejobs import (
     Claimed,
     Durability,
+    File,
     LiteJobs,
     LitejobsError,
     Ready,
@@ -587,9 +588,9 @@ def _come(scene: Scene, line: Connection) -> None:
 
 def _settle(scene: Scene, line: Connection) -> None:
     """Claims and settles jobs one by one, as a node does, until it is refused."""
-    store = Store.at(scene.path, "fast")
+    store = Store(File(scene.path, "fast"))
     serves = Serves(frozenset({"note"}), None, "settler")
-    node, presence = store.nodes.join("settler", 0, 1, serves, [])
+    node = store.nodes.join("settler", 0, 1, serves, [])
     held: list[Claimed] = []
 
     def exchange() -> Call:
@@ -611,8 +612,8 @@ def _settle(scene: Scene, line: Connection) -> None:
         calls.append(exchange())
     line.send(calls)
     line.recv()
-    presence.close()
-    store.close()
+    store.nodes.let_go(node)
+    store.file.close()
 
 
 def _first(ready: Ready) -> list[int]:

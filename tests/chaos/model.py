@@ -60,7 +60,6 @@ from litejobs import (
     Linear,
     LiteJobs,
     Moved,
-    Presence,
     Ready,
     Report,
     Retention,
@@ -930,7 +929,6 @@ class Hand:
     name: str
     jobs: LiteJobs
     node: int
-    presence: Presence
     serves: Any
     held: dict[int, Claimed] = attrs.field(factory=dict)
     """By job."""
@@ -940,8 +938,8 @@ class Hand:
         """Comes to work."""
         serves = jobs._serves(None, name)
         known = jobs.registry.listing()
-        node, presence = jobs.store.nodes.join(name, 0, 1, serves, known)
-        return cls(name, jobs, node, presence, serves)
+        node = jobs.store.nodes.join(name, 0, 1, serves, known)
+        return cls(name, jobs, node, serves)
 
     def exchange(self, settlements: Sequence[Any], limit: int) -> tuple[list[Claimed], int]:
         """Settles, and claims at most so many; says also how many settlements were late."""
@@ -1160,7 +1158,7 @@ class LifeOfJobs(RuleBasedStateMachine):
 
     def _close(self) -> None:
         for hand in self.hands.values():
-            hand.presence.close()
+            hand.jobs.store.nodes.let_go(hand.node)
         for jobs in self.programs:
             jobs.close()
         self.comparison.close()
@@ -1314,7 +1312,7 @@ class LifeOfJobs(RuleBasedStateMachine):
     def _die(self, node: str) -> None:
         hand = self.hand(node)
         del self.hands[node]
-        hand.presence.close()
+        hand.jobs.store.nodes.let_go(hand.node)
         self.fallen[hand.node] = [*hand.held.values()]
 
     @step("nodes", node=NODES, times=some(2, 3, 4))
@@ -1331,7 +1329,7 @@ class LifeOfJobs(RuleBasedStateMachine):
     def a_node_leaves(self, node: str) -> None:
         hand = self.hand(node)
         del self.hands[node]
-        hand.jobs.store.leave(hand.node, hand.presence)
+        hand.jobs.store.leave(hand.node)
         self.model.lose(hand.node)
         self.ghosts += hand.held.values()
 
@@ -1341,7 +1339,7 @@ class LifeOfJobs(RuleBasedStateMachine):
         hand = self.hand(node)
         self._all_rescue()
         for other in self.hands.values():
-            self.expect(hand.jobs.store.nodes.rescue(other.node), 0, "rescued from the living")
+            self.expect(hand.jobs.store.nodes.rescue(other.node), [], "rescued from the living")
 
     def _all_rescue(self) -> None:
         for hand in self.hands.values():
@@ -1354,7 +1352,7 @@ class LifeOfJobs(RuleBasedStateMachine):
         hand = self.hand(node)
         kept = [*hand.held][:known]
         claims = [hand.held[id][:2] for id in kept]
-        hand.jobs.store.nodes.release_strays(hand.node, claims)
+        hand.jobs.store.nodes.release_orphans(hand.node, claims)
         self.model.release_orphaned(hand.node, kept)
         self.ghosts += [hand.held.pop(id) for id in [*hand.held] if id not in kept]
 

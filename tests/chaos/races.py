@@ -22,7 +22,6 @@ from litejobs import (
     Claimed,
     Exchanged,
     LiteJobs,
-    Presence,
     Ready,
     Report,
     Settlement,
@@ -55,7 +54,6 @@ class Racer:
     clock: TurnedClock = attrs.field(factory=TurnedClock)
     jobs: LiteJobs = attrs.field(init=False)
     node: int = 0
-    presence: Presence | None = None
     mine: list[Claimed] = attrs.field(factory=list)
 
     def __attrs_post_init__(self) -> None:
@@ -69,7 +67,7 @@ class Racer:
         def note(n: int) -> None:
             """What is raced for."""
 
-        self.presence = None
+        self.node = 0
 
     @property
     def note(self) -> Any:
@@ -84,9 +82,9 @@ class Racer:
             return ready.taken
 
         serves = self.jobs._serves(None, f"racer {self.number}")
-        if self.presence is None:
+        if not self.node:
             known = self.jobs.registry.listing()
-            self.node, self.presence = self.jobs.store.nodes.join(serves.node, 0, 1, serves, known)
+            self.node = self.jobs.store.nodes.join(serves.node, 0, 1, serves, known)
         return self.jobs.store.exchange(settlements, self.node, all_of_it, serves)
 
     def claim(self) -> list[int]:
@@ -103,10 +101,10 @@ class Racer:
 
     def die(self) -> int:
         """Its node ends as if it were killed; gives which it was."""
-        assert self.presence is not None
-        self.presence.close()
-        self.presence = None
-        return self.node
+        assert self.node
+        self.jobs.store.nodes.let_go(self.node)
+        node, self.node = self.node, 0
+        return node
 
 
 # What they race for: each gives what the director needs to judge.
@@ -149,12 +147,12 @@ def retry_or_prune(racer: Racer, now: int) -> int:
 
 def rescue(racer: Racer, node: int) -> int:
     """Takes over what a dead node held."""
-    return racer.jobs.store.nodes.rescue(node)
+    return len(racer.jobs.store.nodes.rescue(node))
 
 
 def open_another(racer: Racer, path: Path) -> int:
     """Opens a file and enqueues."""
-    if racer.presence is not None:
+    if racer.node:
         racer.die()
     racer.jobs.close()
     racer.open(path)

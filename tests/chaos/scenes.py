@@ -91,7 +91,7 @@ def a_full_file(path: Path) -> None:
     with queue_at(path) as jobs:
         store = jobs.store
         jobs.queue("slow").pause()
-        node, presence = store.nodes.join("gone", 9, 2, HERE, jobs.registry.listing())
+        node = store.nodes.join("gone", 9, 2, HERE, jobs.registry.listing())
         for number in range(8):
             note.enqueue(f"number {number}")
         claimed = store.exchange([], node, lambda ready: [id for id, _ in ready], HERE).claimed
@@ -107,7 +107,7 @@ def a_full_file(path: Path) -> None:
         for _ in range(2):
             note.using(key="one", queue="slow").enqueue("one at a time")
         jobs.schedule("tick").set("@every 60s", note.bind("tick"))
-        presence.close()
+        store.nodes.let_go(node)
 
 
 def a_large_file(path: Path) -> None:
@@ -181,7 +181,8 @@ def settle_and_claim(jobs: LiteJobs) -> object:
 
 def join(jobs: LiteJobs) -> None:
     """What a node does that starts."""
-    jobs.store.nodes.join("here", 9, 2, HERE, jobs.registry.listing())[1].close()
+    nodes = jobs.store.nodes
+    nodes.let_go(nodes.join("here", 9, 2, HERE, jobs.registry.listing()))
 
 
 def enqueue_beside(jobs: LiteJobs) -> None:
@@ -198,10 +199,10 @@ def enqueue_beside(jobs: LiteJobs) -> None:
 
 def live_node(jobs: LiteJobs, closing: contextlib.ExitStack) -> None:
     """Gives the jobs to a node that lives as long as this process."""
-    node, presence = jobs.store.nodes.join("alive", 9, 2, HERE, jobs.registry.listing())
+    node = jobs.store.nodes.join("alive", 9, 2, HERE, jobs.registry.listing())
     assert node == 2
     jobs.store.exchange([], node, lambda ready: [id for id, _ in ready], HERE)
-    closing.callback(presence.close)
+    closing.callback(jobs.store.nodes.let_go, node)
 
 
 def count_metric(jobs: LiteJobs) -> None:

@@ -25,6 +25,7 @@ from litejobs import (
     DUTIES,
     Claimed,
     Duties,
+    File,
     FileError,
     LiteJobs,
     LitejobsError,
@@ -186,14 +187,14 @@ class Plant:
     @classmethod
     def at(cls, path: Path) -> Plant:
         """Nobody is at work yet."""
-        return cls(queue_at(path), Store.at(path, "fast", lambda: NOW))
+        return cls(queue_at(path), Store(File(path, "fast", clock=lambda: NOW)))
 
     def come(self) -> None:
         """A node comes to work, if there is none, and does all its duties once."""
         if not self.node:
             known = self.jobs.registry.listing()
-            self.node, presence = self.store.nodes.join("here", 9, 1, HERE, known)
-            self.leaving.callback(self.store.leave, self.node, presence)
+            self.node = self.store.nodes.join("here", 9, 1, HERE, known)
+            self.leaving.callback(self.store.leave, self.node)
             Duties(self.store, self.node).do(*DUTIES)
 
     def enqueue(self, size: int, at_once: int) -> bool:
@@ -247,7 +248,7 @@ class Plant:
     def close(self) -> None:
         """Ends all."""
         self.leaving.close()
-        self.store.close()
+        self.store.file.close()
         self.jobs.close()
 
 
