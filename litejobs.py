@@ -6525,6 +6525,9 @@ def hold(path: str) -> contextlib.ExitStack:
     return held
 
 
+_log_once = functools.lru_cache(100)(logger.error)
+
+
 def lock_alone(path: str) -> contextlib.ExitStack | None:
     """Takes the whole lock, unless a process holds a share. A `FileError` means that this cannot
     be known."""
@@ -6534,13 +6537,8 @@ def lock_alone(path: str) -> contextlib.ExitStack | None:
     except FileError as error:
         # A live node creates it again; or it was just rescued.
         if not isinstance(error.__cause__, FileNotFoundError):
-            _log_once(f"whether a node lives cannot be known: {error}")
+            _log_once("whether a node lives cannot be known: %s", str(error))
         raise
-
-
-@functools.lru_cache(100)
-def _log_once(problem: str) -> None:
-    logger.error("%s", problem)
 
 
 @contextlib.contextmanager
@@ -7080,46 +7078,39 @@ def explain(nodes: Nodes, job: Job[Any]) -> str:
 
 def _explanation(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> str:
     due, ended = _when(job.run_at), _when(job.finished_at)
-    match job.state:
-        case "running":
-            sql = "SELECT holder, cancel_at FROM litejobs_job WHERE id = ?"
-            holder, cancel_at = tx.execute(sql, (job.id,)).fetchone() or (None, None)
-            node = next((node for node in live if node.id == holder), None)
-            if node is None:
-                return "the node that ran it has died, and the next one at work takes it over"
-            asked = "" if cancel_at is None else ", and was asked to end"
-            runs = f"it is running: attempt {job.attempt} on node {node.name!r} (pid {node.pid})"
-            return f"{runs} since {_when(job.started_at)}{asked}"
-        case "pending":
-            return _pending_reason(tx, live, job)
-        case "blocked" if job.key is None:
-            return "it waits for another job"
-        case "blocked":
-            sql = """
-                SELECT id FROM litejobs_job
-                WHERE key = ? AND key IS NOT NULL AND state IN ('pending', 'running')
-                ORDER BY id LIMIT 5
-            """
-            holders = [str(id) for (id,) in tx.execute(sql, (job.key,))]
-            by = f"job{'' if len(holders) == 1 else 's'} {', '.join(holders)}"
-            nobody = "no job: `litejobs doctor … --repair` lets it in"
-            return f"its key {job.key!r} is held by {by if holders else nobody}"
-        case "paused":
-            return "a person holds it, until it is released"
-        case "scheduled" | "retrying" if to_micros(job.run_at) <= tx.now and not live:
-            return f"it has been due since {due}, and no node is at work"
-        case "scheduled":
-            return f"it is due at {due}"
-        case "retrying":
-            failed = f"attempt {job.attempt} failed ({job.error})"
-            return f"{failed}, and the next one is due at {due}"
-        case "failed":
-            return f"it failed at {ended}, after {_many(job.attempt, 'attempt')}: {job.error}"
-        case "cancelled":
-            # The error of an earlier attempt is not the reason.
-            known = str(job.error).startswith(("Expired: ", "Cancel: ", "Cancelled: "))
-            return f"it was cancelled at {ended}{f': {job.error}' if known else ''}"
-    return f"it completed at {ended}"
+    if job.state == "running":
+        sql = "SELECT holder, cancel_at FROM litejobs_job WHERE id = ?"
+        holder, cancel_at = tx.execute(sql, (job.id,)).fetchone() or (None, None)
+        node = next((node for node in live if node.id == holder), None)
+        if node is None:
+            return "the node that ran it has died, and the next one at work takes it over"
+        asked = "" if cancel_at is None else ", and was asked to end"
+        runs = f"it is running: attempt {job.attempt} on node {node.name!r} (pid {node.pid})"
+        return f"{runs} since {_when(job.started_at)}{asked}"
+    if job.state == "pending":
+        return _pending_reason(tx, live, job)
+    if job.state == "blocked" and job.key is not None:
+        sql = """
+            SELECT id FROM litejobs_job
+            WHERE key = ? AND key IS NOT NULL AND state IN ('pending', 'running')
+            ORDER BY id LIMIT 5
+        """
+        ids = ", ".join(str(id) for (id,) in tx.execute(sql, (job.key,)))
+        jobs = f"jobs {ids}" if "," in ids else f"job {ids}"
+        nobody = "no job: `litejobs doctor … --repair` lets it in"
+        return f"its key {job.key!r} is held by {jobs if ids else nobody}"
+    if job.state in LATER and to_micros(job.run_at) <= tx.now and not live:
+        return f"it has been due since {due}, and no node is at work"
+    # The error of an earlier attempt is not the reason why it was cancelled.
+    cancelled = str(job.error).startswith(("Expired: ", "Cancel: ", "Cancelled: "))
+    return {
+        "blocked": "it waits for another job",
+        "paused": "a person holds it, until it is released",
+        "scheduled": f"it is due at {due}",
+        "retrying": f"attempt {job.attempt} failed ({job.error}), and the next one is due at {due}",
+        "failed": f"it failed at {ended}, after {_many(job.attempt, 'attempt')}: {job.error}",
+        "cancelled": f"it was cancelled at {ended}{f': {job.error}' if cancelled else ''}",
+    }.get(job.state, f"it completed at {ended}")
 
 
 def _pending_reason(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> str:
@@ -9773,7 +9764,8 @@ class Supervisor:
         for worker in self.pool.workers:
             if cancelled:
                 worker.look_at = self._watch_at = 0.0
-            if any(recalled or run.claimed.id in self._cancelled for run in worker.runs.values()):
+            cancelled_here = any(run.claimed.id in self._cancelled for run in worker.runs.values())
+            if worker.plain and (recalled or (cancelled_here and worker.board.running)):
                 taken_back = self._take_back(worker) and taken_back
         if not taken_back:
             return AGAIN
