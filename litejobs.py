@@ -10651,6 +10651,7 @@ class Queue:
             OptionError: there is no such setting, or its value cannot be used.
         """
         check_known(choices, _SETTING_CHECKS, "no such setting")
+        # Rows leave out the default backoff; for a queue it is a setting like any other.
         store: dict[str, Any] = {**STORED, "ageing": STORED["timeout"], "backoff": store_curve}
         columns: dict[str, Any] = {}
         for setting, value in typing.cast("dict[str, Any]", choices).items():
