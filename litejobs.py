@@ -1005,8 +1005,9 @@ class Unique:
 
     def __attrs_post_init__(self) -> None:
         check_one_of(self.scope, typing.get_args(Scope), "scope")
-        if not callable(self.on_conflict):
-            check_one_of(self.on_conflict, typing.get_args(OnConflict), "on_conflict")
+        if not callable(self.on_conflict) and self.on_conflict not in typing.get_args(OnConflict):
+            expected = "return, raise, replace or a function that merges two payloads"
+            raise OptionError("on_conflict", f"expected {expected}, got {self.on_conflict!r}")
         if self.on_conflict not in ("return", "raise") and self.scope != "queued":
             problem = "a job that may have started cannot be changed: this needs scope='queued'"
             raise OptionError("on_conflict", problem)
@@ -5292,13 +5293,14 @@ class NewJob(NamedTuple):
 
     def job(self, id: int, payload: str | bytes, source: LiteJobs) -> Job[Any]:
         """The job of a row that was just inserted."""
-        shown = {column: value for column, value in self.columns.items() if column in _SHOWN}
+        shown = {column: self.columns[column] for column in _SHOWN}
         if shown["run_at"] == shown["enqueued_at"]:
             shown["run_at"] = shown["enqueued_at"] = from_micros(shown["run_at"])
         return Job(id=id, claim=0, attempt=0, payload=payload, source=source, **shown)
 
 
-_SHOWN = frozenset(JOB_COLUMNS)
+_OF_EACH = {*STORED, "name", "run_at", "enqueued_at", "state"}
+_SHOWN = [column for column in JOB_COLUMNS if column in _OF_EACH]
 _COMPLETE = f"UPDATE litejobs_job AS NEW {COMPLETION} :name WHERE NEW.id = :id"
 """Does what the trigger does for a row that was inserted by hand. Our own connection fires no
 triggers: others may have put theirs into the file."""
@@ -5455,7 +5457,8 @@ def insert_all(tx: Transaction, jobs: Sequence[NewJob]) -> tuple[range, Sequence
             tx.execute(sql, (*job.columns.values(), apsw.carray(job.payloads)))
         if job.columns["state"] != "pending":
             counts[job.group] = counts.get(job.group, 0) + number
-    add_to_counts(tx, counts)
+    if counts:
+        add_to_counts(tx, counts)
     # AUTOINCREMENT under the write lock counts without gaps.
     end = tx.connection.last_insert_rowid() + 1
     return range(end - count, end), jobs
