@@ -535,6 +535,27 @@ class TestOtherProcesses:
             answers = crew.tell("jobs.count()", tmp_path / f"{round}.db")
             assert answers == [0] * 8, f"round {round}"
 
+    def test_open_a_fresh_file_first_and_keep_their_wal(
+        self, crew: Crew, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Who had found no file looked at what lay beside it afterwards: it was another's WAL."""
+        look, opened = litejobs._file_id, list[Any]()
+
+        def look_late(name: str) -> litejobs.FileId:
+            if not opened:
+                opened.append("now")
+                opened.append(crew.tell(f"[kept.append(jobs), {enqueueing(1)}][1]", path, 1))
+            return look(name)
+
+        monkeypatch.setattr(litejobs, "_file_id", look_late)
+        store = Store(File(path))
+        put(store, [new()])
+        assert opened[1:] == [[1]]
+        assert count_in(store, Match()) == 2
+        assert not list(path.parent.glob("jobs.db-wal-*"))
+        crew.tell("kept.pop().close()", path, 1)
+        store.file.close()
+
     def test_enqueue_all_at_once_and_lose_nothing(self, crew: Crew, path: Path) -> None:
         answers = crew.tell("[definition.enqueue(n).id for n in range(50)]", path)
         ids = [id for answer in answers for id in answer]
