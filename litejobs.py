@@ -9931,7 +9931,7 @@ class LiteJobs:
         """
         _refuse_while_importing()
         bound = [work if type(work) is Bound else self.bind(work) for work in works]
-        return self._enqueue_inside(self.middleware.enqueues, bound) if bound else []
+        return self._enqueue_inside(self.middleware.enqueues if bound else (), bound)
 
     def _enqueue_inside(
         self, layers: Sequence[AroundEnqueue], works: Sequence[Bound[Any]]
@@ -9945,13 +9945,14 @@ class LiteJobs:
                 problem = f"{layers[0]!r} has to return what call_next gives, or to raise"
                 raise OptionError("middleware", f"{problem}; it gave {reprlib.repr(jobs)}")
             return jobs
+        if not works:
+            return []
         bound = [work if type(work) is Bound else self.bind(work) for work in works]
         alike = itertools.groupby(bound, key=operator.attrgetter("body", "options"))
         groups = [list(jobs) for _, jobs in alike]
         now, commit = self.clock(), self.store.group_commit.commit
-        connections = {id(group[0].options.connection): group[0] for group in groups}
-        connection = groups[0][0].options.connection if groups else None
-        if len(connections) > 1:
+        given = [group[0].options.connection for group in groups]
+        if any(connection is not given[0] for connection in given):
             raise OptionError("connection", "the jobs of one call go through one connection")
         if all(group[0].options.plain for group in groups):
             new = [
@@ -9962,8 +9963,8 @@ class LiteJobs:
         else:
             new = [new_job(job, now) for job in bound]
             insert = functools.partial(insert_and_read, jobs=new, source=self)
-            if connection is not None:
-                with on_callers_connection(connection, self.store.file) as tx:
+            if given[0] is not None:
+                with on_callers_connection(given[0], self.store.file) as tx:
                     # When, and whether, this is committed is not known here: so no events.
                     return insert(tx)
             jobs = commit(insert)
