@@ -4346,9 +4346,10 @@ def _locate(path: Path, create: bool) -> Path:
     try:
         place = real_path(path)
         if create:
-            with contextlib.suppress(OSError):  # The WAL and shared memory of an earlier file?
+            # What is beside a file that is missing, or empty, after that, is an earlier one's.
+            left = [_file_id(f"{place}{end}") for end in ("", "-wal", "-shm")]
+            with contextlib.suppress(OSError):
                 if not (place.exists() and place.stat().st_size):
-                    left = [_file_id(f"{place}{end}") for end in ("", "-wal", "-shm")]
                     _put_wal_aside(str(place), left)
             with contextlib.suppress(FileExistsError):
                 os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
