@@ -7743,7 +7743,8 @@ class Events:
                 try:
                     listener(event)
                 except (Exception, SystemExit):
-                    logger.exception("the callback %s failed (%s)", listener, event)
+                    shown = described(functools.partial(str, listener), type(listener).__name__)
+                    logger.exception("the callback %s failed (%s)", shown, event)
 
     def _warn_of_dropped(self) -> None:
         self._warned_at = time.monotonic()

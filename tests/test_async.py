@@ -297,19 +297,19 @@ class TestCancelAndStop:
 
 class TestWithTheRest:
     def test_they_tell_of_their_start_and_how_far_they_have_come(self, jobs: LiteJobs) -> None:
-        heard: list[tuple[str, int]] = []
-        jobs.on("started", "completed")(lambda event: heard.append((event.kind, event.job or 0)))
+        received: list[tuple[str, int]] = []
+        jobs.on("started", "completed")(lambda event: received.append((event.kind, event.job or 0)))
         with jobs.start(workers=1, grace=0):
             long = beside.tell_how_far.enqueue(FAR)
             eventually(lambda: (progress := long.refresh().progress) and progress.note == "half")
-            eventually(lambda: heard == [("started", long.id)])
+            eventually(lambda: received == [("started", long.id)])
             short = beside.tell_how_far.enqueue(0)
             assert short.wait(PATIENT).state == "completed"
             progress = short.refresh().progress
             assert progress is not None
             assert progress.note == "whole"
-            eventually(lambda: len(heard) == 3)
-            assert heard[1:] == [("started", short.id), ("completed", short.id)]
+            eventually(lambda: len(received) == 3)
+            assert received[1:] == [("started", short.id), ("completed", short.id)]
 
     @pytest.mark.parametrize("where", ["workers", "threads"])
     def test_middleware_is_around_each_with_its_own_context(

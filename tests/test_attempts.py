@@ -152,8 +152,8 @@ class TestCrashes:
         self, how: str, code: int, jobs: LiteJobs
     ) -> None:
         failure = failure_of(jobs, wordy.say_and_crash.bind(how))
-        told = failure.kind, failure.exit_code, failure.output
-        assert told == ("crash", code, "last words")
+        reported = failure.kind, failure.exit_code, failure.output
+        assert reported == ("crash", code, "last words")
 
     def test_at_the_timeout_too(self, jobs: LiteJobs) -> None:
         failure = failure_of(jobs, wordy.log_and_hang.bind())
@@ -252,12 +252,12 @@ class TestShow:
     ) -> None:
         job = wordy.say.enqueue("a word").wait(PATIENT)
         assert main(["show", str(jobs.store.file.path), str(job.id), "--json"]) == 0
-        (told,) = json.loads(capsys.readouterr().out)["errors"]
+        (reported,) = json.loads(capsys.readouterr().out)["errors"]
         (failure,) = job.errors
-        assert (told["exit_code"], told["output"]) == (None, "a word\n")
+        assert (reported["exit_code"], reported["output"]) == (None, "a word\n")
         assert failure.cpu is not None
-        assert told["cpu"] == failure.cpu.total_seconds()
-        assert told["memory"] == failure.memory
+        assert reported["cpu"] == failure.cpu.total_seconds()
+        assert reported["memory"] == failure.memory
 
 
 class TestOfAJobThatIsRetriedForWeeks:

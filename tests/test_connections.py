@@ -622,10 +622,10 @@ def test_where_there_is_no_transaction_a_commit_that_fails_is_told_as_ours(
         noting.using(connection=connection).enqueue(1)
         connection.pragma("synchronous", "full")
         disk.watcher = fail
-        told = OutcomeUnknownError if failure == "half-way" else FileError
+        reported = OutcomeUnknownError if failure == "half-way" else FileError
         with pytest.raises(FileError) as caught:
             noting.using(connection=connection).enqueue(2)
-        assert type(caught.value) is told
+        assert type(caught.value) is reported
         disk.watcher = nobody
         assert not connection.in_transaction
         noting.using(connection=connection).enqueue(3)

@@ -71,7 +71,7 @@ def event(kind: EventKind = "completed", job: int = 1) -> Event:
     return Event(kind, NEW_YEAR, job=job, name="work")
 
 
-class Heard:
+class Received:
     """A callback that keeps what it was told."""
 
     def __init__(self) -> None:
@@ -89,8 +89,8 @@ class Heard:
 
 
 @pytest.fixture
-def heard() -> Heard:
-    return Heard()
+def received() -> Received:
+    return Received()
 
 
 @pytest.fixture(scope="module")
@@ -104,12 +104,12 @@ def at_work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LiteJobs
 
 
 @pytest.fixture
-def node(at_work: tuple[LiteJobs, Pool], heard: Heard) -> LiteJobs:
+def node(at_work: tuple[LiteJobs, Pool], received: Received) -> LiteJobs:
     """Its queue, which tells all."""
     jobs, _ = at_work
     for definition in DEFINITIONS:
         definition.body.home = jobs  # Other tests have registered them with other queues.
-    jobs.on()(heard)
+    jobs.on()(received)
     return jobs
 
 
@@ -139,12 +139,12 @@ class TestListening:
         with pytest.raises(OptionError, match="got 'print'"):
             jobs.on()(wrong)
 
-    def test_gives_the_function_back(self, jobs: LiteJobs, heard: Heard) -> None:
-        assert jobs.on("failed")(heard) is heard
+    def test_gives_the_function_back(self, jobs: LiteJobs, received: Received) -> None:
+        assert jobs.on("failed")(received) is received
 
     def test_by_kind_hears_only_those(self, jobs: LiteJobs) -> None:
         jobs.register(work)
-        failed, two, every = Heard(), Heard(), Heard()
+        failed, two, every = Received(), Received(), Received()
         jobs.on("failed")(failed)
         jobs.on("failed", "retrying")(two)
         jobs.on()(every)
@@ -168,23 +168,23 @@ class TestInDrain:
         ],
     )
     def test_events_come_in_order(
-        self, jobs: LiteJobs, heard: Heard, outcome: str, kinds: list[str]
+        self, jobs: LiteJobs, received: Received, outcome: str, kinds: list[str]
     ) -> None:
         jobs.register(work)
-        jobs.on()(heard)
+        jobs.on()(received)
         work.enqueue(outcome)
         run_all(jobs)
-        assert heard.kinds == ["enqueued", "started", *kinds]
+        assert received.kinds == ["enqueued", "started", *kinds]
 
     def test_events_say_what_they_know(
-        self, jobs: LiteJobs, heard: Heard, clock: TurnedClock
+        self, jobs: LiteJobs, received: Received, clock: TurnedClock
     ) -> None:
         jobs.register(work)
-        jobs.on()(heard)
+        jobs.on()(received)
         job = work.using(queue="slow").enqueue("fail")
         clock.turn(60)
         jobs.drain()
-        enqueued, started, failed = heard.events
+        enqueued, started, failed = received.events
         assert enqueued == Event("enqueued", NEW_YEAR, None, job.id, "work", "slow")
         at, pid = NEW_YEAR + timedelta(minutes=1), os.getpid()
         assert started.node is not None
@@ -212,27 +212,29 @@ class TestInDrain:
         assert seen[1:] == [("started", "running", here), ("completed", "completed", here)]
 
     def test_a_failing_callback_is_logged_and_harms_nothing(
-        self, jobs: LiteJobs, heard: Heard, caplog: pytest.LogCaptureFixture
+        self, jobs: LiteJobs, received: Received, caplog: pytest.LogCaptureFixture
     ) -> None:
         @jobs.on("completed")
         def broken(event: Event) -> None:
             raise SystemExit(3)
 
-        jobs.on("completed")(heard)
+        jobs.on("completed")(received)
         jobs.register(work)
         work.enqueue("return")
         assert jobs.drain() == 1
-        assert heard.kinds == ["completed"]
+        assert received.kinds == ["completed"]
         [record] = [r for r in caplog.records if "the callback" in r.message]
         assert "broken" in record.message
         assert record.exc_info
 
-    def test_nobody_who_listens_is_told_of_a_rollback(self, jobs: LiteJobs, heard: Heard) -> None:
+    def test_nobody_who_listens_is_told_of_a_rollback(
+        self, jobs: LiteJobs, received: Received
+    ) -> None:
         """What goes through somebody's own connection may never be committed."""
         import apsw
 
         jobs.register(work)
-        jobs.on()(heard)
+        jobs.on()(received)
         jobs.count()
         connection = apsw.Connection(str(jobs.store.file.path))
         connection.execute("BEGIN IMMEDIATE")
@@ -240,11 +242,13 @@ class TestInDrain:
         connection.execute("ROLLBACK")
         connection.close()
         jobs.events.close()
-        assert heard.kinds == []
+        assert received.kinds == []
 
 
 class TestOnANode:
-    def test_all_that_happens_to_a_job_is_told_in_order(self, node: LiteJobs, heard: Heard) -> None:
+    def test_all_that_happens_to_a_job_is_told_in_order(
+        self, node: LiteJobs, received: Received
+    ) -> None:
         expected = {
             "return": ["completed"],
             "fail": ["failed"],
@@ -260,13 +264,13 @@ class TestOnANode:
         for outcome, kinds in expected.items():
             job = jobs[outcome]
             number = 2 + len(kinds)
-            eventually(lambda job=job, number=number: len(heard.of(job.id)) == number)  # type: ignore[misc]
-            assert heard.of(job.id) == ["enqueued", "started", *kinds]
+            eventually(lambda job=job, number=number: len(received.of(job.id)) == number)  # type: ignore[misc]
+            assert received.of(job.id) == ["enqueued", "started", *kinds]
 
-    def test_events_say_what_they_know(self, node: LiteJobs, heard: Heard) -> None:
+    def test_events_say_what_they_know(self, node: LiteJobs, received: Received) -> None:
         job = work.enqueue("crash").wait(PATIENT)
-        eventually(lambda: heard.of(job.id)[-1:] == ["failed"])
-        crashed = [event for event in heard.events if event.kind == "crashed"]
+        eventually(lambda: received.of(job.id)[-1:] == ["failed"])
+        crashed = [event for event in received.events if event.kind == "crashed"]
         assert [(e.node, e.job, e.name, e.queue, e.attempt) for e in crashed] == [
             ("here", job.id, "work", "default", 1),
             ("here", job.id, "work", "default", 2),
@@ -276,19 +280,19 @@ class TestOnANode:
         assert all(e.took is not None for e in crashed)
 
     def test_a_timeout_is_told_and_what_becomes_of_the_job(
-        self, node: LiteJobs, heard: Heard
+        self, node: LiteJobs, received: Received
     ) -> None:
         job = work.using(timeout=0.1, max_attempts=1).enqueue("sleep").wait(PATIENT)
-        eventually(lambda: heard.of(job.id)[-1:] == ["failed"])
-        assert heard.of(job.id) == ["enqueued", "started", "timed_out", "failed"]
+        eventually(lambda: received.of(job.id)[-1:] == ["failed"])
+        assert received.of(job.id) == ["enqueued", "started", "timed_out", "failed"]
 
-    def test_a_start_is_told_while_the_job_runs(self, node: LiteJobs, heard: Heard) -> None:
+    def test_a_start_is_told_while_the_job_runs(self, node: LiteJobs, received: Received) -> None:
         job = work.enqueue("sleep")
-        eventually(lambda: heard.of(job.id) == ["enqueued", "started"], within=5.0)
+        eventually(lambda: received.of(job.id) == ["enqueued", "started"], within=5.0)
         assert job.refresh().state == "running"
         node.cancel(job.id)
         job.wait(PATIENT)
-        eventually(lambda: heard.of(job.id) == ["enqueued", "started", "cancelled"])
+        eventually(lambda: received.of(job.id) == ["enqueued", "started", "cancelled"])
 
     def test_what_is_told_is_in_the_file_by_then(self, node: LiteJobs) -> None:
         states: list[str] = []
@@ -302,30 +306,34 @@ class TestOnANode:
         eventually(lambda: len(states) == 200)
         assert set(states) == {"completed"}
 
-    def test_the_node_joins_and_leaves(self, tmp_path: Path, heard: Heard) -> None:
+    def test_the_node_joins_and_leaves(self, tmp_path: Path, received: Received) -> None:
         with LiteJobs(tmp_path / "jobs.db", durability="fast") as jobs:
             jobs.register(nothing)
-            jobs.on("node_joined", "node_left")(heard)
+            jobs.on("node_joined", "node_left")(received)
             with jobs.start(workers=1, node="here"):
                 nothing.enqueue().wait(PATIENT)
-            assert [(e.kind, e.node) for e in heard.events] == [
+            assert [(e.kind, e.node) for e in received.events] == [
                 ("node_joined", "here"),
                 ("node_left", "here"),
             ]
 
-    def test_a_queue_is_paused_and_resumed_by_whomever(self, node: LiteJobs, heard: Heard) -> None:
+    def test_a_queue_is_paused_and_resumed_by_whomever(
+        self, node: LiteJobs, received: Received
+    ) -> None:
         nothing.enqueue().wait(PATIENT)
         other = LiteJobs(node.path, durability="fast")
         other.queue("mails").pause()
-        eventually(lambda: "queue_paused" in heard.kinds)
+        eventually(lambda: "queue_paused" in received.kinds)
         other.queue("mails").resume()
-        eventually(lambda: "queue_resumed" in heard.kinds)
-        told = [(e.kind, e.queue, e.node) for e in heard.events if e.kind.startswith("queue")]
-        assert told == [("queue_paused", "mails", "here"), ("queue_resumed", "mails", "here")]
+        eventually(lambda: "queue_resumed" in received.kinds)
+        reported = [
+            (e.kind, e.queue, e.node) for e in received.events if e.kind.startswith("queue")
+        ]
+        assert reported == [("queue_paused", "mails", "here"), ("queue_resumed", "mails", "here")]
         other.close()
 
     def test_jobs_that_were_lost_with_their_node_are_told(
-        self, jobs: LiteJobs, heard: Heard
+        self, jobs: LiteJobs, received: Received
     ) -> None:
         jobs.register(work)
         kept, given_up = work.enqueue("return"), work.enqueue("return")
@@ -340,19 +348,19 @@ class TestOnANode:
             " VALUES (7, 'gone', 77, 0, 1, 0)",
         )
         Path(jobs.store.file.presence_path(7)).touch()
-        jobs.on("crashed", "failed")(heard)
+        jobs.on("crashed", "failed")(received)
         Duties(jobs.store, 0, jobs.events, "here").do("rescue")
         jobs.events.close()
         assert (kept.refresh().state, given_up.refresh().state) == ("pending", "failed")
-        told = [(e.kind, e.job, e.node) for e in heard.events]
-        assert told == [
+        reported = [(e.kind, e.job, e.node) for e in received.events]
+        assert reported == [
             ("crashed", kept.id, "gone"),
             ("crashed", given_up.id, "gone"),
             ("failed", given_up.id, "gone"),
         ]
 
     def test_a_slow_callback_holds_up_no_job_and_leaving_only_for_its_grace(
-        self, tmp_path: Path, heard: Heard
+        self, tmp_path: Path, received: Received
     ) -> None:
         release = threading.Event()
         jobs = LiteJobs(tmp_path / "jobs.db", durability="fast")
@@ -361,50 +369,50 @@ class TestOnANode:
         @jobs.on("completed")
         def slow(event: Event) -> None:
             release.wait(PATIENT)
-            heard(event)
+            received(event)
 
         with jobs.start(workers=1, grace=0):
             for job in jobs.enqueue_many(nothing.bind() for _ in range(100)):
                 job.wait(PATIENT)
-            assert heard.events == []
+            assert received.events == []
             began = time.monotonic()
         assert time.monotonic() - began < 3.0
         release.set()
-        eventually(lambda: len(heard.events) == 100)
+        eventually(lambda: len(received.events) == 100)
         jobs.close()
 
 
 class TestASchedule:
     def test_that_fires_is_told_with_each_of_its_jobs(
-        self, jobs: LiteJobs, heard: Heard, clock: TurnedClock
+        self, jobs: LiteJobs, received: Received, clock: TurnedClock
     ) -> None:
         jobs.register(nothing)
         jobs.every(timedelta(hours=1), name="hourly", misfire="all")(nothing)
-        jobs.on("schedule_fired", "started")(heard)
+        jobs.on("schedule_fired", "started")(received)
         jobs.drain()
         clock.turn(2 * 3600 + 1)
         jobs.drain()
-        fired = [(e.kind, e.schedule, e.name, e.job) for e in heard.events]
+        fired = [(e.kind, e.schedule, e.name, e.job) for e in received.events]
         assert fired[0] == ("schedule_fired", "hourly", "nothing", 1)
         assert [kind for kind, *_ in fired[:3]] == ["schedule_fired", "schedule_fired", "started"]
 
     def test_is_told_by_the_duty_that_fires_it(
-        self, jobs: LiteJobs, heard: Heard, clock: TurnedClock
+        self, jobs: LiteJobs, received: Received, clock: TurnedClock
     ) -> None:
         jobs.register(nothing)
         jobs.every(timedelta(hours=1), name="hourly")(nothing)
         jobs.drain()
-        jobs.on("schedule_fired")(heard)
+        jobs.on("schedule_fired")(received)
         clock.turn(3601)
         Duties(jobs.store, 0, jobs.events, "here").do("fire")
         jobs.events.close()
-        [fired] = heard.events
+        [fired] = received.events
         assert (fired.schedule, fired.node, fired.at) == ("hourly", "here", clock.now)
         assert [job.id for job in jobs.find()] == [fired.job]
 
 
 class TestWhoEnqueues:
-    def test_tells_it_after_the_commit(self, jobs: LiteJobs, heard: Heard) -> None:
+    def test_tells_it_after_the_commit(self, jobs: LiteJobs, received: Received) -> None:
         jobs.register(work)
         states: list[str] = []
 
@@ -413,22 +421,22 @@ class TestWhoEnqueues:
             assert event.job is not None
             states.append(jobs.get(event.job).state)
 
-        jobs.on("enqueued")(heard)
+        jobs.on("enqueued")(received)
         one = work.enqueue("return")
         many = jobs.enqueue_many([work.bind("return"), work.using(delay=9, key="k").bind("x")])
         jobs.events.close()
-        assert [e.job for e in heard.events] == [one.id, *(job.id for job in many)]
+        assert [e.job for e in received.events] == [one.id, *(job.id for job in many)]
         assert states == ["pending", "pending", "scheduled"]
 
-    def test_does_not_tell_of_a_duplicate(self, jobs: LiteJobs, heard: Heard) -> None:
+    def test_does_not_tell_of_a_duplicate(self, jobs: LiteJobs, received: Received) -> None:
         from litejobs import Unique
 
         jobs.register(work)
-        jobs.on("enqueued")(heard)
+        jobs.on("enqueued")(received)
         unique = work.using(unique=Unique())
         assert [unique.enqueue("return").duplicate for _ in range(2)] == [False, True]
         jobs.events.close()
-        assert heard.kinds == ["enqueued"]
+        assert received.kinds == ["enqueued"]
 
     def test_has_its_callbacks_called_before_its_process_ends(
         self, programs: Programs, log: Path
@@ -501,14 +509,14 @@ if __name__ == "__main__":
 
 class TestTheLine:
     def test_has_an_end_and_what_is_dropped_is_counted(
-        self, caplog: pytest.LogCaptureFixture, heard: Heard
+        self, caplog: pytest.LogCaptureFixture, received: Received
     ) -> None:
         events, entered, release = Events(limit=5), threading.Event(), threading.Event()
 
         def slow(event: Event) -> None:
             entered.set()
             release.wait(PATIENT)
-            heard(event)
+            received(event)
 
         events.listen([], slow)
         events.pass_on(event(job=0))
@@ -517,20 +525,20 @@ class TestTheLine:
             events.pass_on(event(job=job))
         release.set()
         events.close(PATIENT)
-        assert [e.job for e in heard.events] == [0, 1, 2, 3, 4, 5]
+        assert [e.job for e in received.events] == [0, 1, 2, 3, 4, 5]
         dropped = [r.message for r in caplog.records if "dropped" in r.message]
         assert dropped == [
             "1 events were dropped: the callbacks are too slow",
             "14 events were dropped: the callbacks are too slow",
         ]
 
-    def test_goes_on_after_it_was_closed(self, heard: Heard) -> None:
+    def test_goes_on_after_it_was_closed(self, received: Received) -> None:
         events = Events()
-        events.listen(["completed"], heard)
+        events.listen(["completed"], received)
         for job in range(3):
             events.pass_on(event(job=job))
             events.close(PATIENT)
-            assert [e.job for e in heard.events] == list(range(job + 1))
+            assert [e.job for e in received.events] == list(range(job + 1))
 
     def test_has_no_thread_as_long_as_nobody_listens(self, jobs: LiteJobs) -> None:
         before = threading.active_count()
@@ -539,42 +547,42 @@ class TestTheLine:
         jobs.events.emit(event())
         assert threading.active_count() == before
 
-    def test_can_be_closed_by_a_callback(self, heard: Heard) -> None:
+    def test_can_be_closed_by_a_callback(self, received: Received) -> None:
         events = Events()
 
         def close(event: Event) -> None:
             events.close(PATIENT)
-            heard(event)
+            received(event)
 
         events.listen([], close)
         began = time.monotonic()
         events.pass_on(event())
-        eventually(lambda: heard.events)
+        eventually(lambda: received.events)
         assert time.monotonic() - began < PATIENT / 2
 
-    def test_is_anothers_in_a_process_that_was_forked(self, heard: Heard) -> None:
+    def test_is_anothers_in_a_process_that_was_forked(self, received: Received) -> None:
         if not hasattr(os, "fork"):
             pytest.skip("there are no forks here")
         events = Events()
-        events.listen([], heard)
+        events.listen([], received)
         events.pass_on(event())
         events.close(PATIENT)
         events.pass_on(event())
-        eventually(lambda: len(heard.events) == 2)
+        eventually(lambda: len(received.events) == 2)
         child = os.fork()
         if not child:
             try:
                 events.pass_on(event())
                 events.close(5.0)
             finally:
-                os._exit(len(heard.events))
+                os._exit(len(received.events))
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
 
-    def test_does_not_wait_there_for_a_thread_of_the_parents(self, heard: Heard) -> None:
+    def test_does_not_wait_there_for_a_thread_of_the_parents(self, received: Received) -> None:
         if not hasattr(os, "fork"):
             pytest.skip("there are no forks here")
         events = Events()
-        events.listen([], heard)
+        events.listen([], received)
         held, done = threading.Event(), threading.Event()
 
         def tell_slowly() -> None:
@@ -591,7 +599,7 @@ class TestTheLine:
                 events.pass_on(event())
                 events.close(5.0)
             finally:
-                os._exit(len(heard.events))
+                os._exit(len(received.events))
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
         done.set()
         thread.join()
@@ -700,12 +708,12 @@ class TestAnEvent:
         fired = Event("schedule_fired", NEW_YEAR, job=3, name="report", schedule="nightly")
         assert str(fired) == "schedule nightly fired: job 3 (report)"
 
-    def test_is_told_by_a_duty_in_one_call(self, jobs: LiteJobs, heard: Heard) -> None:
-        jobs.on("schedule_fired")(heard)
+    def test_is_told_by_a_duty_in_one_call(self, jobs: LiteJobs, received: Received) -> None:
+        jobs.on("schedule_fired")(received)
         duties = Duties(jobs.store, 1, jobs.events, "here")
         duties.emit("schedule_fired", job=3, name="report", schedule="nightly")
         duties.emit("enqueued", job=3)
         jobs.events.close()
-        assert heard.events == [
+        assert received.events == [
             Event("schedule_fired", NEW_YEAR, "here", 3, "report", schedule="nightly")
         ]

@@ -108,8 +108,8 @@ class TestAValue:
 
     @given(st.floats(-1e9, 1e9) | st.integers(-(2**63), 2**63), st.text())
     def test_is_read_as_it_was_written(self, done: float, note: str) -> None:
-        told = Progress(done, 10, note)
-        assert Progress(**json.loads(store_progress(told))) == told
+        reported = Progress(done, 10, note)
+        assert Progress(**json.loads(store_progress(reported))) == reported
 
     def test_keeps_the_beginning_of_a_long_note(self) -> None:
         assert Progress(1, note="x" * 10_000).note == "x" * 500
@@ -142,8 +142,8 @@ class TestWhileAJobRuns:
 class TestWhenAJobHasEnded:
     def test_the_last_word_is_there_before_the_result(self, at_work: LiteJobs) -> None:
         given = [tell_and_end.bind(number) for number in range(300)]
-        told = [job.wait(PATIENT).progress for job in at_work.enqueue_many(given)]
-        assert told == [Progress(number) for number in range(300)]
+        reported = [job.wait(PATIENT).progress for job in at_work.enqueue_many(given)]
+        assert reported == [Progress(number) for number in range(300)]
 
     def test_much_was_told_and_the_last_is_kept(self, at_work: LiteJobs) -> None:
         job = tell_much.enqueue(20_000).wait(PATIENT)
@@ -267,10 +267,10 @@ def shown(job: Job[Any], capsys: pytest.CaptureFixture[str], *options: str) -> s
 
 def test_show_prints_it(jobs: LiteJobs, capsys: pytest.CaptureFixture[str]) -> None:
     jobs.register(tell_and_end, half)
-    told = half.enqueue()
+    reported = half.enqueue()
     jobs.drain()
-    assert "progress:     5 of 10 (50%): half\n" in shown(told, capsys)
-    assert json.loads(shown(told, capsys, "--json"))["progress"] == {
+    assert "progress:     5 of 10 (50%): half\n" in shown(reported, capsys)
+    assert json.loads(shown(reported, capsys, "--json"))["progress"] == {
         "done": 5,
         "total": 10,
         "note": "half",

@@ -263,7 +263,7 @@ def counted(jobs: LiteJobs) -> dict[tuple[str, str, str], int]:
     return {(state, queue, name): number for state, queue, name, number in rows}
 
 
-def shelved(jobs: LiteJobs) -> dict[tuple[str, str, str], int]:
+def rows_by_state(jobs: LiteJobs) -> dict[tuple[str, str, str], int]:
     """The same, by a look at all rows."""
     return dict(
         Counter(
@@ -315,7 +315,7 @@ class TestChanging:
         expected = [self.changed(row, to) if row.id in waiting else row for row in before]
         keys = {row.key for row in before if row.id in waiting and row.key is not None}
         assert rows_of(jobs.store) == self.admitted(expected, keys)
-        assert counted(jobs) == shelved(jobs)
+        assert counted(jobs) == rows_by_state(jobs)
 
     def changed(self, row: Any, to: dict[str, Any]) -> Any:
         new = {k: v for k, v in to.items() if k in ("queue", "priority", "max_attempts")}
@@ -435,11 +435,11 @@ class TestHolding:
         assert jobs.hold(1) == Moved(1)
         assert jobs.get(1).state == "paused"
         assert jobs.hold(1) == Moved(0, left=1)
-        assert counted(jobs) == shelved(jobs)
+        assert counted(jobs) == rows_by_state(jobs)
         assert jobs.release(name="mail") == Moved(1)
         assert jobs.get(1).state == back
         assert jobs.release(1) == Moved(0, left=1)
-        assert counted(jobs) == shelved(jobs)
+        assert counted(jobs) == rows_by_state(jobs)
 
     def test_a_held_job_leaves_its_slot_to_the_next_with_the_key(self, jobs: LiteJobs) -> None:
         add(jobs, state="pending", key="ada")
@@ -450,7 +450,7 @@ class TestHolding:
         assert (jobs.get(1).state, jobs.get(2).state) == ("blocked", "pending")
         jobs.change(2, to={"delay": 60})
         assert (jobs.get(1).state, jobs.get(2).state) == ("pending", "scheduled")
-        assert counted(jobs) == shelved(jobs)
+        assert counted(jobs) == rows_by_state(jobs)
 
     @pytest.mark.parametrize("state", ["running", "completed", "failed", "cancelled"])
     def test_leaves_what_does_not_wait(self, jobs: LiteJobs, state: str) -> None:
@@ -467,7 +467,7 @@ class TestHolding:
         assert jobs.cancel(1) == Moved(1)
         assert jobs.get(1).state == "cancelled"
         assert jobs.delete(2) == Moved(1)
-        assert counted(jobs) == shelved(jobs)
+        assert counted(jobs) == rows_by_state(jobs)
 
     def test_a_held_job_does_not_run(self, jobs: LiteJobs) -> None:
         @jobs.define

@@ -18,7 +18,7 @@ from typing import Any
 import attrs
 import pytest
 from conftest import NEW_YEAR, TurnedClock, write_by_hand
-from programs import PATIENCE, Programs, eventually, never
+from programs import TIMEOUT, Programs, eventually, never
 
 from litejobs import (
     Constant,
@@ -757,10 +757,10 @@ class TestFiring:
         clock.turn(HOUR)
         assert jobs.store.schedules.fire(clock()) == (1, clock() + HOUR * 10**6)
         assert jobs.store.schedules.fire(clock()) == (0, clock() + HOUR * 10**6)
-        told = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
-        assert len(told) == 2
-        assert "Mars/Olympus" in told[0]
-        assert "schedule broken cannot fire" in told[1]
+        reported = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+        assert len(reported) == 2
+        assert "Mars/Olympus" in reported[0]
+        assert "schedule broken cannot fire" in reported[1]
 
     @pytest.mark.parametrize(("on_conflict", "last"), [("return", 3), ("raise", 1), ("replace", 3)])
     def test_of_a_unique_job_adds_none_while_one_waits(
@@ -1087,7 +1087,7 @@ class TestNodes:
         handle.resume()
         nodes.turn(HOUR)
         nodes.have_done(1)
-        assert handle.fire().wait(PATIENCE).state == "completed"
+        assert handle.fire().wait(TIMEOUT).state == "completed"
         waits = []
         for done in range(3, 7):
             since = time.monotonic()

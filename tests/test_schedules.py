@@ -177,15 +177,15 @@ except OptionError as error:
     print(error)
 """
         command = [sys.executable, "-c", code]
-        told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        assert told.startswith("Every 5 minutes\ncron: ")
-        assert "pip install cronsim" in told
+        reported = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        assert reported.startswith("Every 5 minutes\ncron: ")
+        assert "pip install cronsim" in reported
 
     def test_do_not_load_cronsim_or_zones_before_they_are_used(self) -> None:
         code = "import sys, litejobs; print({'cronsim', 'zoneinfo'} & {*sys.modules})"
         command = [sys.executable, "-c", code]
-        told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        assert told == "set()\n"
+        reported = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        assert reported == "set()\n"
 
 
 class TestWords:
@@ -398,9 +398,9 @@ except OptionError as error:
     print(error)
 """
         command = [sys.executable, "-c", code]
-        told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        assert told.startswith("UTC\ntimezone: 'Europe/Berlin'")
-        assert "pip install tzdata" in told
+        reported = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        assert reported.startswith("UTC\ntimezone: 'Europe/Berlin'")
+        assert "pip install tzdata" in reported
 
 
 class TestChangesOfTheClock:

@@ -127,7 +127,7 @@ class TestWords:
             raise ValueError(ESCAPES)
 
         @jobs.on("failed")
-        def heard(event: object) -> None:
+        def received(event: object) -> None:
             raise ValueError(ESCAPES)
 
         fail.enqueue()

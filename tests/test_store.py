@@ -209,14 +209,14 @@ outsiders = pytest.mark.parametrize("outsider", [shell, standard_library])
 
 
 def enqueueing(count: int, jobs: str = "jobs") -> str:
-    """What a member of the crew is told, to enqueue that many jobs and to say so."""
+    """The code by which a process enqueues that many jobs and returns their number."""
     made = f"[litejobs.NewJob{tuple(new())!r}] * {count}"
     write = f"litejobs.functools.partial(litejobs.insert_all, jobs={made})"
     return f"len({jobs}.store.group_commit.commit({write})[0])"
 
 
-class Crew:
-    """Processes that do what they are told at the same moment, each on its own."""
+class Processes:
+    """Processes that run the same code at the same moment."""
 
     PROGRAM = """
 import json, os, sys, time
@@ -250,16 +250,16 @@ for line in sys.stdin:
             for _ in range(size)
         ]
 
-    def tell(self, code: str, path: Path, members: int | None = None) -> list[Any]:
+    def run(self, code: str, path: Path, members: int | None = None) -> list[Any]:
         """What each of them answers to a Python expression, in which `jobs` is the
         queue, `definition` a definition of it, and `kept` a list that stays."""
-        told = self.members[:members]
+        reported = self.members[:members]
         order = json.dumps([time.monotonic() + 0.005, code, str(path)])
-        for member in told:
+        for member in reported:
             assert member.stdin is not None
             member.stdin.write(order + "\n")
             member.stdin.flush()
-        return [json.loads(member.stdout.readline()) for member in told if member.stdout]
+        return [json.loads(member.stdout.readline()) for member in reported if member.stdout]
 
     def dismiss(self) -> None:
         for member in self.members:
@@ -267,8 +267,8 @@ for line in sys.stdin:
 
 
 @pytest.fixture(scope="module")
-def crew() -> Iterator[Crew]:
-    made = Crew(8)
+def processes() -> Iterator[Processes]:
+    made = Processes(8)
     yield made
     made.dismiss()
 
@@ -383,10 +383,10 @@ class TestTheConnection:
         (tmp_path / "one").symlink_to(tmp_path / "two")
         (tmp_path / "two").symlink_to(tmp_path / "one")
         place = tmp_path / "one" / "jobs.db"
-        told = r"/one/jobs\.db: cannot be created: Too many levels of symbolic links"
-        with pytest.raises(FileError, match=told):
+        reported = r"/one/jobs\.db: cannot be created: Too many levels of symbolic links"
+        with pytest.raises(FileError, match=reported):
             Store(File(place)).file.changes()
-        with pytest.raises(FileError, match=told):
+        with pytest.raises(FileError, match=reported):
             litejobs.back_up(store.file, place)
 
     @pytest.mark.parametrize("name", [":memory:", "file:jobs.db?mode=memory"])
@@ -530,13 +530,13 @@ class TestTheConnection:
 
 
 class TestOtherProcesses:
-    def test_open_a_fresh_file_all_at_once(self, crew: Crew, tmp_path: Path) -> None:
+    def test_open_a_fresh_file_all_at_once(self, processes: Processes, tmp_path: Path) -> None:
         for round in range(20):
-            answers = crew.tell("jobs.count()", tmp_path / f"{round}.db")
+            answers = processes.run("jobs.count()", tmp_path / f"{round}.db")
             assert answers == [0] * 8, f"round {round}"
 
     def test_open_a_fresh_file_first_and_keep_their_wal(
-        self, crew: Crew, path: Path, monkeypatch: pytest.MonkeyPatch
+        self, processes: Processes, path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Who had found no file looked at what lay beside it afterwards: it was another's WAL."""
         look, opened = litejobs._file_id, list[Any]()
@@ -544,7 +544,7 @@ class TestOtherProcesses:
         def look_late(name: str) -> litejobs.FileId:
             if not opened:
                 opened.append("now")
-                opened.append(crew.tell(f"[kept.append(jobs), {enqueueing(1)}][1]", path, 1))
+                opened.append(processes.run(f"[kept.append(jobs), {enqueueing(1)}][1]", path, 1))
             return look(name)
 
         monkeypatch.setattr(litejobs, "_file_id", look_late)
@@ -553,11 +553,11 @@ class TestOtherProcesses:
         assert opened[1:] == [[1]]
         assert count_in(store, Match()) == 2
         assert not list(path.parent.glob("jobs.db-wal-*"))
-        crew.tell("kept.pop().close()", path, 1)
+        processes.run("kept.pop().close()", path, 1)
         store.file.close()
 
-    def test_enqueue_all_at_once_and_lose_nothing(self, crew: Crew, path: Path) -> None:
-        answers = crew.tell("[definition.enqueue(n).id for n in range(50)]", path)
+    def test_enqueue_all_at_once_and_lose_nothing(self, processes: Processes, path: Path) -> None:
+        answers = processes.run("[definition.enqueue(n).id for n in range(50)]", path)
         ids = [id for answer in answers for id in answer]
         assert sorted(ids) == list(range(1, 401))
         rows = find_in(Store(File(path)), Match(), 1000)
@@ -565,52 +565,54 @@ class TestOtherProcesses:
         sent = [row.payload["n"] for row in rows]
         assert sorted(sent) == sorted(list(range(50)) * 8)
 
-    def test_claim_all_at_once_and_none_of_them_the_same(self, crew: Crew, path: Path) -> None:
+    def test_claim_all_at_once_and_none_of_them_the_same(
+        self, processes: Processes, path: Path
+    ) -> None:
         put(Store(File(path)), [new("note") for _ in range(100)])
         claim = (
             "(serves := litejobs.Serves(frozenset(['note']), None, 'x')) and"
             " [job.id for _ in range(30) for job in jobs.store.exchange([], os.getpid(),"
             " lambda ready: [id for id, _ in [*ready][:3]], serves)[0]]"
         )
-        ids = [id for answer in crew.tell(claim, path) for id in answer]
+        ids = [id for answer in processes.run(claim, path) for id in answer]
         assert sorted(ids) == list(range(1, 101))
 
     def test_hold_the_write_lock_for_too_long(
-        self, crew: Crew, store: Store, monkeypatch: pytest.MonkeyPatch
+        self, processes: Processes, store: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(litejobs, "BUSY_TIMEOUT", 0.2)
         put(store, [new()])
         hold = "[kept.append(jobs), jobs.store.file.connection().execute('BEGIN IMMEDIATE')] and 1"
-        assert crew.tell(hold, store.file.path, 1) == [1]
+        assert processes.run(hold, store.file.path, 1) == [1]
         began = time.monotonic()
         with pytest.raises(BusyError, match=r"locked by another process .*: who holds a trans"):
             put(store, [new()])
         assert 0.2 <= time.monotonic() - began < 5
         assert count_in(store, Match()) == 1, "one can read meanwhile"
-        assert crew.tell("kept.pop().close()", store.file.path, 1) == [None]
+        assert processes.run("kept.pop().close()", store.file.path, 1) == [None]
         assert list(put(store, [new()])) == [2]
 
-    def test_are_waited_for_while_they_write(self, crew: Crew, store: Store) -> None:
+    def test_are_waited_for_while_they_write(self, processes: Processes, store: Store) -> None:
         put(store, [new()])
         hold = "[kept.append(jobs), jobs.store.file.connection().execute('BEGIN IMMEDIATE')] and 1"
-        crew.tell(hold, store.file.path, 1)
+        processes.run(hold, store.file.path, 1)
         waiting = threading.Thread(target=put, args=(store, [new()]))
         waiting.start()
         waiting.join(0.05)
         assert waiting.is_alive()
-        crew.tell("kept.pop().close()", store.file.path, 1)
+        processes.run("kept.pop().close()", store.file.path, 1)
         waiting.join(10)
         assert count_in(store, Match()) == 2
 
-    def test_that_read_for_long_hinder_nobody(self, crew: Crew, store: Store) -> None:
+    def test_that_read_for_long_hinder_nobody(self, processes: Processes, store: Store) -> None:
         put(store, [new()])
         read = (
             "[kept.append(jobs), jobs.store.file.connection().execute('BEGIN DEFERRED'),"
             " jobs.count()][-1]"
         )
-        assert crew.tell(read, store.file.path, 1) == [1]
+        assert processes.run(read, store.file.path, 1) == [1]
         assert list(put(store, [new()])) == [2]
-        crew.tell("kept.pop().close()", store.file.path, 1)
+        processes.run("kept.pop().close()", store.file.path, 1)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
@@ -646,7 +648,7 @@ class TestAFork:
         # the parent, the last one as it seems, would delete the WAL under the child.
         store = Store(File(path))
         put(store, [new()])
-        asking, told = os.pipe()
+        asking, reported = os.pipe()
         hearing, answered = os.pipe()
         child = os.fork()
         if child == 0:
@@ -664,9 +666,9 @@ class TestAFork:
         assert os.read(hearing, 9) == b"open"
         get_in(store, 1)
         store.file.close()
-        os.write(told, b"closed")
+        os.write(reported, b"closed")
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-        os.close(told)
+        os.close(reported)
         os.close(hearing)
         assert shell(path, "SELECT count(*) FROM litejobs_job").stdout == "22\n"
 
@@ -902,31 +904,31 @@ class TestTheFileThatIsTakenAway:
         assert count_in(store, Match()) == before + 1
         store.file.close()
 
-    def test_leaves_the_jobs_of_the_new_file_alone(self, crew: Crew, path: Path) -> None:
+    def test_leaves_the_jobs_of_the_new_file_alone(self, processes: Processes, path: Path) -> None:
         store = Store(File(path))
         put(store, [new()])
         self.lose_all(path)
         begin = f"[kept.append(jobs), {enqueueing(7)}] and jobs.count()"
-        assert crew.tell(begin, path, 1) == [7]
+        assert processes.run(begin, path, 1) == [7]
         with pytest.raises(FileReplacedError):
             put(store, [new()])
-        assert crew.tell(enqueueing(1, "kept[0]"), path, 1) == [1]
+        assert processes.run(enqueueing(1, "kept[0]"), path, 1) == [1]
         assert count_in(store, Match()) == 8
-        crew.tell("kept.pop().close()", path, 1)
+        processes.run("kept.pop().close()", path, 1)
         assert count_in(store, Match()) == 8
         store.file.close()
 
-    def test_is_noticed_before_anything_is_written(self, crew: Crew, path: Path) -> None:
+    def test_is_noticed_before_anything_is_written(self, processes: Processes, path: Path) -> None:
         """Without its shared memory this process would write over what the other one wrote."""
         store = Store(File(path))
         put(store, [new()])
         self.lose_the_shared_memory(path)
         begin = f"[kept.append(jobs), {enqueueing(1)}] and jobs.count()"
-        assert crew.tell(begin, path, 1) == [2]
+        assert processes.run(begin, path, 1) == [2]
         with pytest.raises(FileReplacedError, match="nothing was written"):
             steer(store, "cancel", Match())
         assert put(store, [new()])[0] == 3
-        crew.tell("kept.pop().close()", path, 1)
+        processes.run("kept.pop().close()", path, 1)
         assert count_in(store, Match()) == 3
         store.file.close()
 
@@ -942,53 +944,53 @@ class TestTheFileThatIsTakenAway:
         assert shell(path, "SELECT count(*) FROM litejobs_job").stdout == "10\n"
 
     def test_whose_wal_is_lost_is_refused_as_long_as_a_program_has_it_open(
-        self, path: Path, crew: Crew
+        self, path: Path, processes: Processes
     ) -> None:
         """A new WAL began behind frames that were only in the old one: it had holes."""
         store = Store(File(path))
         put(store, [new() for _ in range(50)])
         self.lose_the_wal(path)
         for _ in range(2):
-            refused = crew.tell("jobs.count()", path, 1)[0]
+            refused = processes.run("jobs.count()", path, 1)[0]
             assert "jobs.db: its WAL was removed while programs had it open" in refused
             assert "end them; what was only in the WAL is lost" in refused
         store.file.close()
-        assert crew.tell("jobs.count()", path, 1) == [0]
+        assert processes.run("jobs.count()", path, 1) == [0]
 
     def test_whose_wal_is_lost_gets_one_that_can_be_recovered(
         self, path: Path, request: pytest.FixtureRequest
     ) -> None:
         """While somebody still read the old one, the new one was written as if it went on with
         that: it had a hole where it should begin."""
-        writer, reader = Crew(1), Crew(1)
+        writer, reader = Processes(1), Processes(1)
         request.addfinalizer(writer.dismiss)
         request.addfinalizer(reader.dismiss)
-        assert writer.tell(f"[kept.append(jobs), {enqueueing(50)}][1]", path) == [50]
+        assert writer.run(f"[kept.append(jobs), {enqueueing(50)}][1]", path) == [50]
         read = "jobs.store.file.connection().execute('BEGIN; SELECT max(id) FROM litejobs_job').get"
-        assert reader.tell(f"[kept.append(jobs), {read}][1]", path) == [50]
+        assert reader.run(f"[kept.append(jobs), {read}][1]", path) == [50]
         self.lose_the_wal(path)
         again = enqueueing(50, "kept[0]")
         for _ in range(2):
-            assert writer.tell(again, path)[0].startswith("FileReplacedError")
+            assert writer.run(again, path)[0].startswith("FileReplacedError")
         reader.members[0].kill()
         reader.members[0].wait()
-        assert writer.tell(again, path) == [50]
+        assert writer.run(again, path) == [50]
         writer.members[0].kill()
         writer.dismiss()
         assert shell(path, "SELECT count(*) FROM litejobs_job").stdout == "50\n"
 
     def test_is_not_opened_anew_while_somebody_writes_who_has_not_noticed(
-        self, path: Path, crew: Crew
+        self, path: Path, processes: Processes
     ) -> None:
         """Who only read opened it anew at once, and wrote to the same places of the WAL."""
         store = Store(File(path))
         put(store, [new() for _ in range(50)])
-        assert crew.tell(f"[kept.append(jobs), {enqueueing(50)}][1]", path, 1) == [50]
-        told: list[Any] = []
+        assert processes.run(f"[kept.append(jobs), {enqueueing(50)}][1]", path, 1) == [50]
+        reported: list[Any] = []
 
         def go_on() -> None:
             for code in ("kept[0].count()", enqueueing(50, "kept[0]")):
-                told.extend(crew.tell(code, path, 1))
+                reported.extend(processes.run(code, path, 1))
 
         other = threading.Thread(target=go_on)
         with contextlib.suppress(FileReplacedError), store.file.transaction() as tx:
@@ -999,11 +1001,11 @@ class TestTheFileThatIsTakenAway:
             tx.execute("UPDATE litejobs_job SET priority = 1")
             tx.execute("UPDATE litejobs_job SET priority = 0")
         other.join()
-        refused, went_on = told
+        refused, went_on = reported
         assert refused.startswith("FileReplacedError")
         assert went_on == 50
         store.file.close()
-        crew.tell("kept.pop().close()", path, 1)
+        processes.run("kept.pop().close()", path, 1)
         assert shell(path, "PRAGMA integrity_check").stdout == "ok\n"
         assert shell(path, "SELECT count(*) FROM litejobs_job").stdout == "150\n"
 
@@ -1081,12 +1083,12 @@ class TestTheFileThatIsTakenAway:
         store.file.close()
 
     def test_leaves_its_wal_alone_when_somebody_makes_a_new_one(
-        self, path: Path, crew: Crew
+        self, path: Path, processes: Processes
     ) -> None:
         old = Store(File(path))
         put(old, [new() for _ in range(50)])
         self.rename(path)
-        assert crew.tell(enqueueing(1), path, 1) == [1]
+        assert processes.run(enqueueing(1), path, 1) == [1]
         assert list(path.parent.glob("jobs.db-wal-*"))
         with pytest.raises(FileReplacedError):
             old.file.changes()
@@ -1732,15 +1734,17 @@ class TestRescue:
         assert get_in(store, 1).state == "running"
         assert [each.id for each in store.nodes.all()] == [node]
 
-    def test_leaves_the_jobs_of_a_node_in_another_process(self, crew: Crew, store: Store) -> None:
+    def test_leaves_the_jobs_of_a_node_in_another_process(
+        self, processes: Processes, store: Store
+    ) -> None:
         put(store, [new()])
         join = "[kept.append(jobs.store.nodes)] and kept[0].join('x', 0, 1, SERVES, [])".replace(
             "SERVES", "litejobs.Serves(frozenset(), None, 'x')"
         )
-        (node,) = crew.tell(join, store.file.path, 1)
+        (node,) = processes.run(join, store.file.path, 1)
         take(store, node)
         assert len(store.nodes.rescue(node)) == 0
-        assert crew.tell(f"kept.pop().let_go({node})", store.file.path, 1) == [None]
+        assert processes.run(f"kept.pop().let_go({node})", store.file.path, 1) == [None]
         assert len(store.nodes.rescue(node)) == 1
 
     def test_takes_over_when_the_last_process_of_a_node_is_gone(
@@ -1940,9 +1944,9 @@ class TestRescue:
         with monkeypatch.context() as patched:
             patched.setattr(litejobs, "lock", out_of_order)
             assert [store.nodes.rescue(node) for _ in range(3)] == [[], [], []]
-        (told,) = caplog.messages
+        (reported,) = caplog.messages
         assert re.search(
-            r"a node lives cannot be known: .*db-node-1: cannot be (opened|written|used)", told
+            r"a node lives cannot be known: .*db-node-1: cannot be (opened|written|used)", reported
         )
         assert get_in(store, job.id).state == "running"
         assert settle(store, node, ending(job, "completed")) == 0
@@ -2244,10 +2248,10 @@ class TestALargeFile:
 
 class TestTheBell:
     def test_rings_at_every_node_when_something_has_changed_for_it(self, store: Store) -> None:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as bell:
-            bell.bind(("127.0.0.1", 0))
-            bell.settimeout(5)
-            node = store.nodes.join("here", bell.getsockname()[1], 1, ALL, [])
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as wakeup:
+            wakeup.bind(("127.0.0.1", 0))
+            wakeup.settimeout(5)
+            node = store.nodes.join("here", wakeup.getsockname()[1], 1, ALL, [])
             for act in (
                 lambda: put(store, [new()]),
                 lambda: insert(store, "mail"),
@@ -2256,7 +2260,7 @@ class TestTheBell:
                 lambda: store.reset_queue("mail"),
             ):
                 act()
-                assert bell.recv(10) == b""
+                assert wakeup.recv(10) == b""
             store.leave(node)
 
     def test_of_a_node_with_an_impossible_port_harms_nobody(self, store: Store) -> None:

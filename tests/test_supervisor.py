@@ -270,7 +270,7 @@ def test_large_results_are_not_lost_when_jobs_are_given_back(
 def test_a_signal_in_the_midst_of_short_jobs_ends_the_node(
     jobs: LiteJobs, programs: Programs
 ) -> None:
-    """The last report before those that were taken back is heard of too."""
+    """The last report before those that were taken back is handled, too."""
     for _ in range(2):
         node = programs.node(jobs.path)
         teach_that_naps_are_short(jobs)
@@ -401,7 +401,7 @@ def test_a_node_says_who_it_is_and_what_it_does(jobs: LiteJobs, log: Path) -> No
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it looks into /proc")
 def test_a_node_that_cannot_join_leaves_nothing_open(tmp_path: Path) -> None:
-    """Its bell, and what it waits with, were left to the garbage collector."""
+    """Its wakeup socket and its selector were left to the garbage collector."""
     folder = tmp_path / "folder"
     folder.mkdir()
     jobs = LiteJobs(folder / "jobs.db")
@@ -754,8 +754,8 @@ def test_a_job_is_killed_after_its_own_grace_and_its_failure_says_how_long_that_
     with jobs.start(workers=1, grace=FAR):
         job = work.using(max_attempts=1).enqueue().wait(PATIENT)
     (failure,) = job.errors
-    told = "it took longer than its timeout of 0.1 s, and was granted 0.2 s more to end"
-    assert (failure.kind, failure.message) == ("timeout", told)
+    reported = "it took longer than its timeout of 0.1 s, and was granted 0.2 s more to end"
+    assert (failure.kind, failure.message) == ("timeout", reported)
 
 
 # Signals
@@ -1572,7 +1572,7 @@ def test_a_worker_that_is_just_done_with_a_job_is_not_killed_for_it(
 def test_a_job_that_closes_what_its_worker_has_open_is_the_last_one_to_run_there(
     jobs: LiteJobs,
 ) -> None:
-    """The next one had begun when the supervisor could not hear the worker any more, and was
+    """The next one had begun when the supervisor could not read from the worker any more, and was
     taken for the one that had crashed it."""
     seconds = (0, 0.1, -1, 0.1, 0.1, -1, 0.1)
     work = [trouble.nap_or_close.bind(each) for each in seconds]
@@ -1645,10 +1645,10 @@ def test_a_node_until_all_is_done_ends_with_an_error_on_a_disk_that_stays_full(
         text=True,
         timeout=PATIENT,
     )
-    told = json.loads(done.stdout)
+    reported = json.loads(done.stdout)
     problem = "the disk is nearly full: no further jobs are started; free some space"
-    assert told["outcome"].startswith("FileError: ")
-    assert told["outcome"].endswith(problem)
-    assert told["states"].keys() == {"completed", "pending"}, "what was begun was settled"
-    assert sum(told["states"].values()) == told["enqueued"] > 100
-    assert told["after"] == {"default": {"completed": told["enqueued"]}}
+    assert reported["outcome"].startswith("FileError: ")
+    assert reported["outcome"].endswith(problem)
+    assert reported["states"].keys() == {"completed", "pending"}, "what was begun was settled"
+    assert sum(reported["states"].values()) == reported["enqueued"] > 100
+    assert reported["after"] == {"default": {"completed": reported["enqueued"]}}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import apsw
 
-from . import crowds, large, peers, plot, producing, running, waking
+from . import contention, large, peers, plot, producing, running, waking
 from .measure import Figure, table
 
 Bench = Callable[[bool], Iterator[Figure]]
@@ -30,8 +30,8 @@ BENCHES: tuple[Bench, ...] = (
     waking.idle,
     waking.start,
     waking.imports,
-    crowds.producers,
-    crowds.pruning,
+    contention.producers,
+    contention.pruning,
     large.rates,
     large.queries,
     large.growth,

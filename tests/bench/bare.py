@@ -102,14 +102,14 @@ def drain(batch: int) -> int:
 def reader() -> None:
     """The other end of a bare wake-up: waits for a datagram, claims what there is, sends a
     byte through a pipe, and writes the moment at which a job would begin."""
-    bell = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    bell.bind(("127.0.0.1", 0))
+    wakeup = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    wakeup.bind(("127.0.0.1", 0))
     read, write = os.pipe()
     with connection() as opened:
-        sys.stdout.write(f"{bell.getsockname()[1]}\n")
+        sys.stdout.write(f"{wakeup.getsockname()[1]}\n")
         sys.stdout.flush()
         while True:
-            bell.recv(16)
+            wakeup.recv(16)
             with opened:
                 opened.execute(
                     "UPDATE litejobs_job SET state = 'running' WHERE state = 'pending' AND"

@@ -29,9 +29,9 @@ NOTE = struct.Struct("=qq")
 """What each job notes: its number, and when it began (see `peer/trial.py`)."""
 WARM_UP = 100
 """Jobs that are run before those that count."""
-PATIENCE = 30
+TIMEOUT = 30
 """Seconds that a program may take beyond the time that it was given."""
-FEW = 5
+MIN_SAMPLES = 5
 """Samples of the time to wake without which there is no median."""
 INSTALLATION = 300
 """Seconds that an installation may take."""
@@ -345,7 +345,7 @@ class Contestant:
         ) as name:
             folder = Path(name).resolve()
             (folder / "work").mkdir()
-            limit = plan.enqueueing + PATIENCE
+            limit = plan.enqueueing + TIMEOUT
             lines = self._say(folder, limit, "enqueue", plan.jobs, plan.enqueueing, self.gates)
             jobs, seconds = map(float, lines[-1].split())
             command = [*self.command, "work"]
@@ -353,9 +353,11 @@ class Contestant:
                 done, rate = self._drain(folder, workers, int(jobs), plan.running)
                 woke = None
                 if done == jobs:
-                    limit = plan.waking + PATIENCE
+                    limit = plan.waking + TIMEOUT
                     lines = self._say(folder, limit, "wake", plan.samples, plan.waking)
-                    woke = statistics.median(map(float, lines)) if len(lines) >= FEW else None
+                    woke = (
+                        statistics.median(map(float, lines)) if len(lines) >= MIN_SAMPLES else None
+                    )
         if done < plan.jobs:
             said = f"{number(jobs)} jobs enqueued and {number(done)} run in the time there is"
             print(f"{self.title}: of {number(plan.jobs)} jobs, {said}", flush=True)
@@ -387,7 +389,7 @@ class Contestant:
         keeps nothing of a job that is done. For litejobs alone the end is later: when its file
         says that all are completed.
         """
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + TIMEOUT
         while sum(n < 0 for n, _ in _notes(folder)) < max(self.gates, 1):
             _nap(0.1, workers, folder, until)
         time.sleep(0.5)

@@ -48,7 +48,7 @@ def bare_waits(durability: str, number: int) -> Iterator[float]:
         assert reader.stdout is not None
         try:
             port = int(reader.stdout.readline())
-            with bare.connection(durability) as opened, contextlib.closing(bell()) as out:
+            with bare.connection(durability) as opened, contextlib.closing(wakeup()) as out:
                 for n in range(number):
                     time.sleep(0.015)
                     began = time.monotonic_ns()
@@ -60,7 +60,7 @@ def bare_waits(durability: str, number: int) -> Iterator[float]:
             reader.wait()
 
 
-def bell() -> "socket.socket":
+def wakeup() -> "socket.socket":
     """What datagrams are sent from."""
     return socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 

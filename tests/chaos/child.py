@@ -15,7 +15,7 @@ import attrs
 from .ordeal import Run, Violation
 
 CAN_FORK = hasattr(os, "fork")
-PATIENCE = 30
+TIMEOUT = 30
 """Seconds after which something hangs, that takes a fraction of one."""
 
 Say = Callable[[Any], None]
@@ -32,7 +32,7 @@ class Ended:
     def expect(self, run: Run, exitcodes: tuple[int, ...], what: str) -> None:
         """Raises Violation, if it ended in another way than one of these."""
         if self.exitcode == -signal.SIGALRM:
-            run.violated(f"{what}: it hung for {PATIENCE} s, after {self.said[-1:]}")
+            run.violated(f"{what}: it hung for {TIMEOUT} s, after {self.said[-1:]}")
         if self.exitcode not in exitcodes:
             run.violated(f"{what}: it ended with {self.exitcode}: {self.said[-1:]}")
 
@@ -59,7 +59,7 @@ def _do_and_exit(do: Callable[[Say], None], pipe: int) -> NoReturn:
         with open(pipe, "w", encoding="utf-8", closefd=False) as file:
             file.write(json.dumps(what) + "\n")
 
-    signal.alarm(PATIENCE)
+    signal.alarm(TIMEOUT)
     try:
         do(say)
     except BaseException:
@@ -69,14 +69,14 @@ def _do_and_exit(do: Callable[[Say], None], pipe: int) -> NoReturn:
 
 
 @contextlib.contextmanager
-def within_patience(what: str) -> Iterator[None]:
+def within_timeout(what: str) -> Iterator[None]:
     """Raises Violation, if the block hangs or lets out any other error."""
 
     def hung(number: int, frame: object) -> NoReturn:
-        raise Violation(f"{what}: it hung for {PATIENCE} s")
+        raise Violation(f"{what}: it hung for {TIMEOUT} s")
 
     before = signal.signal(signal.SIGALRM, hung)
-    signal.alarm(PATIENCE)
+    signal.alarm(TIMEOUT)
     try:
         yield
     except Violation:

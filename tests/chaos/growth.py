@@ -32,7 +32,7 @@ from . import actors
 from .actors import Actor, Diary
 from .ordeal import Ordeal, Run
 
-PATIENCE = 60.0
+TIMEOUT = 60.0
 """Seconds until something that must happen counts as not happening, on a busy machine."""
 SECONDS = 4.0
 """How long the processes of one round live."""
@@ -197,7 +197,7 @@ def play(run: Run, folder: Path, number: int) -> None:
         for actor in cast.values():
             actor.signal(signal.SIGTERM)
         for role, actor in cast.items():
-            run.expect(actor.ended(PATIENCE), f"{role} does not stop: {actor.complaint}")
+            run.expect(actor.ended(TIMEOUT), f"{role} does not stop: {actor.complaint}")
             ended = actor.exit_code in (0, -signal.SIGTERM)
             run.expect(ended, f"{role} ended with {actor.exit_code}: {actor.complaint}")
     finally:
@@ -206,7 +206,7 @@ def play(run: Run, folder: Path, number: int) -> None:
     compare(run, folder, ended=False)  # Nobody can finish with a file that is damaged.
     last = actors.start(folder, "last", functools.partial(finish, folder))
     try:
-        run.expect(last.ended(2 * PATIENCE), f"what is left does not end: {last.complaint}")
+        run.expect(last.ended(2 * TIMEOUT), f"what is left does not end: {last.complaint}")
         run.expect(last.exit_code == 0, f"the last node failed: {last.complaint}")
     finally:
         last.kill()

@@ -37,7 +37,7 @@ from .ordeal import Ordeal, Run, Violation
 
 BATCH = 100
 """Files that one child looks at."""
-PATIENCE = 20.0
+TIMEOUT = 20.0
 """Seconds after which a file has hung its reader, on a machine that has other things to do."""
 MEMORY = 768 * 2**20
 """Bytes of address space that a child may take beyond its own."""
@@ -633,7 +633,7 @@ class Some:
         counts: Counter[str] = Counter()
         for seed in self.seeds:
             mark[:8] = seed.to_bytes(8, "big")
-            signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+            signal.setitimer(signal.ITIMER_REAL, TIMEOUT)
             try:
                 look_at(self.folder, self.templates, random.Random(seed), counts)
             except Exception as error:

@@ -32,7 +32,7 @@ ROUND = 250
 """Kills with one file."""
 LOOK = 20
 """Kills after which the diaries are looked at, although not all can be said yet."""
-PATIENCE = 60.0
+TIMEOUT = 60.0
 """Seconds until something that must happen counts as not happening, on a busy machine."""
 NEWS = 1500
 """Bytes that are written into diaries between two deeds, at the most: so much goes on meanwhile,
@@ -334,7 +334,7 @@ class Director:
             self.ended.setdefault(actor.pid, time.monotonic_ns())
             actor.signal(signal.SIGTERM)
         for role, actor in here:
-            self.run.expect(actor.ended(PATIENCE), f"{role} does not stop: {actor.complaint}")
+            self.run.expect(actor.ended(TIMEOUT), f"{role} does not stop: {actor.complaint}")
             self.run.expect(actor.exit_code in ENDED, f"{role} failed: {actor.complaint}")
             del self.actors[role]
 
@@ -365,7 +365,7 @@ def play(run: Run, director: Director, number: int) -> None:
     end = run.counts["kills"] + number
     try:
         director.enter_all()
-        run.expect(actors.eventually(director.has_begun, PATIENCE), "no worker begins")
+        run.expect(actors.eventually(director.has_begun, TIMEOUT), "no worker begins")
         look_at = run.counts["kills"] + LOOK
         while run.counts["kills"] < end:
             director.do_something()
@@ -383,15 +383,15 @@ def bring_to_an_end(run: Run, director: Director) -> None:
     """Those who live do what is left; then a last node has nothing to do, or does it."""
     director.wake(until=float("inf"))
     missing = functools.partial(_all_are_there, director)
-    run.expect(actors.eventually(missing, PATIENCE), "not all can be started any more")
+    run.expect(actors.eventually(missing, TIMEOUT), "not all can be started any more")
     director.stop(READER, *PRODUCERS)
     done = functools.partial(_nothing_left, director)
-    if not actors.eventually(done, PATIENCE):
+    if not actors.eventually(done, TIMEOUT):
         run.violated(f"two nodes live, and this is not done: {'; '.join(_left(director.folder))}")
     director.stop(*cast.NODES)
     last = actors.start(director.folder, "last", functools.partial(cast.finish, director.folder))
     try:
-        run.expect(last.ended(PATIENCE), f"what is left is not done: {last.complaint}")
+        run.expect(last.ended(TIMEOUT), f"what is left is not done: {last.complaint}")
         run.expect(last.exit_code == 0, f"the last node failed: {last.complaint}")
     finally:
         last.kill()

@@ -1287,7 +1287,7 @@ class LifeOfJobs(RuleBasedStateMachine):
 
     @step("run", node=NODES, ghost=st.booleans(), done=st.integers(0, 9))
     def tell_progress(self, node: str, ghost: bool, done: int) -> None:
-        """Only the attempt that holds the job is heard."""
+        """A report counts only if its attempt holds the job."""
         held = self.ghosts if ghost else [*self.hand(node).held.values()]
         if not held:
             return

@@ -36,7 +36,7 @@ from .ordeal import Ordeal, Run
 
 CHUNK = 20_000
 """Payloads that one child reads."""
-PATIENCE = 300.0
+TIMEOUT = 300.0
 """Seconds after which a child has hung, on a machine that has other things to do."""
 LARGE = 5_000
 """Of so many payloads, one is large."""
@@ -481,7 +481,7 @@ class Some:
 
     def __call__(self, mark: mmap.mmap) -> tuple[str, Counter[str], float]:
         """Reads them; gives what was wrong, what it did, and how long the slowest took."""
-        signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+        signal.setitimer(signal.ITIMER_REAL, TIMEOUT)
         mark[:8] = self.seed.to_bytes(8, "big")
         fuzzer = Fuzzer(random.Random(self.seed))
         wrong = fuzzer.run(self.count)

@@ -20,7 +20,7 @@ import attrs
 
 import litejobs
 
-from .child import CAN_FORK, within_patience
+from .child import CAN_FORK, within_timeout
 from .deeds import DEEDS, Hands, changes_between, portrait, works_on
 from .disk import Disk, Touch, remove_all
 from .ordeal import Ordeal, Run
@@ -235,7 +235,7 @@ def power_cut(run: Run) -> None:
                 for at in (path, image):
                     at.parent.mkdir(exist_ok=True)
                     remove_all(at.parent)
-                with within_patience("while it was recorded"):
+                with within_timeout("while it was recorded"):
                     recording = record(disk, path, durability, run.dice)
                 disk.watcher = lambda touch: None
                 run.counts["writes and syncs recorded"] += len(recording.changes)
@@ -256,7 +256,7 @@ def cut(run: Run, recording: Recording, path: Path, images: int) -> None:
         for _ in range(IMAGES_OF_A_CUT):
             what = f"durability {recording.durability}, cut in or after {recording.deeds[began]!r}"
             files = platter.image(run.dice)
-            with within_patience(what):
+            with within_timeout(what):
                 number = examine(
                     run, recording, path, files, range(recording.kept[done], began + 1), what
                 )

@@ -39,7 +39,7 @@ NODES = {"steady": ("default", "gentle"), "rough": ("default", "rough")}
 """And their queues. Coroutines beside a job whose worker is killed begin again without the loss of
 an attempt; they are kept apart, so that here each attempt begins once."""
 SOON = Constant(0.2)
-PATIENCE = 90.0
+TIMEOUT = 90.0
 """Seconds until something that must happen counts as not happening, on a busy machine."""
 LONG = {"memory": 30, "descriptors": 30, "threads": 30, "file": 600, "wal": 600}
 """Seconds from which on what grows can be distinguished from what fluctuates."""
@@ -404,7 +404,7 @@ def stop(run: Run, cast: list[Actor]) -> None:
     with its node begins again without the loss of an attempt."""
     _stop(run, [actor for actor in cast if actor.role not in NODES])
     with queue_in(run.folder) as jobs:
-        ended = actors.eventually(lambda: not _rough_ones(jobs), PATIENCE)
+        ended = actors.eventually(lambda: not _rough_ones(jobs), TIMEOUT)
         run.expect(ended, f"{_rough_ones(jobs)} jobs of the queue rough do not end")
     _stop(run, [actor for actor in cast if actor.role in NODES])
 
@@ -417,7 +417,7 @@ def _stop(run: Run, cast: list[Actor]) -> None:
     for actor in cast:
         actor.signal(signal.SIGTERM)
     for actor in cast:
-        run.expect(actor.ended(PATIENCE), f"{actor.role} does not stop")
+        run.expect(actor.ended(TIMEOUT), f"{actor.role} does not stop")
         run.expect(actor.exit_code == 0, f"{actor.role} failed: {actor.complaint}")
         if actor.role in NODES and "Traceback" in actor.complaint:
             run.violated(f"{actor.role} complains: {actor.complaint}")
@@ -427,7 +427,7 @@ def finish(run: Run) -> None:
     """Has what is left run."""
     last = actors.start(run.folder, "last", functools.partial(drain, run.folder))
     try:
-        run.expect(last.ended(PATIENCE), f"what is left does not end: {last.complaint}")
+        run.expect(last.ended(TIMEOUT), f"what is left does not end: {last.complaint}")
         run.expect(last.exit_code == 0, f"the last node failed: {last.complaint}")
     finally:
         last.kill()

@@ -25,7 +25,7 @@ import attrs
 import litejobs
 from litejobs import LiteJobs, LitejobsError, OutcomeUnknownError, Unique
 
-from .child import CAN_FORK, PATIENCE, Ended, Say, in_child, within_patience
+from .child import CAN_FORK, TIMEOUT, Ended, Say, in_child, within_timeout
 from .deeds import portrait, works_on
 from .disk import Disk, Touch, nobody, remove_all
 from .ordeal import Ordeal, Run
@@ -100,7 +100,7 @@ class Neighbour:
         pid = os.fork()
         if pid == 0:
             os.close(lifeline)
-            signal.alarm(2 * PATIENCE)
+            signal.alarm(2 * TIMEOUT)
             LiteJobs(path).count()
             os.write(begun, b".")
             os.read(ended, 1)
@@ -280,7 +280,7 @@ def failing_sync(run: Run) -> None:
             what = f"{case}, at sync {number}"
             ended = case.perform(disk, number)
             ended.expect(run, (0, -signal.SIGKILL) if WAYS[case.way].dies else (0,), what)
-            with within_patience(what):
+            with within_timeout(what):
                 examine(run, case, ended.said, what)
             run.counts["failing syncs"] += 1
 

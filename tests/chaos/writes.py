@@ -20,7 +20,7 @@ import attrs
 
 import litejobs
 
-from .child import CAN_FORK, Ended, Say, in_child, within_patience
+from .child import CAN_FORK, Ended, Say, in_child, within_timeout
 from .deeds import Hands, changes_between, portrait, works_on
 from .disk import Disk, Touch, nobody, remove_all
 from .older import older_file
@@ -181,7 +181,7 @@ def every_write(run: Run) -> None:
             what = f"{on.case}, dead at write {number}"
             ended = die_at(disk, on.case, number)
             ended.expect(run, (-signal.SIGKILL,), what)
-            with within_patience(what):
+            with within_timeout(what):
                 examine(run, on, ended.said[-1], what)
             run.counts["deaths"] += 1
 

@@ -17,11 +17,11 @@ from typing import TypeVar
 T = TypeVar("T")
 
 TESTS = Path(__file__).resolve().parent.parent
-PATIENCE = 60.0
+TIMEOUT = 60.0
 """Seconds until something that must happen counts as not happening, on a busy machine."""
 
 
-def eventually(look: Callable[[], T], within: float = PATIENCE) -> T:
+def eventually(look: Callable[[], T], within: float = TIMEOUT) -> T:
     """What *look* gives as soon as it is true."""
     give_up = time.monotonic() + within
     while not (found := look()):
@@ -97,7 +97,7 @@ class Programs:
         """Runs Python to its end: exit code, output, error output."""
         self.errors.unlink(missing_ok=True)
         program = self.start(*arguments)
-        output, _ = program.communicate(timeout=PATIENCE)
+        output, _ = program.communicate(timeout=TIMEOUT)
         return program.returncode, output, self.errors.read_text()
 
     def close(self) -> None:

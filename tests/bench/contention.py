@@ -22,7 +22,7 @@ PACE = 0.005
 
 
 @attrs.frozen
-class Crowd:
+class Producers:
     """What producers saw who enqueued for the same time."""
 
     seconds: float
@@ -40,20 +40,20 @@ def producers(quick: bool) -> Iterator[Figure]:
     rounds = 1 if quick else 3
     for durability in ("full", "fast"):
         for pause, pace in ((0.0, "no pause"), (PAUSE, "2 ms between")):
-            seen = [crowd(durability, pause, 2.0 if quick else 5.0) for _ in range(rounds)]
+            seen = [run_producers(durability, pause, 2.0 if quick else 5.0) for _ in range(rounds)]
             what = f"{CROWD} producers, {durability}, {pace}"
             yield from figures(what, seen, paced=pause > 0)
 
 
-def figures(what: str, seen: Sequence[Crowd], *, paced: bool) -> Iterator[Figure]:
+def figures(what: str, seen: Sequence[Producers], *, paced: bool) -> Iterator[Figure]:
     """What is said of several rounds."""
-    longest = max(max(crowd.together) for crowd in seen)
+    longest = max(max(producers.together) for producers in seen)
     yield Figure(f"{what}: longest wait", "ms", [longest], aim=("at most", 500))
-    tail = [percentile(crowd.together, 99) for crowd in seen]
+    tail = [percentile(producers.together, 99) for producers in seen]
     yield Figure(f"{what}: wait, p99", "ms", tail, aim=("at most", 25) if paced else None)
-    fair = [fairness([len(one) for one in crowd.waits]) for crowd in seen]
+    fair = [fairness([len(one) for one in producers.waits]) for producers in seen]
     yield Figure(f"{what}: fairness", "", fair, aim=("at least", 0.95))
-    errors = sum(crowd.errors for crowd in seen)
+    errors = sum(producers.errors for producers in seen)
     yield Figure(f"{what}: errors", "", [errors], aim=("at most", 0))
     yield Figure(f"{what}: together", "jobs/s", [len(c.together) / c.seconds for c in seen])
 
@@ -68,9 +68,9 @@ def fairness(shares: Sequence[float]) -> float:
     return sum(shares) ** 2 / (len(shares) * squares) if squares else 0.0
 
 
-def crowd(durability: str, pause: float, length: float) -> Crowd:
+def run_producers(durability: str, pause: float, length: float) -> Producers:
     """Lets producers begin at the same moment, and collects what they saw."""
-    command = [sys.executable, "-m", "tests.bench.crowds", str(pause), str(length)]
+    command = [sys.executable, "-m", "tests.bench.contention", str(pause), str(length)]
     with queue(durability) as jobs, contextlib.ExitStack() as ending:
         jobs.count()
         processes = []
@@ -90,11 +90,11 @@ def crowd(durability: str, pause: float, length: float) -> Crowd:
             process.stdin.write(start)
             process.stdin.flush()
         said = [json.loads(process.communicate(timeout=length + 120)[0]) for process in processes]
-    return Crowd(length, [waits for waits, _ in said], sum(errors for _, errors in said))
+    return Producers(length, [waits for waits, _ in said], sum(errors for _, errors in said))
 
 
 def produce(pause: float, length: float) -> None:
-    """One of the crowd: enqueues from the moment that it is told, on the clock that all
+    """One producer: enqueues from a given moment on, by the clock that all
     processes share, and writes how long each call took."""
     from .work import noop
 
