@@ -3003,7 +3003,9 @@ Settlement = tuple[Claimed, Report]
 """An attempt that has ended. It is settled only while its claim still holds the job."""
 
 
-def judge(error: BaseException, claimed: Claimed, options: Options, rng: random.Random) -> Report:
+def report_of_error(
+    error: BaseException, claimed: Claimed, options: Options, rng: random.Random
+) -> Report:
     """The report, without times, of an attempt whose handler raised. In this order: the handler's
     own outcome, `fail_on`, the first exception of `retry_on` that fits, the limit and backoff."""
     own = options.backoff
@@ -3022,10 +3024,10 @@ def judge(error: BaseException, claimed: Claimed, options: Options, rng: random.
             return Report(state="failed")
         if (policy := options.retry_on[fitting[0]]) is not None:
             own, claimed = policy, claimed._replace(backoff=CUSTOM)
-    return after_failure(claimed, own, rng)
+    return retry_or_fail(claimed, own, rng)
 
 
-def after_failure(claimed: Claimed, own: Backoff, rng: random.Random) -> Report:
+def retry_or_fail(claimed: Claimed, own: Backoff, rng: random.Random) -> Report:
     """The report, without times, of an attempt that failed: a retry, with the backoff of the row
     or the definition's *own*, unless all attempts are used up."""
     if claimed.max_attempts is not None and claimed.attempt >= claimed.max_attempts:
@@ -3131,18 +3133,18 @@ class Executor:
                 value = call(payload, context)
             if value is not None and inspect.iscoroutine(value):
                 value = await wait(value)
-            given_back = bool(self.noticed) and self._broke_off(claimed, asked)
+            given_back = bool(self.noticed) and self._ended_by_stop(claimed, asked)
             result = None if given_back or codec is None else _result(codec, value)
             if self.forked:
-                self._end_copy(claimed)
+                self._exit_fork(claimed)
             took = (time.perf_counter_ns() - began) // 1000
             report = Report(started_at, self.clock(), took, result=result)
             return report._replace(state="pending", counted=False) if given_back else report
         except BaseException as error:
             if self.forked:
-                self._end_copy(claimed, error)
+                self._exit_fork(claimed, error)
             took = (time.perf_counter_ns() - began) // 1000
-            given_back = self._broke_off(claimed, asked, error)
+            given_back = self._ended_by_stop(claimed, asked, error)
             report = self._failed(claimed, error, fits, given_back)._replace(
                 started_at=started_at, finished_at=self.clock(), took=took
             )
@@ -3172,17 +3174,17 @@ class Executor:
                     problem = "job %d (%s) is given back; as its node stops, it raised %s: %s"
                     logger.info(problem, claimed.id, claimed.name, *describe(error)[:2])
             else:
-                report = judge(error, claimed, options, self.rng)
+                report = report_of_error(error, claimed, options, self.rng)
             kind = "cancelled" if isinstance(error, Cancel) else "exception"
         except BaseException as worse:  # An isinstance() that asks the error's own code.
-            report, error = after_failure(claimed, options.backoff, self.rng), worse
+            report, error = retry_or_fail(claimed, options.backoff, self.rng), worse
             kind = "exception"
         if not report.counted:
             return report
         name, message, trace = describe(error)
         return report._replace(kind=kind, type=name, message=message, traceback=trace)
 
-    def _broke_off(
+    def _ended_by_stop(
         self, claimed: Claimed, asked: WhyAsked, error: BaseException | None = None
     ) -> bool:
         """Whether it ended because its node stops, as its handler knew."""
@@ -3190,7 +3192,7 @@ class Executor:
         self.noticed.discard(claimed[:2])
         return noticed and asked() == "stop" and not issubclass(type(error), Outcome)
 
-    def _end_copy(self, claimed: Claimed, error: BaseException | None = None) -> NoReturn:
+    def _exit_fork(self, claimed: Claimed, error: BaseException | None = None) -> NoReturn:
         """Ends a process that the job has forked and that leaves the handler as its parent does:
         it would report the outcome a second time, and read messages meant for its parent."""
         if isinstance(error, SystemExit):
@@ -3221,12 +3223,12 @@ class Executor:
 
             self._runner = asyncio.Runner()
         run = functools.partial(self._runner.run, context=contextvars.copy_context())
-        return _beside_other_loops(run, coroutine)
+        return _outside_running_loops(run, coroutine)
 
     def close(self) -> None:
         """Ends the event loop of async handlers, if there was any."""
         if self._runner is not None:
-            _beside_other_loops(self._runner.close)
+            _outside_running_loops(self._runner.close)
 
 
 async def compose_async(
@@ -3256,7 +3258,7 @@ async def compose_async(
             future.cancel()
 
 
-def _beside_other_loops(act: Callable[..., Any], *arguments: Any) -> Any:
+def _outside_running_loops(act: Callable[..., Any], *arguments: Any) -> Any:
     """Does what runs an event loop; in a thread if this one runs another already, as it
     does when a coroutine calls `drain`."""
     from asyncio import _get_running_loop
@@ -3370,7 +3372,7 @@ def trace_enqueue(
     """Middleware around enqueue: a span, whose context the jobs' headers carry."""
     from opentelemetry import propagate, trace
 
-    about = _about("send", "enqueue", {work.options.queue for work in works})
+    about = _attributes("send", "enqueue", {work.options.queue for work in works})
     names = {work.name for work in works}
     if len(works) > 1:
         about["messaging.batch.message_count"] = len(works)
@@ -3399,7 +3401,7 @@ def trace_run(context: Context[Any], call_next: Callable[[], T]) -> T:
         context=surroundings.Context(),
         kind=trace.SpanKind.CONSUMER,
         links=[trace.Link(sender)] if sender.is_valid else [],
-        attributes=_about("process", "run", {job.queue})
+        attributes=_attributes("process", "run", {job.queue})
         | {
             "messaging.message.id": str(job.id),
             "litejobs.definition": job.name,
@@ -3422,7 +3424,7 @@ def trace_run(context: Context[Any], call_next: Callable[[], T]) -> T:
         return value
 
 
-def _about(kind: str, name: str, queues: set[str]) -> dict[str, Any]:
+def _attributes(kind: str, name: str, queues: set[str]) -> dict[str, Any]:
     """Attributes by the semantic conventions for messaging."""
     destination = {"messaging.destination.name": next(iter(queues))} if len(queues) == 1 else {}
     operation = {"messaging.operation.type": kind, "messaging.operation.name": name}
@@ -3837,18 +3839,18 @@ AMPLE_SPACE, SPACE_CHECK_INTERVAL = 2**30, 0.05
 """Bytes beyond that, with which the disk is not looked at again for so many seconds."""
 SAFE_SQLITE = (3, 51, 3)
 """The first version that does not reset the WAL under a reader, by which commits were lost."""
-TAKEN_AWAY = "was removed, moved or replaced while it was open, or its WAL was"
-LINKED = "has a second name, a hard link, and each name would have a WAL of its own: remove one"
-NOT_THERE = FileNotFoundError, NotADirectoryError
+REPLACED = "was removed, moved or replaced while it was open, or its WAL was"
+HARD_LINKED = "has a second name, a hard link, and each name would have its own WAL: remove one"
+MISSING = FileNotFoundError, NotADirectoryError
 """Other errors only say that the path could not be checked."""
 _OPENING = threading.RLock()
 """Held while this process opens a file; a signal handler may open another one meanwhile."""
 _FILES: weakref.WeakValueDictionary[int, File] = weakref.WeakValueDictionary()
-_FROM_NODE: dict[Path, Path] = {}
+_NODE_PATHS: dict[Path, Path] = {}
 """In a worker: where relative paths lead in the program of its node."""
 
 
-FailedReading = apsw.Error | UnicodeDecodeError
+ReadError = apsw.Error | UnicodeDecodeError
 """What reading from a file may raise; the last one for a text that is not UTF-8. Values that
 litejobs does not write, as after a page was overwritten, raise a CorruptError like such a page."""
 _PROBLEMS: Mapping[type[Exception], str] = {
@@ -3860,7 +3862,7 @@ _PROBLEMS: Mapping[type[Exception], str] = {
 }
 
 
-def _translated(error: FailedReading | OSError, path: str | Path) -> FileError:
+def _translated(error: ReadError | OSError, path: str | Path) -> FileError:
     """The error of ours for one of SQLite or the operating system, with what to do about it."""
     match error:
         case apsw.CorruptError() | UnicodeDecodeError():
@@ -3875,7 +3877,7 @@ def _translated(error: FailedReading | OSError, path: str | Path) -> FileError:
 
 
 @contextlib.contextmanager
-def _as_ours(path: str | Path) -> Iterator[None]:
+def _translated_errors(path: str | Path) -> Iterator[None]:
     """Raises errors of SQLite and the operating system as errors of ours."""
     try:
         yield
@@ -3915,13 +3917,13 @@ class File:
     create: bool = True
     clock: Clock = system_clock
     path: Path = attrs.field(init=False)
-    turn: threading.RLock = attrs.field(factory=threading.RLock)
+    lock: threading.RLock = attrs.field(factory=threading.RLock)
     """Held by the thread that uses the connection."""
-    joined: int = 0
+    node_count: int = 0
     """How many nodes run on it: another file of this name is of no use to them."""
     may_wait: Callable[[float], bool] = lambda waited: waited < BUSY_TIMEOUT
     """Whether to go on waiting for the write lock after so many seconds."""
-    opened: int = 0
+    version_base: int = 0
     """Rises so much with each connection that no version of the content comes again."""
     cache: dict[Callable[[Transaction], Any], tuple[int, Any]] = attrs.field(factory=dict)
     """What `Transaction.cached` has read, each with the version of the file."""
@@ -3949,8 +3951,8 @@ class File:
         if str(self.given).startswith((":memory:", "file:")):
             problem = f"expected the path of a file, got {str(self.given)!r}"
             raise OptionError("path", f"{problem}: workers share one; for tests use recording()")
-        with _as_ours(self.given):
-            self.path = _FROM_NODE.get(self.given) or self.given.absolute()
+        with _translated_errors(self.given):
+            self.path = _NODE_PATHS.get(self.given) or self.given.absolute()
         _FILES[id(self)] = self
 
     def presence_path(self, node: int | str) -> str:
@@ -3975,8 +3977,8 @@ class File:
     @contextlib.contextmanager
     def second_connection(self) -> Iterator[apsw.Connection]:
         """For long operations that other threads should not wait for."""
-        with _as_ours(self.path):
-            with self.turn:
+        with _translated_errors(self.path):
+            with self.lock:
                 self.connection()
             with contextlib.closing(self._connect(self.path, "normal")) as connection:
                 yield connection
@@ -4007,14 +4009,14 @@ class File:
         if tuple(map(int, apsw.sqlite_lib_version().split(".")[:3])) < SAFE_SQLITE:
             problem = f"SQLite {apsw.sqlite_lib_version()} can lose commits"
             raise LitejobsError(f"{problem}: upgrade apsw to 3.51.3 or later")
-        if self.joined and (self._lost or _file_id(self._paths[0]) != self._ids[0]):
-            raise FileReplacedError(str(self.path), f"{TAKEN_AWAY}: another file is no use")
-        _keep_others_out()
-        with _OPENING, _as_ours(self.path):
+        if self.node_count and (self._lost or _file_id(self._paths[0]) != self._ids[0]):
+            raise FileReplacedError(str(self.path), f"{REPLACED}: another file is no use")
+        _install_audit_hook()
+        with _OPENING, _translated_errors(self.path):
             place = _locate(self.path, self.create)
             fill_standard_streams()
             opened = _stat_id(os.stat(place))
-            _refuse_beside_others(place, opened)
+            _refuse_file_open_here(place, opened)
             may_go_on = _busy_handler(self.may_wait)
             for tries in itertools.count():
                 try:
@@ -4027,7 +4029,7 @@ class File:
             self._paths = str(place), f"{place}-wal", f"{place}-shm"
             self._ids = opened, *(_stat_id(os.stat(path)) for path in self._paths[1:])
             self.path, self._lost = place, False
-            self._pid, self.opened = os.getpid(), self.opened + 2**32
+            self._pid, self.version_base = os.getpid(), self.version_base + 2**32
             self._checked_at = self._wal_checked_at = 0.0
             self._connection = connection
         return connection
@@ -4077,14 +4079,14 @@ class File:
 
     def close(self) -> None:
         """Closes the connection; the next use opens it again."""
-        with self.turn:
+        with self.lock:
             self._close_socket()
             self._socket = None
             connection, self._connection = self._connection, None
             if connection is None or self._pid != os.getpid():
                 return
             with contextlib.suppress(apsw.Error, FileError, OSError):
-                if not self._links(fully=True):
+                if not self._link_count(fully=True):
                     # A checkpoint could overwrite what others have written since.
                     connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
                     self._lost = True
@@ -4095,21 +4097,21 @@ class File:
                             connection.execute("BEGIN IMMEDIATE")
                         connection.execute("ROLLBACK")
                     if _file_id(self._paths[0]) != self._ids[0]:
-                        _put_wal_aside(self._paths[0], self._ids)
+                        _rename_orphaned_wal(self._paths[0], self._ids)
             connection.close()
 
     def check(self) -> None:
         """Refuses to go on with a file that its name does not lead to any more; the next use opens
         the one that is there by then. Transactions that write check it once they have the write
         lock; those that only read, now and then."""
-        links = 1 if self._connection is None else self._links()
+        links = 1 if self._connection is None else self._link_count()
         if links > 1:
-            raise FileError(str(self.path), LINKED)
+            raise FileError(str(self.path), HARD_LINKED)
         if not links:
             self.close()
-            raise FileReplacedError(str(self.path), f"{TAKEN_AWAY}; nothing was written")
+            raise FileReplacedError(str(self.path), f"{REPLACED}; nothing was written")
 
-    def _links(self, fully: bool = False) -> int:
+    def _link_count(self, fully: bool = False) -> int:
         """How many names the file has; 0 if a path leads to something else than is open. Where that
         of the WAL leads is checked *fully*, or once in a while."""
         now = time.monotonic()
@@ -4121,7 +4123,7 @@ class File:
                 if _stat_id(os.stat(wal)) != self._ids[1]:
                     return 0
                 self._wal_checked_at = now
-        except NOT_THERE:
+        except MISSING:
             return 0
         except OSError as error:
             raise _translated(error, self.path) from error
@@ -4132,7 +4134,7 @@ class File:
     def changes(self) -> int:
         """A number that changes when others have committed, or the file was opened again."""
         with self.transaction(read_only=True) as tx:
-            return self.opened + int(tx.execute("PRAGMA data_version").fetchone()[0])
+            return self.version_base + int(tx.execute("PRAGMA data_version").fetchone()[0])
 
     # A full disk must not keep jobs from being settled, which makes room in the end. So producers
     # are refused while there is still room for settling. Only SQLite writes to the file and its
@@ -4167,7 +4169,7 @@ class File:
         """Gives the WAL room for settling; nodes call it now and then. SQLite writes the pages of
         a transaction that is then rolled back behind the last valid frame, under the write lock,
         and the WAL keeps its size."""
-        with self.turn, _as_ours(self.path):
+        with self.lock, _translated_errors(self.path):
             connection = self.connection()
             size = connection.pragma("page_size")
             if os.stat(self._paths[1]).st_size >= WAL_ROOM * (size + 24):
@@ -4192,7 +4194,7 @@ class File:
             with contextlib.suppress(apsw.Error):
                 self.close()
 
-    def expect(self, progress: object) -> None:
+    def expect_change(self, progress: object) -> None:
         """Refuses to repeat what changes nothing, since an index does not agree with its table."""
         if not progress:
             problem = "is damaged: an index does not lead to the jobs that it should"
@@ -4226,14 +4228,14 @@ class Transaction:
 
     def __enter__(self) -> Transaction:
         file = self.file
-        file.turn.acquire()
+        file.lock.acquire()
         try:
             self.connection = file.connection()
             self.execute = self.connection.execute
             if not self._read_only:
                 self.execute("BEGIN IMMEDIATE")
                 file.check()
-                self.version = file.opened + self.connection.data_version()
+                self.version = file.version_base + self.connection.data_version()
             elif time.monotonic() - file._checked_at > CHECK_INTERVAL:
                 file.check()
             self.now = file.clock()
@@ -4242,8 +4244,8 @@ class Transaction:
                 # It may have begun all the same. (In a signal handler, after an SQLError, the
                 # transaction is that of the interrupted code.)
                 file.roll_back()
-            file.turn.release()
-            self._raise_as_ours(error)
+            file.lock.release()
+            self._raise_translated(error)
             raise
         return self
 
@@ -4265,11 +4267,11 @@ class Transaction:
         except BaseException as failed:
             # Ctrl-C on the way to the commit; after a failed one there is nothing to undo.
             file.roll_back()
-            self._raise_as_ours(failed)
+            self._raise_translated(failed)
             raise
         finally:
-            file.turn.release()
-        self._raise_as_ours(error)
+            file.lock.release()
+        self._raise_translated(error)
         file.notify_nodes(ports)
 
     def cached(self, read: Callable[[Transaction], T]) -> T:
@@ -4298,20 +4300,20 @@ class Transaction:
         try:
             if not os.access(wal, os.F_OK):
                 os.stat(wal)
-        except NOT_THERE:
+        except MISSING:
             file.close()
-            problem = f"{TAKEN_AWAY}; what the last commit wrote may be lost"
+            problem = f"{REPLACED}; what the last commit wrote may be lost"
             raise FileReplacedError(str(file.path), problem) from None
         except OSError as error:
             raise _unknown_outcome(file, error) from error
 
-    def _raise_as_ours(self, error: BaseException | None) -> None:
+    def _raise_translated(self, error: BaseException | None) -> None:
         file = self.file
         if isinstance(error, apsw.FullError) and (connection := file._connection) is not None:
             # As far as no reader needs the WAL, the next transaction finds room there.
-            with file.turn, contextlib.suppress(apsw.Error):
+            with file.lock, contextlib.suppress(apsw.Error):
                 connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
-        if isinstance(error, FailedReading):
+        if isinstance(error, ReadError):
             try:
                 file.check()
             except FileError as reason:  # SQLite read something else than pages of the file.
@@ -4350,7 +4352,7 @@ def _locate(path: Path, create: bool) -> Path:
             left = [_file_id(f"{place}{end}") for end in ("", "-wal", "-shm")]
             with contextlib.suppress(OSError):
                 if not (place.exists() and place.stat().st_size):
-                    _put_wal_aside(str(place), left)
+                    _rename_orphaned_wal(str(place), left)
             with contextlib.suppress(FileExistsError):
                 os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         found = os.lstat(place)
@@ -4367,7 +4369,7 @@ def _locate(path: Path, create: bool) -> Path:
         if stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
             return place
         problem = {
-            stat.S_IFREG: LINKED,
+            stat.S_IFREG: HARD_LINKED,
             stat.S_IFLNK: "is a symbolic link: name the file that it leads to",
             stat.S_IFDIR: "is a folder: name a file in it",
         }.get(stat.S_IFMT(found.st_mode), "is not a regular file")
@@ -4382,7 +4384,7 @@ def real_path(path: Path) -> Path:
     return place
 
 
-def _put_wal_aside(place: str, left: Sequence[FileId]) -> None:
+def _rename_orphaned_wal(place: str, left: Sequence[FileId]) -> None:
     """Renames the WAL of a file that is gone, and removes its shared memory, unless others have
     replaced them meanwhile: SQLite would delete the one or apply it to whatever file has the name
     now, and share the other with processes that still have that file open."""
@@ -4404,9 +4406,9 @@ def _put_wal_aside(place: str, left: Sequence[FileId]) -> None:
             logger.warning(problem, place, aside)
 
 
-def lock(path: str, alone: bool, wait: float = 0.0) -> contextlib.ExitStack | None:
-    """Locks a file, alone or with others, until what it returns is closed or the process ends;
-    `None` if the locks of others still forbid that after *wait* seconds."""
+def lock(path: str, exclusive: bool, wait: float = 0.0) -> contextlib.ExitStack | None:
+    """Locks a file, for itself or shared, until the return value is closed or the process ends;
+    `None` if the locks of others still prevent that after *wait* seconds."""
     give_up = time.monotonic() + wait
     while True:
         busy = contextlib.suppress(BlockingIOError, apsw.BusyError)
@@ -4417,7 +4419,7 @@ def lock(path: str, alone: bool, wait: float = 0.0) -> contextlib.ExitStack | No
                 connection = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READWRITE)
                 locked.callback(connection.close)
                 connection.pragma("journal_mode", "memory")
-                connection.execute("BEGIN EXCLUSIVE" if alone else "BEGIN")
+                connection.execute("BEGIN EXCLUSIVE" if exclusive else "BEGIN")
                 connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()
                 return locked.pop_all()
             import fcntl
@@ -4425,7 +4427,7 @@ def lock(path: str, alone: bool, wait: float = 0.0) -> contextlib.ExitStack | No
             # Read-only: a job that writes into every open descriptor must not damage it.
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
             locked.callback(os.close, descriptor)
-            fcntl.flock(descriptor, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
             return locked.pop_all()
         if time.monotonic() >= give_up:
             return None
@@ -4468,7 +4470,7 @@ def files_here() -> list[File]:
 def use_relative_paths(paths: Mapping[Path, Path]) -> None:
     """Makes relative paths lead there in a worker, in whatever folder it was started, also those
     of files that the import of the main program has created already."""
-    _FROM_NODE.update(paths)
+    _NODE_PATHS.update(paths)
     for file in files_here():
         if file.given in paths:
             file.close()
@@ -4486,7 +4488,7 @@ def _close_before_fork() -> None:
     a thread that holds a lock, to wait for: so no other thread may."""
     files = files_here()
     # Python forks even if Ctrl-C raises an error here; what is held by then is released.
-    for held in (_FORKS, *(file.turn for file in files), _OPENING):
+    for held in (_FORKS, *(file.lock for file in files), _OPENING):
         held.acquire()
         _HELD_BY_FORK.append(held)
     for file in files:
@@ -4512,12 +4514,12 @@ if hasattr(os, "register_at_fork"):
 
 
 @functools.cache
-def _keep_others_out() -> None:
+def _install_audit_hook() -> None:
     if sys.platform != "win32":
-        sys.addaudithook(_refuse_beside_ours)
+        sys.addaudithook(_audit_open)
 
 
-def _refuse_beside_ours(event: str, arguments: tuple[Any, ...]) -> None:
+def _audit_open(event: str, arguments: tuple[Any, ...]) -> None:
     """Keeps the standard sqlite3 and `open` from opening a file that litejobs has open. (Python
     does not report ATTACH.)"""
     if event not in ("open", "sqlite3.connect"):
@@ -4534,13 +4536,13 @@ def _refuse_beside_ours(event: str, arguments: tuple[Any, ...]) -> None:
         found = _file_id(name)
     except (TypeError, ValueError):
         return  # It is not a path, which they will report.
-    if litejobs_has(found):
+    if open_in_litejobs(found):
         problem = "litejobs has the file open in this process, and would lose its locks on it"
         advice = "close() it first, use a connection of apsw's or backup(), or work elsewhere"
         raise FileError(os.fsdecode(path), f"{problem}: {advice}")
 
 
-def _refuse_beside_others(place: Path, found: FileId) -> None:
+def _refuse_file_open_here(place: Path, found: FileId) -> None:
     """Refuses a file that something else than our SQLite has open in this process; where that
     matters, and can be known."""
     if sys.platform == "win32" or not os.path.isdir("/dev/fd"):
@@ -4551,7 +4553,7 @@ def _refuse_beside_others(place: Path, found: FileId) -> None:
         for number in os.listdir("/dev/fd"):
             with contextlib.suppress(OSError):
                 there.add(_stat_id(os.fstat(int(number))))
-        if found not in there or litejobs_has(found) or apsw_has(place, if_busy=True):
+        if found not in there or open_in_litejobs(found) or open_in_apsw(place, if_busy=True):
             return
         # Connections that other threads are just opening or closing are not listed.
         if time.monotonic() > give_up:
@@ -4560,14 +4562,14 @@ def _refuse_beside_others(place: Path, found: FileId) -> None:
         time.sleep(0.005)
 
 
-def litejobs_has(found: FileId) -> bool:
+def open_in_litejobs(found: FileId) -> bool:
     """Whether this process would lose locks of litejobs' SQLite by closing that file."""
     return any(found) and any(
         file._connection is not None and found in file._ids[::2] for file in files_here()
     )
 
 
-def apsw_has(place: Path, if_busy: bool) -> bool:
+def open_in_apsw(place: Path, if_busy: bool) -> bool:
     """Whether a connection of apsw in this process is to that file; one that another thread is
     using this moment does not tell."""
     for connection in apsw.connections():
@@ -4638,7 +4640,7 @@ def _expiry(ids: str) -> str:
     """
 
 
-def sound(kind: Callable[..., T], row: Any, **more: Any) -> T:
+def from_row(kind: Callable[..., T], row: Any, **more: Any) -> T:
     """What a class makes of a row of its columns, if the values have the annotated types."""
     if row is None or not all(map(isinstance, row, _column_types(kind))):
         of = "" if row is None else f" of {shown(row[0])}"
@@ -4654,7 +4656,7 @@ def _column_types(kind: Any) -> list[Any]:
     return [object if hint is Any else hint for hint in plain]
 
 
-def sound_number(value: Any) -> int | None:
+def as_integer(value: Any) -> int | None:
     """An integer, or NULL."""
     if value is not None and type(value) is not int:
         raise apsw.CorruptError(f"expected an integer, found {shown(value)}")
@@ -4664,7 +4666,7 @@ def sound_number(value: Any) -> int | None:
 def _column(connection: Any, sql: str, bindings: Any = ()) -> list[int]:
     """The numbers that a query for one column gives."""
     rows: Any = connection.execute(sql, bindings)
-    return [number for (value,) in rows if (number := sound_number(value)) is not None]
+    return [number for (value,) in rows if (number := as_integer(value)) is not None]
 
 
 def _one_number(connection: Any, sql: str, bindings: Any = ()) -> int | None:
@@ -4730,7 +4732,7 @@ def add_to_counts(tx: Transaction, changes: Mapping[Group, int]) -> None:
 
 def expire_job(tx: Transaction, id: int) -> None:
     """Cancels one job that was not started in time."""
-    tx.file.expect(change_jobs(tx, [id], _expiry("= :id")))
+    tx.file.expect_change(change_jobs(tx, [id], _expiry("= :id")))
 
 
 def cancel_returned(tx: Transaction) -> None:
@@ -4758,7 +4760,7 @@ def admit_blocked(tx: Transaction, keys: Iterable[str]) -> int:
             id, group = following
             ready = "UPDATE litejobs_job SET state = 'pending' WHERE id = ? AND state = 'blocked'"
             tx.execute(ready, (id,))
-            tx.file.expect(tx.execute("SELECT changes()").fetchone()[0])
+            tx.file.expect_change(tx.execute("SELECT changes()").fetchone()[0])
             add_to_counts(tx, {group: -1})
             admitted += 1
     return admitted
@@ -4784,7 +4786,7 @@ def admissible(tx: Transaction, key: str) -> tuple[int, Group] | None:
         (key,),
     ).fetchone()
     id, limit, queue, name = first
-    return (id, ("blocked", queue, name)) if taken[0] < (sound_number(limit) or 1) else None
+    return (id, ("blocked", queue, name)) if taken[0] < (as_integer(limit) or 1) else None
 
 
 # Finding
@@ -5011,7 +5013,7 @@ def find_jobs(
         SELECT {_JOB} FROM found CROSS JOIN litejobs_job ON id = job ORDER BY id DESC
     """
     rows = tx.execute(sql, {**match.bindings, "limit": limit})
-    return [sound(Job, row, source=source) for row in rows]
+    return [from_row(Job, row, source=source) for row in rows]
 
 
 def get_jobs(tx: Transaction, ids: Iterable[int], source: LiteJobs = NOWHERE) -> list[Job[Any]]:
@@ -5051,7 +5053,7 @@ def read_failures(tx: Transaction, term: str, number: int = 0) -> list[tuple[int
     number and the id of its job."""
     sql = f"SELECT id, job, {_FAILURE} FROM litejobs_attempt WHERE {term} ORDER BY id"
     rows = tx.execute(sql, {"number": number})
-    return [(number, job, sound(Failure, row)) for number, job, *row in rows]
+    return [(number, job, from_row(Failure, row)) for number, job, *row in rows]
 
 
 # In bulk
@@ -5158,7 +5160,7 @@ def on_callers_connection(connection: Any, file: File) -> Iterator[Transaction]:
                 restoring.callback(setattr, connection, name, getattr(connection, name))
                 setattr(connection, name, value)
             _check_file(connection, file, standard)
-            with _part(connection, file, standard):
+            with _nested_transaction(connection, file, standard):
                 update_schema(connection, str(file.path))
                 if standard:
                     _warn_of_old_sqlite(connection, file)
@@ -5172,7 +5174,7 @@ def on_callers_connection(connection: Any, file: File) -> Iterator[Transaction]:
                 advice = "roll it back and do it again, from BEGIN IMMEDIATE on"
             problem = f"the database is locked; {problem}: {advice}"
             raise BusyError(str(file.path), problem) from error
-        if isinstance(error, FailedReading):
+        if isinstance(error, ReadError):
             raise _translated(error, str(file.path)) from error
         if type(error).__module__ != "sqlite3":
             raise
@@ -5180,7 +5182,7 @@ def on_callers_connection(connection: Any, file: File) -> Iterator[Transaction]:
 
 
 @contextlib.contextmanager
-def _part(connection: Any, file: File, standard: bool) -> Iterator[None]:
+def _nested_transaction(connection: Any, file: File, standard: bool) -> Iterator[None]:
     """A savepoint in the transaction on a connection, or else a transaction, which is committed
     at its end where the connection commits each change. It takes the write lock first: a
     transaction that has only read fails at once if it writes after others have committed."""
@@ -5241,13 +5243,13 @@ def _check_file(connection: Any, file: File, standard: bool) -> None:
     locks of the other are gone."""
     rows = connection.execute("PRAGMA database_list")
     path = next((row[2] for row in rows if row[1] == "main"), None)
-    with _as_ours(file.path):
+    with _translated_errors(file.path):
         if not (path and os.path.exists(file.path) and os.path.samefile(path, file.path)):
             problem = f"is to {path or 'no file'!r}, the jobs are in {file.path}"
             raise OptionError("connection", problem)
         with _OPENING:
             found = _file_id(str(file.path))
-            taken = standard and (litejobs_has(found) or apsw_has(file.path, if_busy=False))
+            taken = standard and (open_in_litejobs(found) or open_in_apsw(file.path, if_busy=False))
     if taken:
         problem = "litejobs has the file open in this process, through another SQLite library"
         advice = "close() it and work elsewhere, or give it a connection of apsw's"
@@ -5486,13 +5488,13 @@ def insert_and_read(tx: Transaction, jobs: Sequence[NewJob], source: LiteJobs) -
     """The same; gives the jobs as they are then."""
     sql = f"SELECT {_JOB} FROM litejobs_job WHERE id = ?"
     rows = [(tx.execute(sql, (id,)).fetchone(), there) for id, there in insert_each(tx, jobs)]
-    return [sound(Job, row, source=source, duplicate=there) for row, there in rows]
+    return [from_row(Job, row, source=source, duplicate=there) for row, there in rows]
 
 
 def _insert_one(tx: Transaction, job: NewJob) -> tuple[int, bool]:
     """Inserts a job, or does what its rule says about its duplicate."""
     (payload,) = job.payloads
-    if (held := _holder(tx, job.columns.get("unique_key"))) is None:
+    if (held := _unique_key_holder(tx, job.columns.get("unique_key"))) is None:
         tx.execute(_insert((*job.columns,)), (*job.columns.values(), payload))
         new: int = tx.execute("SELECT last_insert_rowid()").fetchone()[0]
         add_to_counts(tx, {job.group: 1})
@@ -5512,7 +5514,7 @@ def _insert_one(tx: Transaction, job: NewJob) -> tuple[int, bool]:
     return id, True
 
 
-def _holder(tx: Transaction, key: str | None) -> tuple[int, str | bytes, bool] | None:
+def _unique_key_holder(tx: Transaction, key: str | None) -> tuple[int, str | bytes, bool] | None:
     """Id and payload of the job that holds a unique key, and whether it has started or ended, so
     that nobody may change it."""
     held = None
@@ -5529,10 +5531,10 @@ def _holder(tx: Transaction, key: str | None) -> tuple[int, str | bytes, bool] |
     if held is None:
         return None
     id, payload, fixed, *moments = held
-    until, expires_at = map(sound_number, moments)
+    until, expires_at = map(as_integer, moments)
     if expires_at is not None and expires_at <= tx.now:
         expire_job(tx, id)
-        return _holder(tx, key)  # Scope "exists" also means ended jobs.
+        return _unique_key_holder(tx, key)  # Scope "exists" also means ended jobs.
     if until is not None and until <= tx.now:
         tx.execute("UPDATE litejobs_job SET unique_key = NULL WHERE id = ?", (id,))
         return None
@@ -5839,7 +5841,7 @@ class Schedules:
 def read_schedules(tx: Transaction, term: str = "TRUE", **bindings: Any) -> list[Schedule]:
     """Schedules by name, for which an SQL *term* holds."""
     sql = f"SELECT {_SCHEDULE} FROM litejobs_schedule WHERE {term} ORDER BY name"
-    return [sound(Schedule, row) for row in tx.execute(sql, bindings)]
+    return [from_row(Schedule, row) for row in tx.execute(sql, bindings)]
 
 
 def _write_schedule(tx: Transaction, schedule: Schedule) -> None:
@@ -6319,7 +6321,7 @@ class Nodes:
                         "stop that one first, or give this one another name, or none"
                     )
                 time.sleep(0.02)
-        self.file.joined += 1
+        self.file.node_count += 1
         return node
 
     def _remove_stale_locks(self, tx: Transaction) -> None:
@@ -6337,7 +6339,7 @@ class Nodes:
         owner, as SQLite does with the WAL: every user of the queue has to find out whether this
         node lives."""
         path = self.file.presence_path(node)
-        with _as_ours(path):
+        with _translated_errors(path):
             found = os.stat(self.file.path)
             made = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
             with os.fdopen(made, "rb+", 0), contextlib.suppress(OSError):
@@ -6357,7 +6359,7 @@ class Nodes:
         if node not in self._shares or _file_id(path) == self._shares[node][0]:
             return False
         old = self._shares[node]
-        with _as_ours(path), contextlib.suppress(FileNotFoundError):
+        with _translated_errors(path), contextlib.suppress(FileNotFoundError):
             os.unlink(path)
         self._take_share(node)
         old[1].close()
@@ -6386,8 +6388,8 @@ class Nodes:
             ), names
             FROM litejobs_node AS node ORDER BY id
         """)
-        with _as_ours(self.file.path):
-            return [sound(Node, row) for row in rows]
+        with _translated_errors(self.file.path):
+            return [from_row(Node, row) for row in rows]
 
     def others(self, node: int) -> list[tuple[int, str, int]]:
         """Ids, names and process ids of the other nodes that are listed: from the one that
@@ -6521,8 +6523,8 @@ def _store_definitions(tx: Transaction, known: Sequence[Mapping[str, Any]]) -> N
 
 def hold(path: str) -> contextlib.ExitStack:
     """Takes a share of the lock of a node, in one of its processes."""
-    with _as_ours(path):
-        held = lock(path, alone=False, wait=BUSY_TIMEOUT)
+    with _translated_errors(path):
+        held = lock(path, exclusive=False, wait=BUSY_TIMEOUT)
     if held is None:
         raise BusyError(path, "locked by another process for too long")
     IN_FORKS[held] = contextlib.ExitStack.close  # What a job forks does not keep its node alive.
@@ -6536,8 +6538,8 @@ def lock_alone(path: str) -> contextlib.ExitStack | None:
     """Takes the whole lock, unless a process holds a share. A `FileError` means that this cannot
     be known."""
     try:
-        with _as_ours(path):
-            return lock(path, alone=True)
+        with _translated_errors(path):
+            return lock(path, exclusive=True)
     except FileError as error:
         # A live node creates it again; or it was just rescued.
         if not isinstance(error.__cause__, FileNotFoundError):
@@ -6712,7 +6714,7 @@ class Meter:
             )
             for start, measure, bucket, number in rows:
                 if start in spans:
-                    spans[start][measure][sound_number(bucket) or 0] = sound_number(number) or 0
+                    spans[start][measure][as_integer(bucket) or 0] = as_integer(number) or 0
         metrics = []
         for start, numbers in spans.items():
             counts: Any = [numbers[state].get(0, 0) for state in MEASURED]
@@ -6740,7 +6742,7 @@ def back_up(file: File, place: Path) -> Path:
     try:
         with (
             file.second_connection() as source,
-            _as_ours(place),
+            _translated_errors(place),
             contextlib.closing(apsw.Connection(str(copy), flags=flags)) as target,
         ):
             target.pragma("journal_mode", "off")  # An incomplete copy is deleted.
@@ -6749,7 +6751,7 @@ def back_up(file: File, place: Path) -> Path:
                 pages.step()
             # No node works on the copy; without their lock files, they would seem to be missing.
             target.execute("DELETE FROM litejobs_node")
-        with _as_ours(place):
+        with _translated_errors(place):
             refuse_existing()
             copy.rename(place)
             if sys.platform != "win32":  # File systems of Windows keep names safe themselves.
@@ -7314,7 +7316,7 @@ class Store:
                 changed += change_jobs(tx, ids, *statements)
                 left = _one_number(tx, next_due)
                 next_found = _column(tx, f"{find} LIMIT 1", (now,))
-                self.file.expect(left is None or left > now or next_found != ids[:1])
+                self.file.expect_change(left is None or left > now or next_found != ids[:1])
 
     def admit(self) -> int:
         """Makes blocked jobs ready whose slots became free unnoticed, as after a change by hand;
@@ -7411,7 +7413,7 @@ class Store:
                 self.nodes.rescue(node)
                 self.meter.flush()
         finally:
-            self.file.joined -= 1
+            self.file.node_count -= 1
 
     def unserved(self, serves: Serves) -> bool:
         """Whether jobs that *serves* takes are pending, running or retrying, in queues that are
@@ -9078,7 +9080,7 @@ def final_report(
         kind, type, problem = "crash", "WorkerCrashed", crash
     else:
         return report
-    failed = after_failure(claimed, options.backoff, rng)
+    failed = retry_or_fail(claimed, options.backoff, rng)
     return report._replace(
         state=failed.state, delay=failed.delay, counted=True, result=None,
         kind=kind, type=type, message=problem,
@@ -9286,7 +9288,7 @@ class Supervisor:
         self.pool.replace()
         self.store.nodes.let_go(self._node)
         self._join()
-        self.store.file.joined -= 1
+        self.store.file.node_count -= 1
         self._duties.call("rescue_from_unlisted")
 
     def _done(self) -> bool:

@@ -90,14 +90,14 @@ class Hands:
 
     def settle(self, *claimed: Claimed, error: Exception | None = None) -> None:
         """Completes jobs, or lets them end with an error."""
-        from litejobs import Report, after_failure
+        from litejobs import Report, retry_or_fail
 
         now = self.jobs.clock()
         settlements = []
         for job in claimed:
             report = Report()
             if error is not None:
-                report = after_failure(job, Constant(0), random.Random())
+                report = retry_or_fail(job, Constant(0), random.Random())
                 if isinstance(error, Fail):
                     report = Report(state="failed")
                 report = report._replace(kind="exception", type="E", message="e")

@@ -709,7 +709,7 @@ from litejobs import LiteJobs
 def note() -> None: ...
 
 def work():
-    with busy.store.file.turn:
+    with busy.store.file.lock:
         ready.set()
         done.wait()
 
