@@ -40,9 +40,9 @@ as Linear, and Curve.
 
 The file is read from top to bottom, and each section uses only those above it: Errors, Values,
 Policies, Schedules, Wire (JSON), Definitions, Execution (one attempt), Tracing, Schema, File,
-Jobs in SQL, Caller's connection, Enqueue, Schedules in SQL, Ready, Nodes, Health, Store (with
-these, all SQL), Events, Duties, Program, Worker, Supervisor, LiteJobs (what users hold), Testing,
-Command line.
+Jobs in SQL, Caller's connection, Enqueue, Schedules in SQL, Ready, Nodes, Health,
+Store (with these, all SQL), Events, Duties, Program, Worker, Supervisor,
+LiteJobs (what users hold), Testing, Command line.
 """
 
 from __future__ import annotations
