@@ -3003,7 +3003,9 @@ Settlement = tuple[Claimed, Report]
 """An attempt that has ended. It is settled only while its claim still holds the job."""
 
 
-def judge(error: BaseException, claimed: Claimed, options: Options, rng: random.Random) -> Report:
+def report_of_error(
+    error: BaseException, claimed: Claimed, options: Options, rng: random.Random
+) -> Report:
     """The report, without times, of an attempt whose handler raised. In this order: the handler's
     own outcome, `fail_on`, the first exception of `retry_on` that fits, the limit and backoff."""
     own = options.backoff
@@ -3022,10 +3024,10 @@ def judge(error: BaseException, claimed: Claimed, options: Options, rng: random.
             return Report(state="failed")
         if (policy := options.retry_on[fitting[0]]) is not None:
             own, claimed = policy, claimed._replace(backoff=CUSTOM)
-    return after_failure(claimed, own, rng)
+    return retry_or_fail(claimed, own, rng)
 
 
-def after_failure(claimed: Claimed, own: Backoff, rng: random.Random) -> Report:
+def retry_or_fail(claimed: Claimed, own: Backoff, rng: random.Random) -> Report:
     """The report, without times, of an attempt that failed: a retry, with the backoff of the row
     or the definition's *own*, unless all attempts are used up."""
     if claimed.max_attempts is not None and claimed.attempt >= claimed.max_attempts:
@@ -3131,18 +3133,18 @@ class Executor:
                 value = call(payload, context)
             if value is not None and inspect.iscoroutine(value):
                 value = await wait(value)
-            given_back = bool(self.noticed) and self._broke_off(claimed, asked)
+            given_back = bool(self.noticed) and self._ended_by_stop(claimed, asked)
             result = None if given_back or codec is None else _result(codec, value)
             if self.forked:
-                self._end_copy(claimed)
+                self._exit_fork(claimed)
             took = (time.perf_counter_ns() - began) // 1000
             report = Report(started_at, self.clock(), took, result=result)
             return report._replace(state="pending", counted=False) if given_back else report
         except BaseException as error:
             if self.forked:
-                self._end_copy(claimed, error)
+                self._exit_fork(claimed, error)
             took = (time.perf_counter_ns() - began) // 1000
-            given_back = self._broke_off(claimed, asked, error)
+            given_back = self._ended_by_stop(claimed, asked, error)
             report = self._failed(claimed, error, fits, given_back)._replace(
                 started_at=started_at, finished_at=self.clock(), took=took
             )
@@ -3172,17 +3174,17 @@ class Executor:
                     problem = "job %d (%s) is given back; as its node stops, it raised %s: %s"
                     logger.info(problem, claimed.id, claimed.name, *describe(error)[:2])
             else:
-                report = judge(error, claimed, options, self.rng)
+                report = report_of_error(error, claimed, options, self.rng)
             kind = "cancelled" if isinstance(error, Cancel) else "exception"
         except BaseException as worse:  # An isinstance() that asks the error's own code.
-            report, error = after_failure(claimed, options.backoff, self.rng), worse
+            report, error = retry_or_fail(claimed, options.backoff, self.rng), worse
             kind = "exception"
         if not report.counted:
             return report
         name, message, trace = describe(error)
         return report._replace(kind=kind, type=name, message=message, traceback=trace)
 
-    def _broke_off(
+    def _ended_by_stop(
         self, claimed: Claimed, asked: WhyAsked, error: BaseException | None = None
     ) -> bool:
         """Whether it ended because its node stops, as its handler knew."""
@@ -3190,7 +3192,7 @@ class Executor:
         self.noticed.discard(claimed[:2])
         return noticed and asked() == "stop" and not issubclass(type(error), Outcome)
 
-    def _end_copy(self, claimed: Claimed, error: BaseException | None = None) -> NoReturn:
+    def _exit_fork(self, claimed: Claimed, error: BaseException | None = None) -> NoReturn:
         """Ends a process that the job has forked and that leaves the handler as its parent does:
         it would report the outcome a second time, and read messages meant for its parent."""
         if isinstance(error, SystemExit):
@@ -3221,12 +3223,12 @@ class Executor:
 
             self._runner = asyncio.Runner()
         run = functools.partial(self._runner.run, context=contextvars.copy_context())
-        return _beside_other_loops(run, coroutine)
+        return _outside_running_loops(run, coroutine)
 
     def close(self) -> None:
         """Ends the event loop of async handlers, if there was any."""
         if self._runner is not None:
-            _beside_other_loops(self._runner.close)
+            _outside_running_loops(self._runner.close)
 
 
 async def compose_async(
@@ -3256,7 +3258,7 @@ async def compose_async(
             future.cancel()
 
 
-def _beside_other_loops(act: Callable[..., Any], *arguments: Any) -> Any:
+def _outside_running_loops(act: Callable[..., Any], *arguments: Any) -> Any:
     """Does what runs an event loop; in a thread if this one runs another already, as it
     does when a coroutine calls `drain`."""
     from asyncio import _get_running_loop
@@ -3370,7 +3372,7 @@ def trace_enqueue(
     """Middleware around enqueue: a span, whose context the jobs' headers carry."""
     from opentelemetry import propagate, trace
 
-    about = _about("send", "enqueue", {work.options.queue for work in works})
+    about = _attributes("send", "enqueue", {work.options.queue for work in works})
     names = {work.name for work in works}
     if len(works) > 1:
         about["messaging.batch.message_count"] = len(works)
@@ -3399,7 +3401,7 @@ def trace_run(context: Context[Any], call_next: Callable[[], T]) -> T:
         context=surroundings.Context(),
         kind=trace.SpanKind.CONSUMER,
         links=[trace.Link(sender)] if sender.is_valid else [],
-        attributes=_about("process", "run", {job.queue})
+        attributes=_attributes("process", "run", {job.queue})
         | {
             "messaging.message.id": str(job.id),
             "litejobs.definition": job.name,
@@ -3422,7 +3424,7 @@ def trace_run(context: Context[Any], call_next: Callable[[], T]) -> T:
         return value
 
 
-def _about(kind: str, name: str, queues: set[str]) -> dict[str, Any]:
+def _attributes(kind: str, name: str, queues: set[str]) -> dict[str, Any]:
     """Attributes by the semantic conventions for messaging."""
     destination = {"messaging.destination.name": next(iter(queues))} if len(queues) == 1 else {}
     operation = {"messaging.operation.type": kind, "messaging.operation.name": name}
@@ -3837,18 +3839,18 @@ AMPLE_SPACE, SPACE_CHECK_INTERVAL = 2**30, 0.05
 """Bytes beyond that, with which the disk is not looked at again for so many seconds."""
 SAFE_SQLITE = (3, 51, 3)
 """The first version that does not reset the WAL under a reader, by which commits were lost."""
-TAKEN_AWAY = "was removed, moved or replaced while it was open, or its WAL was"
-LINKED = "has a second name, a hard link, and each name would have a WAL of its own: remove one"
-NOT_THERE = FileNotFoundError, NotADirectoryError
+REPLACED = "was removed, moved or replaced while it was open, or its WAL was"
+HARD_LINKED = "has a second name, a hard link, and each name would have its own WAL: remove one"
+MISSING = FileNotFoundError, NotADirectoryError
 """Other errors only say that the path could not be checked."""
 _OPENING = threading.RLock()
 """Held while this process opens a file; a signal handler may open another one meanwhile."""
 _FILES: weakref.WeakValueDictionary[int, File] = weakref.WeakValueDictionary()
-_FROM_NODE: dict[Path, Path] = {}
+_NODE_PATHS: dict[Path, Path] = {}
 """In a worker: where relative paths lead in the program of its node."""
 
 
-FailedReading = apsw.Error | UnicodeDecodeError
+ReadError = apsw.Error | UnicodeDecodeError
 """What reading from a file may raise; the last one for a text that is not UTF-8. Values that
 litejobs does not write, as after a page was overwritten, raise a CorruptError like such a page."""
 _PROBLEMS: Mapping[type[Exception], str] = {
@@ -3860,7 +3862,7 @@ _PROBLEMS: Mapping[type[Exception], str] = {
 }
 
 
-def _translated(error: FailedReading | OSError, path: str | Path) -> FileError:
+def _translated(error: ReadError | OSError, path: str | Path) -> FileError:
     """The error of ours for one of SQLite or the operating system, with what to do about it."""
     match error:
         case apsw.CorruptError() | UnicodeDecodeError():
@@ -3875,7 +3877,7 @@ def _translated(error: FailedReading | OSError, path: str | Path) -> FileError:
 
 
 @contextlib.contextmanager
-def _as_ours(path: str | Path) -> Iterator[None]:
+def _translated_errors(path: str | Path) -> Iterator[None]:
     """Raises errors of SQLite and the operating system as errors of ours."""
     try:
         yield
@@ -3915,13 +3917,13 @@ class File:
     create: bool = True
     clock: Clock = system_clock
     path: Path = attrs.field(init=False)
-    turn: threading.RLock = attrs.field(factory=threading.RLock)
+    lock: threading.RLock = attrs.field(factory=threading.RLock)
     """Held by the thread that uses the connection."""
-    joined: int = 0
+    node_count: int = 0
     """How many nodes run on it: another file of this name is of no use to them."""
     may_wait: Callable[[float], bool] = lambda waited: waited < BUSY_TIMEOUT
     """Whether to go on waiting for the write lock after so many seconds."""
-    opened: int = 0
+    version_base: int = 0
     """Rises so much with each connection that no version of the content comes again."""
     cache: dict[Callable[[Transaction], Any], tuple[int, Any]] = attrs.field(factory=dict)
     """What `Transaction.cached` has read, each with the version of the file."""
@@ -3949,8 +3951,8 @@ class File:
         if str(self.given).startswith((":memory:", "file:")):
             problem = f"expected the path of a file, got {str(self.given)!r}"
             raise OptionError("path", f"{problem}: workers share one; for tests use recording()")
-        with _as_ours(self.given):
-            self.path = _FROM_NODE.get(self.given) or self.given.absolute()
+        with _translated_errors(self.given):
+            self.path = _NODE_PATHS.get(self.given) or self.given.absolute()
         _FILES[id(self)] = self
 
     def presence_path(self, node: int | str) -> str:
@@ -3975,8 +3977,8 @@ class File:
     @contextlib.contextmanager
     def second_connection(self) -> Iterator[apsw.Connection]:
         """For long operations that other threads should not wait for."""
-        with _as_ours(self.path):
-            with self.turn:
+        with _translated_errors(self.path):
+            with self.lock:
                 self.connection()
             with contextlib.closing(self._connect(self.path, "normal")) as connection:
                 yield connection
@@ -4007,14 +4009,14 @@ class File:
         if tuple(map(int, apsw.sqlite_lib_version().split(".")[:3])) < SAFE_SQLITE:
             problem = f"SQLite {apsw.sqlite_lib_version()} can lose commits"
             raise LitejobsError(f"{problem}: upgrade apsw to 3.51.3 or later")
-        if self.joined and (self._lost or _file_id(self._paths[0]) != self._ids[0]):
-            raise FileReplacedError(str(self.path), f"{TAKEN_AWAY}: another file is no use")
-        _keep_others_out()
-        with _OPENING, _as_ours(self.path):
+        if self.node_count and (self._lost or _file_id(self._paths[0]) != self._ids[0]):
+            raise FileReplacedError(str(self.path), f"{REPLACED}: another file is no use")
+        _install_audit_hook()
+        with _OPENING, _translated_errors(self.path):
             place = _locate(self.path, self.create)
             fill_standard_streams()
             opened = _stat_id(os.stat(place))
-            _refuse_beside_others(place, opened)
+            _refuse_file_open_here(place, opened)
             may_go_on = _busy_handler(self.may_wait)
             for tries in itertools.count():
                 try:
@@ -4027,7 +4029,7 @@ class File:
             self._paths = str(place), f"{place}-wal", f"{place}-shm"
             self._ids = opened, *(_stat_id(os.stat(path)) for path in self._paths[1:])
             self.path, self._lost = place, False
-            self._pid, self.opened = os.getpid(), self.opened + 2**32
+            self._pid, self.version_base = os.getpid(), self.version_base + 2**32
             self._checked_at = self._wal_checked_at = 0.0
             self._connection = connection
         return connection
@@ -4077,14 +4079,14 @@ class File:
 
     def close(self) -> None:
         """Closes the connection; the next use opens it again."""
-        with self.turn:
+        with self.lock:
             self._close_socket()
             self._socket = None
             connection, self._connection = self._connection, None
             if connection is None or self._pid != os.getpid():
                 return
             with contextlib.suppress(apsw.Error, FileError, OSError):
-                if not self._links(fully=True):
+                if not self._link_count(fully=True):
                     # A checkpoint could overwrite what others have written since.
                     connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
                     self._lost = True
@@ -4095,21 +4097,21 @@ class File:
                             connection.execute("BEGIN IMMEDIATE")
                         connection.execute("ROLLBACK")
                     if _file_id(self._paths[0]) != self._ids[0]:
-                        _put_wal_aside(self._paths[0], self._ids)
+                        _rename_orphaned_wal(self._paths[0], self._ids)
             connection.close()
 
     def check(self) -> None:
         """Refuses to go on with a file that its name does not lead to any more; the next use opens
         the one that is there by then. Transactions that write check it once they have the write
         lock; those that only read, now and then."""
-        links = 1 if self._connection is None else self._links()
+        links = 1 if self._connection is None else self._link_count()
         if links > 1:
-            raise FileError(str(self.path), LINKED)
+            raise FileError(str(self.path), HARD_LINKED)
         if not links:
             self.close()
-            raise FileReplacedError(str(self.path), f"{TAKEN_AWAY}; nothing was written")
+            raise FileReplacedError(str(self.path), f"{REPLACED}; nothing was written")
 
-    def _links(self, fully: bool = False) -> int:
+    def _link_count(self, fully: bool = False) -> int:
         """How many names the file has; 0 if a path leads to something else than is open. Where that
         of the WAL leads is checked *fully*, or once in a while."""
         now = time.monotonic()
@@ -4121,7 +4123,7 @@ class File:
                 if _stat_id(os.stat(wal)) != self._ids[1]:
                     return 0
                 self._wal_checked_at = now
-        except NOT_THERE:
+        except MISSING:
             return 0
         except OSError as error:
             raise _translated(error, self.path) from error
@@ -4132,7 +4134,7 @@ class File:
     def changes(self) -> int:
         """A number that changes when others have committed, or the file was opened again."""
         with self.transaction(read_only=True) as tx:
-            return self.opened + int(tx.execute("PRAGMA data_version").fetchone()[0])
+            return self.version_base + int(tx.execute("PRAGMA data_version").fetchone()[0])
 
     # A full disk must not keep jobs from being settled, which makes room in the end. So producers
     # are refused while there is still room for settling. Only SQLite writes to the file and its
@@ -4167,7 +4169,7 @@ class File:
         """Gives the WAL room for settling; nodes call it now and then. SQLite writes the pages of
         a transaction that is then rolled back behind the last valid frame, under the write lock,
         and the WAL keeps its size."""
-        with self.turn, _as_ours(self.path):
+        with self.lock, _translated_errors(self.path):
             connection = self.connection()
             size = connection.pragma("page_size")
             if os.stat(self._paths[1]).st_size >= WAL_ROOM * (size + 24):
@@ -4192,7 +4194,7 @@ class File:
             with contextlib.suppress(apsw.Error):
                 self.close()
 
-    def expect(self, progress: object) -> None:
+    def expect_change(self, progress: object) -> None:
         """Refuses to repeat what changes nothing, since an index does not agree with its table."""
         if not progress:
             problem = "is damaged: an index does not lead to the jobs that it should"
@@ -4226,14 +4228,14 @@ class Transaction:
 
     def __enter__(self) -> Transaction:
         file = self.file
-        file.turn.acquire()
+        file.lock.acquire()
         try:
             self.connection = file.connection()
             self.execute = self.connection.execute
             if not self._read_only:
                 self.execute("BEGIN IMMEDIATE")
                 file.check()
-                self.version = file.opened + self.connection.data_version()
+                self.version = file.version_base + self.connection.data_version()
             elif time.monotonic() - file._checked_at > CHECK_INTERVAL:
                 file.check()
             self.now = file.clock()
@@ -4242,8 +4244,8 @@ class Transaction:
                 # It may have begun all the same. (In a signal handler, after an SQLError, the
                 # transaction is that of the interrupted code.)
                 file.roll_back()
-            file.turn.release()
-            self._raise_as_ours(error)
+            file.lock.release()
+            self._raise_translated(error)
             raise
         return self
 
@@ -4265,11 +4267,11 @@ class Transaction:
         except BaseException as failed:
             # Ctrl-C on the way to the commit; after a failed one there is nothing to undo.
             file.roll_back()
-            self._raise_as_ours(failed)
+            self._raise_translated(failed)
             raise
         finally:
-            file.turn.release()
-        self._raise_as_ours(error)
+            file.lock.release()
+        self._raise_translated(error)
         file.notify_nodes(ports)
 
     def cached(self, read: Callable[[Transaction], T]) -> T:
@@ -4298,20 +4300,20 @@ class Transaction:
         try:
             if not os.access(wal, os.F_OK):
                 os.stat(wal)
-        except NOT_THERE:
+        except MISSING:
             file.close()
-            problem = f"{TAKEN_AWAY}; what the last commit wrote may be lost"
+            problem = f"{REPLACED}; what the last commit wrote may be lost"
             raise FileReplacedError(str(file.path), problem) from None
         except OSError as error:
             raise _unknown_outcome(file, error) from error
 
-    def _raise_as_ours(self, error: BaseException | None) -> None:
+    def _raise_translated(self, error: BaseException | None) -> None:
         file = self.file
         if isinstance(error, apsw.FullError) and (connection := file._connection) is not None:
             # As far as no reader needs the WAL, the next transaction finds room there.
-            with file.turn, contextlib.suppress(apsw.Error):
+            with file.lock, contextlib.suppress(apsw.Error):
                 connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
-        if isinstance(error, FailedReading):
+        if isinstance(error, ReadError):
             try:
                 file.check()
             except FileError as reason:  # SQLite read something else than pages of the file.
@@ -4350,7 +4352,7 @@ def _locate(path: Path, create: bool) -> Path:
             left = [_file_id(f"{place}{end}") for end in ("", "-wal", "-shm")]
             with contextlib.suppress(OSError):
                 if not (place.exists() and place.stat().st_size):
-                    _put_wal_aside(str(place), left)
+                    _rename_orphaned_wal(str(place), left)
             with contextlib.suppress(FileExistsError):
                 os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         found = os.lstat(place)
@@ -4367,7 +4369,7 @@ def _locate(path: Path, create: bool) -> Path:
         if stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
             return place
         problem = {
-            stat.S_IFREG: LINKED,
+            stat.S_IFREG: HARD_LINKED,
             stat.S_IFLNK: "is a symbolic link: name the file that it leads to",
             stat.S_IFDIR: "is a folder: name a file in it",
         }.get(stat.S_IFMT(found.st_mode), "is not a regular file")
@@ -4382,7 +4384,7 @@ def real_path(path: Path) -> Path:
     return place
 
 
-def _put_wal_aside(place: str, left: Sequence[FileId]) -> None:
+def _rename_orphaned_wal(place: str, left: Sequence[FileId]) -> None:
     """Renames the WAL of a file that is gone, and removes its shared memory, unless others have
     replaced them meanwhile: SQLite would delete the one or apply it to whatever file has the name
     now, and share the other with processes that still have that file open."""
@@ -4404,9 +4406,9 @@ def _put_wal_aside(place: str, left: Sequence[FileId]) -> None:
             logger.warning(problem, place, aside)
 
 
-def lock(path: str, alone: bool, wait: float = 0.0) -> contextlib.ExitStack | None:
-    """Locks a file, alone or with others, until what it returns is closed or the process ends;
-    `None` if the locks of others still forbid that after *wait* seconds."""
+def lock(path: str, exclusive: bool, wait: float = 0.0) -> contextlib.ExitStack | None:
+    """Locks a file, for itself or shared, until the return value is closed or the process ends;
+    `None` if the locks of others still prevent that after *wait* seconds."""
     give_up = time.monotonic() + wait
     while True:
         busy = contextlib.suppress(BlockingIOError, apsw.BusyError)
@@ -4417,7 +4419,7 @@ def lock(path: str, alone: bool, wait: float = 0.0) -> contextlib.ExitStack | No
                 connection = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READWRITE)
                 locked.callback(connection.close)
                 connection.pragma("journal_mode", "memory")
-                connection.execute("BEGIN EXCLUSIVE" if alone else "BEGIN")
+                connection.execute("BEGIN EXCLUSIVE" if exclusive else "BEGIN")
                 connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()
                 return locked.pop_all()
             import fcntl
@@ -4425,7 +4427,7 @@ def lock(path: str, alone: bool, wait: float = 0.0) -> contextlib.ExitStack | No
             # Read-only: a job that writes into every open descriptor must not damage it.
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
             locked.callback(os.close, descriptor)
-            fcntl.flock(descriptor, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
             return locked.pop_all()
         if time.monotonic() >= give_up:
             return None
@@ -4468,7 +4470,7 @@ def files_here() -> list[File]:
 def use_relative_paths(paths: Mapping[Path, Path]) -> None:
     """Makes relative paths lead there in a worker, in whatever folder it was started, also those
     of files that the import of the main program has created already."""
-    _FROM_NODE.update(paths)
+    _NODE_PATHS.update(paths)
     for file in files_here():
         if file.given in paths:
             file.close()
@@ -4486,7 +4488,7 @@ def _close_before_fork() -> None:
     a thread that holds a lock, to wait for: so no other thread may."""
     files = files_here()
     # Python forks even if Ctrl-C raises an error here; what is held by then is released.
-    for held in (_FORKS, *(file.turn for file in files), _OPENING):
+    for held in (_FORKS, *(file.lock for file in files), _OPENING):
         held.acquire()
         _HELD_BY_FORK.append(held)
     for file in files:
@@ -4512,12 +4514,12 @@ if hasattr(os, "register_at_fork"):
 
 
 @functools.cache
-def _keep_others_out() -> None:
+def _install_audit_hook() -> None:
     if sys.platform != "win32":
-        sys.addaudithook(_refuse_beside_ours)
+        sys.addaudithook(_audit_open)
 
 
-def _refuse_beside_ours(event: str, arguments: tuple[Any, ...]) -> None:
+def _audit_open(event: str, arguments: tuple[Any, ...]) -> None:
     """Keeps the standard sqlite3 and `open` from opening a file that litejobs has open. (Python
     does not report ATTACH.)"""
     if event not in ("open", "sqlite3.connect"):
@@ -4534,13 +4536,13 @@ def _refuse_beside_ours(event: str, arguments: tuple[Any, ...]) -> None:
         found = _file_id(name)
     except (TypeError, ValueError):
         return  # It is not a path, which they will report.
-    if litejobs_has(found):
+    if open_in_litejobs(found):
         problem = "litejobs has the file open in this process, and would lose its locks on it"
         advice = "close() it first, use a connection of apsw's or backup(), or work elsewhere"
         raise FileError(os.fsdecode(path), f"{problem}: {advice}")
 
 
-def _refuse_beside_others(place: Path, found: FileId) -> None:
+def _refuse_file_open_here(place: Path, found: FileId) -> None:
     """Refuses a file that something else than our SQLite has open in this process; where that
     matters, and can be known."""
     if sys.platform == "win32" or not os.path.isdir("/dev/fd"):
@@ -4551,7 +4553,7 @@ def _refuse_beside_others(place: Path, found: FileId) -> None:
         for number in os.listdir("/dev/fd"):
             with contextlib.suppress(OSError):
                 there.add(_stat_id(os.fstat(int(number))))
-        if found not in there or litejobs_has(found) or apsw_has(place, if_busy=True):
+        if found not in there or open_in_litejobs(found) or open_in_apsw(place, if_busy=True):
             return
         # Connections that other threads are just opening or closing are not listed.
         if time.monotonic() > give_up:
@@ -4560,14 +4562,14 @@ def _refuse_beside_others(place: Path, found: FileId) -> None:
         time.sleep(0.005)
 
 
-def litejobs_has(found: FileId) -> bool:
+def open_in_litejobs(found: FileId) -> bool:
     """Whether this process would lose locks of litejobs' SQLite by closing that file."""
     return any(found) and any(
         file._connection is not None and found in file._ids[::2] for file in files_here()
     )
 
 
-def apsw_has(place: Path, if_busy: bool) -> bool:
+def open_in_apsw(place: Path, if_busy: bool) -> bool:
     """Whether a connection of apsw in this process is to that file; one that another thread is
     using this moment does not tell."""
     for connection in apsw.connections():
@@ -4638,7 +4640,7 @@ def _expiry(ids: str) -> str:
     """
 
 
-def sound(kind: Callable[..., T], row: Any, **more: Any) -> T:
+def from_row(kind: Callable[..., T], row: Any, **more: Any) -> T:
     """What a class makes of a row of its columns, if the values have the annotated types."""
     if row is None or not all(map(isinstance, row, _column_types(kind))):
         of = "" if row is None else f" of {shown(row[0])}"
@@ -4654,7 +4656,7 @@ def _column_types(kind: Any) -> list[Any]:
     return [object if hint is Any else hint for hint in plain]
 
 
-def sound_number(value: Any) -> int | None:
+def as_integer(value: Any) -> int | None:
     """An integer, or NULL."""
     if value is not None and type(value) is not int:
         raise apsw.CorruptError(f"expected an integer, found {shown(value)}")
@@ -4664,7 +4666,7 @@ def sound_number(value: Any) -> int | None:
 def _column(connection: Any, sql: str, bindings: Any = ()) -> list[int]:
     """The numbers that a query for one column gives."""
     rows: Any = connection.execute(sql, bindings)
-    return [number for (value,) in rows if (number := sound_number(value)) is not None]
+    return [number for (value,) in rows if (number := as_integer(value)) is not None]
 
 
 def _one_number(connection: Any, sql: str, bindings: Any = ()) -> int | None:
@@ -4730,7 +4732,7 @@ def add_to_counts(tx: Transaction, changes: Mapping[Group, int]) -> None:
 
 def expire_job(tx: Transaction, id: int) -> None:
     """Cancels one job that was not started in time."""
-    tx.file.expect(change_jobs(tx, [id], _expiry("= :id")))
+    tx.file.expect_change(change_jobs(tx, [id], _expiry("= :id")))
 
 
 def cancel_returned(tx: Transaction) -> None:
@@ -4758,7 +4760,7 @@ def admit_blocked(tx: Transaction, keys: Iterable[str]) -> int:
             id, group = following
             ready = "UPDATE litejobs_job SET state = 'pending' WHERE id = ? AND state = 'blocked'"
             tx.execute(ready, (id,))
-            tx.file.expect(tx.execute("SELECT changes()").fetchone()[0])
+            tx.file.expect_change(tx.execute("SELECT changes()").fetchone()[0])
             add_to_counts(tx, {group: -1})
             admitted += 1
     return admitted
@@ -4784,7 +4786,7 @@ def admissible(tx: Transaction, key: str) -> tuple[int, Group] | None:
         (key,),
     ).fetchone()
     id, limit, queue, name = first
-    return (id, ("blocked", queue, name)) if taken[0] < (sound_number(limit) or 1) else None
+    return (id, ("blocked", queue, name)) if taken[0] < (as_integer(limit) or 1) else None
 
 
 # Finding
@@ -5011,7 +5013,7 @@ def find_jobs(
         SELECT {_JOB} FROM found CROSS JOIN litejobs_job ON id = job ORDER BY id DESC
     """
     rows = tx.execute(sql, {**match.bindings, "limit": limit})
-    return [sound(Job, row, source=source) for row in rows]
+    return [from_row(Job, row, source=source) for row in rows]
 
 
 def get_jobs(tx: Transaction, ids: Iterable[int], source: LiteJobs = NOWHERE) -> list[Job[Any]]:
@@ -5051,7 +5053,7 @@ def read_failures(tx: Transaction, term: str, number: int = 0) -> list[tuple[int
     number and the id of its job."""
     sql = f"SELECT id, job, {_FAILURE} FROM litejobs_attempt WHERE {term} ORDER BY id"
     rows = tx.execute(sql, {"number": number})
-    return [(number, job, sound(Failure, row)) for number, job, *row in rows]
+    return [(number, job, from_row(Failure, row)) for number, job, *row in rows]
 
 
 # In bulk
@@ -5159,7 +5161,7 @@ def on_callers_connection(connection: Any, file: File) -> Iterator[Transaction]:
                 restoring.callback(setattr, connection, name, getattr(connection, name))
                 setattr(connection, name, value)
             _check_file(connection, file, standard)
-            with _part(connection, file, standard):
+            with _nested_transaction(connection, file, standard):
                 update_schema(connection, str(file.path))
                 if standard:
                     _warn_of_old_sqlite(connection, file)
@@ -5173,7 +5175,7 @@ def on_callers_connection(connection: Any, file: File) -> Iterator[Transaction]:
                 advice = "roll it back and do it again, from BEGIN IMMEDIATE on"
             problem = f"the database is locked; {problem}: {advice}"
             raise BusyError(str(file.path), problem) from error
-        if isinstance(error, FailedReading):
+        if isinstance(error, ReadError):
             raise _translated(error, str(file.path)) from error
         if type(error).__module__ != "sqlite3":
             raise
@@ -5181,7 +5183,7 @@ def on_callers_connection(connection: Any, file: File) -> Iterator[Transaction]:
 
 
 @contextlib.contextmanager
-def _part(connection: Any, file: File, standard: bool) -> Iterator[None]:
+def _nested_transaction(connection: Any, file: File, standard: bool) -> Iterator[None]:
     """A savepoint in the transaction on a connection, or else a transaction, which is committed
     at its end where the connection commits each change. It takes the write lock first: a
     transaction that has only read fails at once if it writes after others have committed."""
@@ -5242,13 +5244,13 @@ def _check_file(connection: Any, file: File, standard: bool) -> None:
     locks of the other are gone."""
     rows = connection.execute("PRAGMA database_list")
     path = next((row[2] for row in rows if row[1] == "main"), None)
-    with _as_ours(file.path):
+    with _translated_errors(file.path):
         if not (path and os.path.exists(file.path) and os.path.samefile(path, file.path)):
             problem = f"is to {path or 'no file'!r}, the jobs are in {file.path}"
             raise OptionError("connection", problem)
         with _OPENING:
             found = _file_id(str(file.path))
-            taken = standard and (litejobs_has(found) or apsw_has(file.path, if_busy=False))
+            taken = standard and (open_in_litejobs(found) or open_in_apsw(file.path, if_busy=False))
     if taken:
         problem = "litejobs has the file open in this process, through another SQLite library"
         advice = "close() it and work elsewhere, or give it a connection of apsw's"
@@ -5487,13 +5489,13 @@ def insert_and_read(tx: Transaction, jobs: Sequence[NewJob], source: LiteJobs) -
     """The same; gives the jobs as they are then."""
     sql = f"SELECT {_JOB} FROM litejobs_job WHERE id = ?"
     rows = [(tx.execute(sql, (id,)).fetchone(), there) for id, there in insert_each(tx, jobs)]
-    return [sound(Job, row, source=source, duplicate=there) for row, there in rows]
+    return [from_row(Job, row, source=source, duplicate=there) for row, there in rows]
 
 
 def _insert_one(tx: Transaction, job: NewJob) -> tuple[int, bool]:
     """Inserts a job, or does what its rule says about its duplicate."""
     (payload,) = job.payloads
-    if (held := _holder(tx, job.columns.get("unique_key"))) is None:
+    if (held := _unique_key_holder(tx, job.columns.get("unique_key"))) is None:
         tx.execute(_insert((*job.columns,)), (*job.columns.values(), payload))
         new: int = tx.execute("SELECT last_insert_rowid()").fetchone()[0]
         add_to_counts(tx, {job.group: 1})
@@ -5513,7 +5515,7 @@ def _insert_one(tx: Transaction, job: NewJob) -> tuple[int, bool]:
     return id, True
 
 
-def _holder(tx: Transaction, key: str | None) -> tuple[int, str | bytes, bool] | None:
+def _unique_key_holder(tx: Transaction, key: str | None) -> tuple[int, str | bytes, bool] | None:
     """Id and payload of the job that holds a unique key, and whether it has started or ended, so
     that nobody may change it."""
     held = None
@@ -5530,10 +5532,10 @@ def _holder(tx: Transaction, key: str | None) -> tuple[int, str | bytes, bool] |
     if held is None:
         return None
     id, payload, fixed, *moments = held
-    until, expires_at = map(sound_number, moments)
+    until, expires_at = map(as_integer, moments)
     if expires_at is not None and expires_at <= tx.now:
         expire_job(tx, id)
-        return _holder(tx, key)  # Scope "exists" also means ended jobs.
+        return _unique_key_holder(tx, key)  # Scope "exists" also means ended jobs.
     if until is not None and until <= tx.now:
         tx.execute("UPDATE litejobs_job SET unique_key = NULL WHERE id = ?", (id,))
         return None
@@ -5695,9 +5697,9 @@ class Schedules:
 
     file: File
     _rng: random.Random = attrs.field(factory=random.Random)
-    _latest: int = 0
+    _last_fired_at: int = 0
     """The time of the last firing: if it is earlier now, the clock was set back."""
-    _unusable: set[str] = attrs.field(factory=set)
+    _logged_unusable: set[str] = attrs.field(factory=set)
     """The schedules that were logged because this machine cannot fire them."""
 
     def fire(
@@ -5706,10 +5708,10 @@ class Schedules:
         """Enqueues the jobs of all schedules that are due by *now*; returns how many, and
         when the next one is due. Any number of nodes may do this: each tick fires once, and
         *on_fired* is called with its jobs where that was."""
-        if now < self._latest:
+        if now < self._last_fired_at:
             with self.file.transaction() as tx:
                 self._plan(tx, now)
-        self._latest = now
+        self._last_fired_at = now
         if (next_at := self._next_at(-1)) is None or next_at > now:
             return 0, next_at
         with self.file.transaction(read_only=True) as tx:
@@ -5731,9 +5733,9 @@ class Schedules:
 
     def _usable(self, schedule: Schedule) -> bool:
         """Whether this machine can fire a schedule; if not, another one may."""
-        if schedule.problem is not None and schedule.name not in self._unusable:
+        if schedule.problem is not None and schedule.name not in self._logged_unusable:
             logger.error("schedule %s cannot fire: %s", schedule.name, schedule.problem)
-            self._unusable.add(schedule.name)
+            self._logged_unusable.add(schedule.name)
         return schedule.problem is None
 
     def _fire(
@@ -5840,7 +5842,7 @@ class Schedules:
 def read_schedules(tx: Transaction, term: str = "TRUE", **bindings: Any) -> list[Schedule]:
     """Schedules by name, for which an SQL *term* holds."""
     sql = f"SELECT {_SCHEDULE} FROM litejobs_schedule WHERE {term} ORDER BY name"
-    return [sound(Schedule, row) for row in tx.execute(sql, bindings)]
+    return [from_row(Schedule, row) for row in tx.execute(sql, bindings)]
 
 
 def _write_schedule(tx: Transaction, schedule: Schedule) -> None:
@@ -5893,10 +5895,10 @@ def _with_state(new: Schedule, known: Schedule) -> Schedule:
 
 BURST_SECONDS = 0.01
 """Seconds of a queue's rate that may start at once, unless its burst says otherwise."""
-A_YEAR = 366 * 86_400.0
+LONGEST_WAIT = 366 * 86_400.0
 """Seconds after which a queue is looked at again, however small its rate is."""
-LONG_LOOK = 0.001
-LOOK_REST = 5
+SLOW_SCAN = 0.001
+SCAN_PAUSE = 5
 """A look at all lanes that takes more than so many seconds is not repeated for so many times
 as long."""
 
@@ -5935,7 +5937,7 @@ Lane = tuple[str, str, str]
 
 
 @attrs.frozen
-class Serves:
+class Subscription:
     """Which lanes a node takes jobs from."""
 
     names: frozenset[str]
@@ -5949,22 +5951,22 @@ class Serves:
         return here and name in self.names and (self.queues is None or queue in self.queues)
 
 
-Place = tuple[int, int, int]
+Position = tuple[int, int, int]
 """Where a ready job stands: its priority (with all bits inverted, which turns the order round and
 never overflows), due time and id."""
-_PLACE = "coalesce(~priority, 0), coalesce(~~run_at, 0), id"
+_POSITION = "coalesce(~priority, 0), coalesce(~~run_at, 0), id"
 """Integers whatever is in the columns."""
 
-FIRST_LOOK = 8
+FEW_JOBS = 8
 """With fewer ready jobs than this, each is read as a lane of its own."""
 _FIRST_FEW = f"""
-    SELECT queue, name, node, {_PLACE} FROM litejobs_job INDEXED BY litejobs_ready
-    WHERE state = 'pending' ORDER BY queue, name, node LIMIT {FIRST_LOOK}
+    SELECT queue, name, node, {_POSITION} FROM litejobs_job INDEXED BY litejobs_ready
+    WHERE state = 'pending' ORDER BY queue, name, node LIMIT {FEW_JOBS}
 """
-_HEADS = f"""
+_LANE_HEADS = f"""
     WITH RECURSIVE head (queue, name, node, urgency, run_at, id) AS (
         SELECT * FROM (
-            SELECT queue, name, node, {_PLACE}
+            SELECT queue, name, node, {_POSITION}
             FROM litejobs_job INDEXED BY litejobs_ready WHERE state = 'pending'
             ORDER BY queue, name, node, priority DESC, run_at, id LIMIT 1
         )
@@ -5989,8 +5991,8 @@ _HEADS = f"""
 """
 """The first job of each lane, by a few steps into the index for each. (To find it by such a
 comparison of row values would walk through all the jobs of a lane.)"""
-_OF_LANE = f"""
-    SELECT {_PLACE} FROM litejobs_job INDEXED BY litejobs_ready
+_JOBS_OF_LANE = f"""
+    SELECT {_POSITION} FROM litejobs_job INDEXED BY litejobs_ready
     WHERE state = 'pending' AND queue = ? AND name = ? AND node = ?
 """
 _IN_ORDER = "ORDER BY priority DESC, run_at, id"
@@ -6010,16 +6012,16 @@ class LaneReader:
     ended: bool = False
     """Whether there is nothing more to read."""
     _page: int = 4
-    _rows: deque[Place] = attrs.field(factory=deque)
+    _rows: deque[Position] = attrs.field(factory=deque)
 
-    def take(self, tx: Transaction | None) -> Place | None:
+    def take(self, tx: Transaction | None) -> Position | None:
         """Gives out the first; gives the next one's place, for which more is read if there
         is a transaction."""
         self.taken += 1
         if tx is not None and not self._rows and not self.ended:
             self._page = min(256, self._page * 2)
             one = "" if self.priority is None else f"AND priority = {self.priority}"
-            sql = f"{_OF_LANE} {one} {_IN_ORDER} LIMIT ? OFFSET ?"
+            sql = f"{_JOBS_OF_LANE} {one} {_IN_ORDER} LIMIT ? OFFSET ?"
             lane = self.queue, self.name, self.node
             rows: Any = tx.execute(sql, (*lane, self._page, self.taken)).fetchall()
             self._rows.extend(rows)
@@ -6040,7 +6042,7 @@ class Ready:
     gives may have been taken by others meanwhile: the claim shows.
     """
 
-    serves: Serves
+    subscription: Subscription
     settings: Mapping[str, QueueSettings] = attrs.field(factory=dict)
     now: int = 0
     taken: list[int] = attrs.field(factory=list)
@@ -6049,15 +6051,15 @@ class Ready:
     """When the rate of a queue that has jobs lets the next one start."""
     version: int | None = None
     """Of the file, when it was read; `None` if there may be more to see by now."""
-    _heads: list[tuple[Rank, Place, LaneReader]] = attrs.field(factory=list)
-    _aside: list[tuple[Rank, Place, LaneReader]] = attrs.field(factory=list)
+    _heads: list[tuple[Rank, Position, LaneReader]] = attrs.field(factory=list)
+    _postponed: list[tuple[Rank, Position, LaneReader]] = attrs.field(factory=list)
     """Of queues that may start no more for now, or for which workers have no room."""
-    _rooms: dict[str, list[float]] = attrs.field(factory=dict)
+    _capacities: dict[str, list[float]] = attrs.field(factory=dict)
     """By queue: how many more may run, and how many its rate lets start."""
     _passes: dict[str, float] = attrs.field(factory=dict)
     """By queue: how much it has had of its share."""
-    _given: set[LaneReader] = attrs.field(factory=set)
-    _rested_at: float = 0.0
+    _used_readers: set[LaneReader] = attrs.field(factory=set)
+    _scan_not_before: float = 0.0
     _tx: Transaction | None = None
     _readable: bool = False
     """Whether lanes are as they were when they were read, so that more of them can be."""
@@ -6066,35 +6068,35 @@ class Ready:
         """Begins a transaction: what was given out in the last one is claimed by now."""
         self._tx, self.now, self.settings = tx, tx.now, tx.cached(read_settings)
         self.taken, self.again_at, self._readable = [], None, True
-        self._rooms.clear()
-        for reader in self._given:
+        self._capacities.clear()
+        for reader in self._used_readers:
             reader.taken = 0
-        self._given.clear()
-        while self._aside:
-            heapq.heappush(self._heads, self._aside.pop())
+        self._used_readers.clear()
+        while self._postponed:
+            heapq.heappush(self._heads, self._postponed.pop())
         if self.version == tx.version:
             return
         self.version = None
         began = time.monotonic()
-        if self._heads and began < self._rested_at:
+        if self._heads and began < self._scan_not_before:
             self._readable = False
             return
         self.look(tx)
         self.version = tx.version
         took = time.monotonic() - began
-        self._rested_at = began + took * LOOK_REST if took > LONG_LOOK else 0.0
+        self._scan_not_before = began + took * SCAN_PAUSE if took > SLOW_SCAN else 0.0
 
     def look(self, tx: Transaction) -> bool:
         """Looks at all lanes; says whether there is a job."""
         # An idle node finds a few jobs.
         rows: Any = tx.execute(_FIRST_FEW).fetchall()
-        few = len(rows) < FIRST_LOOK
+        few = len(rows) < FEW_JOBS
         if not few:
-            rows = tx.execute(_HEADS).fetchall()
-        heads: Iterable[tuple[Place, LaneReader]] = [
+            rows = tx.execute(_LANE_HEADS).fetchall()
+        heads: Iterable[tuple[Position, LaneReader]] = [
             ((urgency, run_at, id), LaneReader(queue, name, node, ended=few))
             for queue, name, node, urgency, run_at, id in rows
-            if (queue, name, node) in self.serves
+            if (queue, name, node) in self.subscription
         ]
         if self.settings:
             # A queue that was empty has not saved up its turns meanwhile.
@@ -6103,7 +6105,7 @@ class Ready:
             self._passes = {each: max(start, self._passes.get(each, start)) for each in queues}
             heads = heads if few else self._by_age(tx, heads)
         self._heads = [(self._rank(place, reader), place, reader) for place, reader in heads]
-        self._aside = []
+        self._postponed = []
         heapq.heapify(self._heads)
         return bool(self._heads)
 
@@ -6114,7 +6116,7 @@ class Ready:
             if not self.settings:
                 return place[2], reader.name
             if not self._allows(reader.queue):
-                self._aside.append(heapq.heappop(self._heads))
+                self._postponed.append(heapq.heappop(self._heads))
             elif (now := self._rank(place, reader)) > rank:
                 # Others of its queue were given out meanwhile.
                 heapq.heapreplace(self._heads, (now, place, reader))
@@ -6123,14 +6125,14 @@ class Ready:
         return None
 
     @property
-    def rated(self) -> bool:
+    def has_rate(self) -> bool:
         """Whether the next job's queue has a rate, which is kept if it starts at once."""
         settings = self.settings.get(self._heads[0][2].queue)
         return settings is not None and settings.per_second is not None
 
-    def pass_over(self, names: frozenset[str]) -> None:
+    def leave_out(self, names: frozenset[str]) -> None:
         """Leaves the jobs of these definitions where they are until the next transaction."""
-        self._aside += [head for head in self._heads if head[2].name in names]
+        self._postponed += [head for head in self._heads if head[2].name in names]
         self._heads = [head for head in self._heads if head[2].name not in names]
         heapq.heapify(self._heads)
 
@@ -6149,10 +6151,10 @@ class Ready:
             raise StopIteration
         _, (_, _, id), reader = self._heads[0]
         self.taken.append(id)
-        self._given.add(reader)
+        self._used_readers.add(reader)
         if self.settings:
             queue = reader.queue
-            self._rooms[queue] = [left - 1 for left in self._room(queue)]
+            self._capacities[queue] = [left - 1 for left in self._room(queue)]
             # Source of the passes: C. Waldspurger and W. Weihl, "Stride Scheduling", MIT, 1995.
             if any(settings.weight for settings in self.settings.values()):
                 settings = self.settings.get(queue)
@@ -6165,7 +6167,7 @@ class Ready:
             heapq.heappop(self._heads)
         return id, reader.name
 
-    def _rank(self, place: Place, reader: LaneReader) -> Rank:
+    def _rank(self, place: Position, reader: LaneReader) -> Rank:
         """What a job is ordered by: its priority, raised by its age; then, the share that
         its queue has had; then the time when it became due."""
         if not self.settings:
@@ -6177,14 +6179,14 @@ class Ready:
         return urgency, self._passes.get(queue, 0.0), run_at, id
 
     def _room(self, queue: str) -> list[float]:
-        if (room := self._rooms.get(queue)) is None:
+        if (room := self._capacities.get(queue)) is None:
             assert self._tx is not None
             settings = self.settings.get(queue) or QueueSettings(queue)
             slots = 0.0 if settings.paused else math.inf
             if slots and settings.concurrency is not None:
                 slots = settings.concurrency - count_running(self._tx, queue)
             room = [slots, count_tokens(self._tx, settings, self.now)]
-            self._rooms[queue] = room
+            self._capacities[queue] = room
         return room
 
     def _allows(self, queue: str) -> bool:
@@ -6193,13 +6195,13 @@ class Ready:
         if slots >= 1 > tokens:
             # Rounded up, and a little more, lest it come a moment too early for ever.
             rate = self.settings[queue].per_second or math.inf
-            at = self.now + math.ceil(min(A_YEAR, (1 - tokens) / rate) * 1e6) + 1
+            at = self.now + math.ceil(min(LONGEST_WAIT, (1 - tokens) / rate) * 1e6) + 1
             self.again_at = min(self.again_at or at, at)
         return min(slots, tokens) >= 1
 
     def _by_age(
-        self, tx: Transaction, heads: Iterable[tuple[Place, LaneReader]]
-    ) -> Iterator[tuple[Place, LaneReader]]:
+        self, tx: Transaction, heads: Iterable[tuple[Position, LaneReader]]
+    ) -> Iterator[tuple[Position, LaneReader]]:
         """The heads of lanes; where jobs age, the first of each priority, since that is the
         oldest one."""
         for place, reader in heads:
@@ -6213,7 +6215,7 @@ class Ready:
                 lane = reader.queue, reader.name, reader.node
                 yield following, LaneReader(*lane, priority)
                 # The plus: in a damaged index one could go round for ever.
-                lower = f"{_OF_LANE} AND priority < ? AND +priority < ? {_IN_ORDER} LIMIT 1"
+                lower = f"{_JOBS_OF_LANE} AND priority < ? AND +priority < ? {_IN_ORDER} LIMIT 1"
                 following = tx.execute(lower, (*lane, priority, priority)).fetchone()
 
 
@@ -6224,7 +6226,7 @@ class Ready:
 # its processes holds a lock, which the operating system releases when the process ends.
 ################################################################################
 
-LOST = "the node ended while it held the job"
+NODE_LOST = "the node ended while it held the job"
 LOST_LIMIT = 5
 """How many nodes may die while they hold a job before it is a dead letter."""
 MISSING_LIMIT = 30.0
@@ -6270,7 +6272,7 @@ class Nodes:
     """The nodes that are listed in the file, and the jobs that they hold."""
 
     file: File
-    _shares: dict[int, tuple[FileId, contextlib.ExitStack]] = attrs.field(factory=dict)
+    _locks: dict[int, tuple[FileId, contextlib.ExitStack]] = attrs.field(factory=dict)
     """Of the nodes of this process: the lock file, and the share that is held of its lock."""
     _missing: dict[int, tuple[int, int]] = attrs.field(factory=dict)
     """Nodes without a lock file: when that was last seen, and for how many microseconds in all,
@@ -6281,14 +6283,14 @@ class Nodes:
         name: str,
         port: int,
         workers: int,
-        serves: Serves,
+        subscription: Subscription,
         known: Sequence[Mapping[str, Any]],
     ) -> int:
         """Lists a node and takes the first share of its lock, before others can see it; gives its
         id. Stores the options of its *known* definitions, for jobs inserted by hand, and the
         hidden fields of their payloads, for programs that open the file without them."""
-        queues = None if serves.queues is None else json.dumps(sorted(serves.queues))
-        columns = name, os.getpid(), port, workers, queues, json.dumps(sorted(serves.names))
+        queues = None if subscription.queues is None else json.dumps(sorted(subscription.queues))
+        columns = name, os.getpid(), port, workers, queues, json.dumps(sorted(subscription.names))
         give_up = time.monotonic() + NAME_TIMEOUT
         node = 0
         while not node:
@@ -6309,9 +6311,9 @@ class Nodes:
                         )
                         node = tx.connection.last_insert_rowid()
                         _store_definitions(tx, known)
-                        self._take_share(node)
+                        self._create_lock(node)
             except BaseException:
-                self.let_go(node)
+                self.release_lock(node)
                 raise
             if pid is not None:
                 if time.monotonic() > give_up:
@@ -6320,7 +6322,7 @@ class Nodes:
                         "stop that one first, or give this one another name, or none"
                     )
                 time.sleep(0.02)
-        self.file.joined += 1
+        self.file.node_count += 1
         return node
 
     def _remove_stale_locks(self, tx: Transaction) -> None:
@@ -6330,15 +6332,15 @@ class Nodes:
         with contextlib.suppress(OSError):
             for path in map(str, self.file.path.parent.iterdir()):
                 if path.startswith(self.file.presence_path("")) and path not in listed:
-                    with gone(path):
+                    with lock_of_dead(path):
                         pass
 
-    def _take_share(self, node: int) -> None:
+    def _create_lock(self, node: int) -> None:
         """Creates the lock file with the mode and group of the queue's file, and as root its
         owner, as SQLite does with the WAL: every user of the queue has to find out whether this
         node lives."""
         path = self.file.presence_path(node)
-        with _as_ours(path):
+        with _translated_errors(path):
             found = os.stat(self.file.path)
             made = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
             with os.fdopen(made, "rb+", 0), contextlib.suppress(OSError):
@@ -6349,24 +6351,24 @@ class Nodes:
                     except OSError:
                         mode &= ~0o060  # It would be for another group.
                     os.fchmod(made, mode)
-        self._shares[node] = _file_id(path), hold(path)
+        self._locks[node] = _file_id(path), lock_shared(path)
 
     def renew(self, node: int) -> bool:
         """Creates the lock file of a node here again if it was removed or replaced, and takes the
         first share; says whether it did. Other processes still hold their shares of the old one."""
         path = self.file.presence_path(node)
-        if node not in self._shares or _file_id(path) == self._shares[node][0]:
+        if node not in self._locks or _file_id(path) == self._locks[node][0]:
             return False
-        old = self._shares[node]
-        with _as_ours(path), contextlib.suppress(FileNotFoundError):
+        old = self._locks[node]
+        with _translated_errors(path), contextlib.suppress(FileNotFoundError):
             os.unlink(path)
-        self._take_share(node)
+        self._create_lock(node)
         old[1].close()
         return True
 
-    def let_go(self, node: int) -> None:
+    def release_lock(self, node: int) -> None:
         """Gives back the share of a node here."""
-        if share := self._shares.pop(node, None):
+        if share := self._locks.pop(node, None):
             share[1].close()
 
     def hidden(self) -> dict[str, frozenset[str]]:
@@ -6387,8 +6389,8 @@ class Nodes:
             ), names
             FROM litejobs_node AS node ORDER BY id
         """)
-        with _as_ours(self.file.path):
-            return [sound(Node, row) for row in rows]
+        with _translated_errors(self.file.path):
+            return [from_row(Node, row) for row in rows]
 
     def others(self, node: int) -> list[tuple[int, str, int]]:
         """Ids, names and process ids of the other nodes that are listed: from the one that
@@ -6400,7 +6402,7 @@ class Nodes:
         """Whether a node is listed; if not, another one has found it dead."""
         return bool(self.file.read("SELECT 1 FROM litejobs_node WHERE id = ?", (node,)))
 
-    def refuse_unlisted(self, node: int) -> None:
+    def check_listed(self, node: int) -> None:
         """Raises an error if a node is not listed: no other node would rescue its jobs."""
         if not self.is_listed(node):
             problem = "this process is not listed any more as one at work: it has to join anew"
@@ -6413,7 +6415,7 @@ class Nodes:
     def is_alive(self, node: int, if_unknown: bool = False) -> bool:
         """Whether one of its processes is there."""
         try:
-            alone = lock_alone(self.file.presence_path(node))
+            alone = lock_exclusive(self.file.presence_path(node))
         except FileError:
             return if_unknown
         if alone is not None:
@@ -6428,7 +6430,7 @@ class Nodes:
         LOST_LIMIT losses a job is a dead letter. If it cannot be known whether the node lives, it
         keeps its jobs, unless its lock file stays missing.
         """
-        with gone(self.file.presence_path(node)) as dead:
+        with lock_of_dead(self.file.presence_path(node)) as dead:
             if dead is not None:
                 self._missing.pop(node, None)
                 return self._take_over(node) if dead else []
@@ -6471,7 +6473,7 @@ class Nodes:
                 WHERE id IN carray(:ids)
                 """,
                 limit=LOST_LIMIT,
-                problem=LOST,
+                problem=NODE_LOST,
             )
             cancel_returned(tx)
             tx.execute("DELETE FROM litejobs_node WHERE id = ?", (node,))
@@ -6492,7 +6494,7 @@ class Nodes:
             )
             cancel_returned(tx)
 
-    def asked(self, node: int) -> tuple[list[int], int | None]:
+    def requests(self, node: int) -> tuple[list[int], int | None]:
         """The ids of cancelled jobs that a node still runs; and the number of the recall, if it
         has to take back the jobs that its workers have not started."""
         sql = "SELECT id FROM litejobs_job WHERE cancel_at IS NOT NULL AND holder = ?"
@@ -6500,7 +6502,7 @@ class Nodes:
         with self.file.transaction(read_only=True) as tx:
             return _column(tx, sql, (node,)), _one_number(tx, recall, (node,))
 
-    def recalled(self, node: int, recall: int) -> None:
+    def confirm_recall(self, node: int, recall: int) -> None:
         """Notes that a node has taken back its jobs, unless there is another recall by now."""
         with self.file.transaction() as tx:
             sql = "UPDATE litejobs_node SET recall = NULL WHERE id = ? AND recall = ?"
@@ -6520,10 +6522,10 @@ def _store_definitions(tx: Transaction, known: Sequence[Mapping[str, Any]]) -> N
     )
 
 
-def hold(path: str) -> contextlib.ExitStack:
+def lock_shared(path: str) -> contextlib.ExitStack:
     """Takes a share of the lock of a node, in one of its processes."""
-    with _as_ours(path):
-        held = lock(path, alone=False, wait=BUSY_TIMEOUT)
+    with _translated_errors(path):
+        held = lock(path, exclusive=False, wait=BUSY_TIMEOUT)
     if held is None:
         raise BusyError(path, "locked by another process for too long")
     IN_FORKS[held] = contextlib.ExitStack.close  # What a job forks does not keep its node alive.
@@ -6533,12 +6535,12 @@ def hold(path: str) -> contextlib.ExitStack:
 _log_once = functools.lru_cache(100)(logger.error)
 
 
-def lock_alone(path: str) -> contextlib.ExitStack | None:
+def lock_exclusive(path: str) -> contextlib.ExitStack | None:
     """Takes the whole lock, unless a process holds a share. A `FileError` means that this cannot
     be known."""
     try:
-        with _as_ours(path):
-            return lock(path, alone=True)
+        with _translated_errors(path):
+            return lock(path, exclusive=True)
     except FileError as error:
         # A live node creates it again; or it was just rescued.
         if not isinstance(error.__cause__, FileNotFoundError):
@@ -6547,13 +6549,13 @@ def lock_alone(path: str) -> contextlib.ExitStack | None:
 
 
 @contextlib.contextmanager
-def gone(path: str) -> Iterator[bool | None]:
+def lock_of_dead(path: str) -> Iterator[bool | None]:
     """Whether certainly no process holds a share; `None` if there is no lock file. If so, none
     can take one until the block ends; then the file is removed. Processes that ask at the same
     moment may all get the answer no, so callers have to ask again."""
     alone, missing = None, False
     try:
-        alone = lock_alone(path)
+        alone = lock_exclusive(path)
     except FileError as error:
         missing = isinstance(error.__cause__, FileNotFoundError)
     if alone is None:
@@ -6575,9 +6577,9 @@ Span = Literal["minute", "hour", "day"]
 SPANS: Mapping[str, int] = {"minute": 60_000_000, "hour": 3_600_000_000, "day": 86_400_000_000}
 """In microseconds."""
 MEASURED: tuple[State, ...] = ("completed", "failed", "retrying", "cancelled")
-SAMPLE = 8
+SAMPLE_SIZE = 8
 """How many jobs of an exchange are measured."""
-METRICS_KEPT = 90 * SPANS["day"]
+METRIC_RETENTION = 90 * SPANS["day"]
 _METRIC = "span, time, queue, name, measure, bucket, number"
 
 
@@ -6626,7 +6628,7 @@ class Meter:
     )
     """By minute, queue, name, measure and bucket."""
 
-    def note(self, settlements: Sequence[Settlement], groups: Mapping[Group, int]) -> None:
+    def count(self, settlements: Sequence[Settlement], groups: Mapping[Group, int]) -> None:
         """Counts all jobs, and measures a sample of them."""
         counts, now = self._counts, self.file.clock()
         minute = now - now % SPANS["minute"]
@@ -6634,7 +6636,7 @@ class Meter:
             if state in MEASURED:
                 counts[minute, queue, name, state, 0] += number
         size = len(settlements)
-        step = -(-size // SAMPLE) or 1
+        step = -(-size // SAMPLE_SIZE) or 1
         for start in range(0, size, step):
             weight = min(step, size - start)
             # At random: every second job may be of another kind.
@@ -6661,10 +6663,10 @@ class Meter:
                 )
             self._counts = defaultdict(int)
 
-    def fold(self, now: int) -> bool:
+    def roll_up(self, now: int) -> bool:
         """Adds up minutes that are older than a day into hours, one hour at a time, and deletes
-        hours after METRICS_KEPT; says whether it did anything."""
-        hour, old = SPANS["hour"], now - METRICS_KEPT
+        hours after METRIC_RETENTION; says whether it did anything."""
+        hour, old = SPANS["hour"], now - METRIC_RETENTION
         end = now - now % hour - SPANS["day"]
         minutes = "SELECT min(time) FROM litejobs_metric WHERE span = 60 AND time < ?"
         outdated = "FROM litejobs_metric WHERE span = 3600 AND time < ?"
@@ -6713,7 +6715,7 @@ class Meter:
             )
             for start, measure, bucket, number in rows:
                 if start in spans:
-                    spans[start][measure][sound_number(bucket) or 0] = sound_number(number) or 0
+                    spans[start][measure][as_integer(bucket) or 0] = as_integer(number) or 0
         metrics = []
         for start, numbers in spans.items():
             counts: Any = [numbers[state].get(0, 0) for state in MEASURED]
@@ -6741,7 +6743,7 @@ def back_up(file: File, place: Path) -> Path:
     try:
         with (
             file.second_connection() as source,
-            _as_ours(place),
+            _translated_errors(place),
             contextlib.closing(apsw.Connection(str(copy), flags=flags)) as target,
         ):
             target.pragma("journal_mode", "off")  # An incomplete copy is deleted.
@@ -6750,7 +6752,7 @@ def back_up(file: File, place: Path) -> Path:
                 pages.step()
             # No node works on the copy; without their lock files, they would seem to be missing.
             target.execute("DELETE FROM litejobs_node")
-        with _as_ours(place):
+        with _translated_errors(place):
             refuse_existing()
             copy.rename(place)
             if sys.platform != "win32":  # File systems of Windows keep names safe themselves.
@@ -6785,7 +6787,7 @@ OVERDUE = 60_000_000
 LATE = 3_600_000_000
 """Microseconds that a job may be ready: while no node is at work, and while one is."""
 LARGE_WAL = 128 * MEBIBYTE
-_RECOUNTED = f"""
+_ACTUAL_COUNTS = f"""
     SELECT state, queue, name, count(*) AS number FROM litejobs_job INDEXED BY litejobs_shelf
     WHERE {COUNTED} AND queue IS NOT NULL GROUP BY queue, name, state
 """
@@ -6796,11 +6798,11 @@ def _when(moment: datetime | int | None) -> str:
     return f"{moment:%Y-%m-%d %H:%M:%S} UTC"
 
 
-def _many(number: int, noun: str) -> str:
+def _quantity(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _many_in_sql(noun: str, number: str = "count(*)") -> str:
+def _quantity_in_sql(noun: str, number: str = "count(*)") -> str:
     return f"{number} || iif({number} = 1, ' {noun}', ' {noun}s')"
 
 
@@ -6814,16 +6816,16 @@ def _out_of_bounds(table: str, id: str, *completed: str) -> str:
     return f"SELECT * FROM ({sql}) WHERE wrong IS NOT NULL LIMIT 10"
 
 
-_MISCOUNTED = f"""
+_WRONG_COUNTS = f"""
     SELECT state, queue, name, sum(kept), sum(number) FROM (
         SELECT state, queue, name, number AS kept, 0 AS number FROM litejobs_count
-        UNION ALL SELECT state, queue, name, 0, number FROM ({_RECOUNTED})
+        UNION ALL SELECT state, queue, name, 0, number FROM ({_ACTUAL_COUNTS})
     ) GROUP BY state, queue, name HAVING sum(kept) <> sum(number)
 """
 _UNKNOWN = ":known IS NOT NULL AND {} NOT IN (SELECT value FROM json_each(:known))"
 _PENDING = "litejobs_job INDEXED BY litejobs_ready WHERE state = 'pending'"
 _PAUSED = "SELECT name FROM litejobs_queue WHERE paused"
-_JOB_COUNT, _WAITING_COUNT = _many_in_sql("job"), _many_in_sql("waiting job", "sum(number)")
+_JOB_COUNT, _WAITING_COUNT = _quantity_in_sql("job"), _quantity_in_sql("waiting job", "sum(number)")
 PROBLEMS: Sequence[tuple[Level, str, str, str, str]] = (
     (
         "error", "job {0!r}", "its {1} is out of bounds",
@@ -6836,7 +6838,7 @@ PROBLEMS: Sequence[tuple[Level, str, str, str, str]] = (
     ),
     (
         "error", "{0} jobs of {2!r} in queue {1!r}", "counted as {3}, but there are {4}",
-        "`litejobs doctor … --repair` counts them anew", _MISCOUNTED,
+        "`litejobs doctor … --repair` counts them anew", _WRONG_COUNTS,
     ),
     (
         "warning", "a program",
@@ -6856,7 +6858,7 @@ PROBLEMS: Sequence[tuple[Level, str, str, str, str]] = (
     (
         "warning", "node {0}", "is not listed, and holds {1}",
         "a node at work takes them over within a minute: `litejobs run …`",
-        f"SELECT holder, {_many_in_sql('job', 'number')} FROM ({_UNLISTED})",
+        f"SELECT holder, {_quantity_in_sql('job', 'number')} FROM ({_UNLISTED})",
     ),
     (
         "warning", "definition {0!r}", "{who} has it, for {1}",
@@ -6899,7 +6901,7 @@ PROBLEMS: Sequence[tuple[Level, str, str, str, str]] = (
         "warning", "queue {0!r}", "is paused, with {1}",
         "when they may run: `litejobs queue … {quoted} --resume`",
         f"""
-        SELECT queue, {_many_in_sql("waiting job")}
+        SELECT queue, {_quantity_in_sql("waiting job")}
         FROM {_PENDING} AND queue IN ({_PAUSED}) GROUP BY queue
         """,
     ),
@@ -6925,7 +6927,7 @@ PROBLEMS: Sequence[tuple[Level, str, str, str, str]] = (
         "warning", "definition {1!r}", "{2} in queue {0!r}",
         "see `litejobs list … --state failed`, then retry or delete them",
         f"""
-        SELECT queue, name, {_many_in_sql("dead letter", "number")}
+        SELECT queue, name, {_quantity_in_sql("dead letter", "number")}
         FROM litejobs_count WHERE state = 'failed' AND number > 0
         """,
     ),
@@ -6938,13 +6940,13 @@ def find_problems(nodes: Nodes) -> Iterator[Finding]:
     """All problems of a queue, in sentences for the person in charge; none, if all is well."""
     file, live = nodes.file, list[Node]()
     with file.second_connection() as connection:
-        if broken := [*_broken(connection)]:
+        if broken := [*_find_damage(connection)]:
             yield from broken  # The rest of the file cannot be trusted.
             return
         for node in nodes.all():
             alone = None
             try:
-                alone = lock_alone(file.presence_path(node.id))
+                alone = lock_exclusive(file.presence_path(node.id))
             except FileError as error:
                 yield Finding(
                     "error", f"node {node.name!r}", f"whether it lives cannot be known: {error}",
@@ -6956,7 +6958,7 @@ def find_problems(nodes: Nodes) -> Iterator[Finding]:
             else:
                 alone.close()
         tx = Transaction(file, connection, own=False)
-        yield from _checked(tx, live)
+        yield from _find_problems_in(tx, live)
         for schedule in read_schedules(tx, "NOT paused"):
             right = None if schedule.problem else schedule.planned(tx.now).next_tick
             if schedule.problem:
@@ -6980,7 +6982,7 @@ def find_problems(nodes: Nodes) -> Iterator[Finding]:
             )  # fmt: skip
 
 
-def _checked(tx: Transaction, live: Sequence[Node]) -> Iterator[Finding]:
+def _find_problems_in(tx: Transaction, live: Sequence[Node]) -> Iterator[Finding]:
     """The PROBLEMS that there are, while these nodes are at work."""
     if live:
         names = [node.names for node in live]
@@ -7007,7 +7009,7 @@ def _checked(tx: Transaction, live: Sequence[Node]) -> Iterator[Finding]:
             yield Finding(level, *(text.format(*row, **texts) for text in sentences))
 
 
-def _broken(connection: apsw.Connection) -> Iterator[Finding]:
+def _find_damage(connection: apsw.Connection) -> Iterator[Finding]:
     """What makes the file unreadable, or ours no more."""
     advice = "restore a backup, or save what can be read: sqlite3 FILE .recover"
     try:
@@ -7034,7 +7036,7 @@ def _broken(connection: apsw.Connection) -> Iterator[Finding]:
                     ids.append(str(id))
             if ids:
                 yield Finding(
-                    "error", f"the {column} of {_many(len(ids), 'job')}",
+                    "error", f"the {column} of {_quantity(len(ids), 'job')}",
                     f"cannot be read as JSON: {', '.join(ids[:5])}",
                     "restore a backup, or enqueue these jobs anew and `litejobs delete …` them",
                 )  # fmt: skip
@@ -7067,10 +7069,10 @@ def repair(file: File) -> int:
     with file.transaction() as tx:
         for index in sorted(damaged):
             tx.execute(f"REINDEX {index}")
-        repaired = len(damaged) + len(tx.execute(_MISCOUNTED).fetchall())
+        repaired = len(damaged) + len(tx.execute(_WRONG_COUNTS).fetchall())
         tx.execute("DELETE FROM litejobs_meta WHERE name = 'old_sqlite'")
         tx.execute("DELETE FROM litejobs_count")
-        tx.execute(f"INSERT INTO litejobs_count (state, queue, name, number) {_RECOUNTED}")
+        tx.execute(f"INSERT INTO litejobs_count (state, queue, name, number) {_ACTUAL_COUNTS}")
     return repaired
 
 
@@ -7113,7 +7115,7 @@ def _explanation(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> str:
         "paused": "a person holds it, until it is released",
         "scheduled": f"it is due at {due}",
         "retrying": f"attempt {job.attempt} failed ({job.error}), and the next one is due at {due}",
-        "failed": f"it failed at {ended}, after {_many(job.attempt, 'attempt')}: {job.error}",
+        "failed": f"it failed at {ended}, after {_quantity(job.attempt, 'attempt')}: {job.error}",
         "cancelled": f"it was cancelled at {ended}{f': {job.error}' if cancelled else ''}",
     }.get(job.state, f"it completed at {ended}")
 
@@ -7150,7 +7152,7 @@ def _pending_reason(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> str
     """
     position = job.queue, job.priority, to_micros(job.run_at), job.id
     if ahead := tx.execute(sql, position).get:
-        return f"it is ready, behind {_many(ahead, 'more urgent job')} of its queue"
+        return f"it is ready, behind {_quantity(ahead, 'more urgent job')} of its queue"
     return "it is ready, and next in its queue"
 
 
@@ -7206,14 +7208,14 @@ class Store:
         settlements: Sequence[Settlement],
         node: int,
         choose: Callable[[Ready], list[int]],
-        serves: Serves,
+        subscription: Subscription,
         progress: Mapping[tuple[int, int], str] = {},
     ) -> Exchanged:
         """Stores progress, settles jobs, and claims those that *choose* picks from the ready ones,
         in one transaction."""
         ready, self._ready = self._ready, None  # Read again after an error.
-        if ready is None or ready.serves is not serves:
-            ready = Ready(serves)
+        if ready is None or ready.subscription is not subscription:
+            ready = Ready(subscription)
         with self.file.transaction() as tx:
             if progress:
                 _keep_progress(tx, progress)
@@ -7224,7 +7226,7 @@ class Store:
             ids = choose(ready)
             claimed = _claim(tx, ids, node) if ids else []
             ready.spend(claimed)
-        self.meter.note(settled, groups)
+        self.meter.count(settled, groups)
         ready.version = tx.version + 1 if ready.version and ids == ready.taken else None
         self._ready = ready
         late = len(settlements) - len(settled)
@@ -7238,7 +7240,7 @@ class Store:
             try:
                 with self.file.transaction() as tx:
                     settled, groups, _ = _settle(tx, settlements[:1])
-                self.meter.note(settled, groups)
+                self.meter.count(settled, groups)
             except FileError as error:
                 if not isinstance(error.__cause__, ROW_ERRORS):
                     raise
@@ -7315,7 +7317,7 @@ class Store:
                 changed += change_jobs(tx, ids, *statements)
                 left = _one_number(tx, next_due)
                 next_found = _column(tx, f"{find} LIMIT 1", (now,))
-                self.file.expect(left is None or left > now or next_found != ids[:1])
+                self.file.expect_change(left is None or left > now or next_found != ids[:1])
 
     def admit(self) -> int:
         """Makes blocked jobs ready whose slots became free unnoticed, as after a change by hand;
@@ -7406,20 +7408,20 @@ class Store:
         """Removes a node from the list, and rescues the jobs that it still holds."""
         with contextlib.suppress(FileError):
             self.nodes.renew(node)  # Without a lock file, nobody would know that it has ended.
-        self.nodes.let_go(node)
+        self.nodes.release_lock(node)
         try:
             with contextlib.suppress(FileReplacedError):
                 self.nodes.rescue(node)
                 self.meter.flush()
         finally:
-            self.file.joined -= 1
+            self.file.node_count -= 1
 
-    def unserved(self, serves: Serves) -> bool:
-        """Whether jobs that *serves* takes are pending, running or retrying, in queues that are
-        not paused."""
+    def has_work(self, subscription: Subscription) -> bool:
+        """Whether a job of the subscription is pending in a queue that is not paused, or running or
+        retrying in any queue."""
         with self.file.transaction(read_only=True) as tx:
             paused = {name for name, known in read_settings(tx).items() if known.paused}
-            if Ready(attrs.evolve(serves, paused=frozenset(paused))).look(tx):
+            if Ready(attrs.evolve(subscription, paused=frozenset(paused))).look(tx):
                 return True
             served = """
                 name IN (SELECT value FROM json_each(:names)) AND node IN ('', :node)
@@ -7432,9 +7434,11 @@ class Store:
                 WHERE state IN ('scheduled', 'retrying') AND state = 'retrying' AND {served}
                 LIMIT 1
             """
-            queues = None if serves.queues is None else json.dumps(sorted(serves.queues))
-            names = json.dumps(sorted(serves.names))
-            bindings = {"names": names, "queues": queues, "node": serves.node}
+            queues = (
+                None if subscription.queues is None else json.dumps(sorted(subscription.queues))
+            )
+            names = json.dumps(sorted(subscription.names))
+            bindings = {"names": names, "queues": queues, "node": subscription.node}
             return tx.execute(sql, bindings).get is not None
 
 
@@ -7683,9 +7687,9 @@ class Events:
         """Logs an event and passes it on. It never blocks, and never fails."""
         if event.kind in _LEVELS:
             logger.log(_LEVELS[event.kind], "%s", event)
-        self.pass_on(event)
+        self.dispatch(event)
 
-    def pass_on(self, event: Event) -> None:
+    def dispatch(self, event: Event) -> None:
         """Has the callbacks called: soon, in their thread, or here and now in a drain."""
         if event.kind not in self.listened:
             return
@@ -7709,7 +7713,7 @@ class Events:
                 self._warn_of_dropped()
 
     @contextlib.contextmanager
-    def called_at_once(self) -> Iterator[None]:
+    def dispatched_at_once(self) -> Iterator[None]:
         """Inside, callbacks are called where events happen; earlier events come first."""
         self.close()
         self._at_once += 1
@@ -7764,7 +7768,7 @@ POLL_INTERVAL = 0.5
 """Seconds between two checks for commits that sent no wake-up."""
 FIRE_DELAY = 0.05
 """Seconds within which a node that was woken checks whether a schedule has changed."""
-EARLIEST = 0.02
+EARLY_BY = 0.02
 """Seconds by which a duty may come early, so that an idle node wakes once for several."""
 
 Duty = Callable[["Duties"], float | None]
@@ -7795,12 +7799,12 @@ def take_over(duties: Duties, id: int, node: str, pid: int) -> None:
         return
     logger.warning("rescued %d jobs of node %s (pid %d)", len(lost), node, pid)
     duties.on_ready()
-    now, error = from_micros(duties.store.clock()), f"NodeLost: {LOST}"
+    now, error = from_micros(duties.store.clock()), f"NodeLost: {NODE_LOST}"
     for job, name, queue, attempt, given_up in lost:
         crashed = Event("crashed", now, node, job, name, queue, attempt, error=error)
-        duties.events.pass_on(crashed)
+        duties.events.dispatch(crashed)
         if given_up:
-            duties.events.pass_on(attrs.evolve(crashed, kind="failed"))
+            duties.events.dispatch(attrs.evolve(crashed, kind="failed"))
 
 
 def prune(duties: Duties) -> float | None:
@@ -7808,25 +7812,25 @@ def prune(duties: Duties) -> float | None:
     time, with pauses nine times as long for others to write."""
     began = time.monotonic()
     more = duties.store.prune(duties.store.clock()) or duties.store.shrink()
-    return max(4 * EARLIEST, 9 * (time.monotonic() - began)) if more else None
+    return max(4 * EARLY_BY, 9 * (time.monotonic() - began)) if more else None
 
 
 DUTIES: Mapping[str, tuple[float, Duty]] = {
     "rescue": (1.0, rescue),
     "rescue_from_unlisted": (60.0, rescue_from_unlisted),
-    "expire": (60.0, lambda duties: duties.do_due(duties.store.expire)),
+    "expire": (60.0, lambda duties: duties.do_until(duties.store.expire)),
     "fire": (
         60.0,
-        lambda duties: duties.do_due(lambda now: duties.store.schedules.fire(now, duties.fired)),
+        lambda duties: duties.do_until(lambda now: duties.store.schedules.fire(now, duties.fired)),
     ),
-    "stage": (60.0, lambda duties: duties.do_due(duties.store.stage)),
-    "admit": (60.0, lambda duties: duties.do_due(lambda now: (duties.store.admit(), None))),
+    "stage": (60.0, lambda duties: duties.do_until(duties.store.stage)),
+    "admit": (60.0, lambda duties: duties.do_until(lambda now: (duties.store.admit(), None))),
     "prune": (60.0, prune),
     "forget_statistics": (60.0, lambda duties: duties.store.forget_statistics()),
     "flush_metrics": (5.0, lambda duties: duties.store.meter.flush()),
-    "fold_metrics": (
+    "roll_up_metrics": (
         600.0,
-        lambda duties: 1.0 if duties.store.meter.fold(duties.store.clock()) else None,
+        lambda duties: 1.0 if duties.store.meter.roll_up(duties.store.clock()) else None,
     ),
     "extend_wal": (60.0, lambda duties: duties.store.file.extend_wal()),
 }
@@ -7855,20 +7859,20 @@ class Duties:
         for name in names:
             self.table[name][1](self)
 
-    def call(self, *names: str, within: float = 0.0) -> None:
+    def make_due(self, *names: str, within: float = 0.0) -> None:
         """Makes these due within so many seconds."""
         by = time.monotonic() + within
         for name in names:
             self._due[name] = min(self._due[name], by)
 
     @property
-    def soonest(self) -> float:
+    def next_due_at(self) -> float:
         """When the next one is due."""
         return min(self._due[name] for name in self.table)
 
-    def attend(self) -> None:
+    def do_due(self) -> None:
         """Does those that are due. After a BusyError, they stay due."""
-        soon = time.monotonic() + EARLIEST
+        soon = time.monotonic() + EARLY_BY
         for name, (interval, duty) in self.table.items():
             if self._due[name] > soon:
                 continue
@@ -7881,7 +7885,7 @@ class Duties:
                 wanted = 1.0
             self._due[name] = time.monotonic() + (interval if wanted is None else wanted)
 
-    def do_due(self, act: Callable[[int], tuple[int, int | None]]) -> float | None:
+    def do_until(self, act: Callable[[int], tuple[int, int | None]]) -> float | None:
         """Does what is due by now; returns the seconds until more is, no more than one, since the
         clock may be set."""
         now = self.store.clock()
@@ -7924,7 +7928,7 @@ IMPORTING = contextvars.ContextVar("IMPORTING", default=False)
 """Whether a worker is importing the program, which must not work or enqueue meanwhile."""
 IS_FROZEN = hasattr(sys, "frozen")
 """Whether a tool such as PyInstaller packed the program, so that it is `sys.executable`."""
-THAW = (
+FREEZE_HINT = (
     "call multiprocessing.freeze_support() right after "
     '`if __name__ == "__main__":`, before anything else, or use threads='
 )
@@ -8042,7 +8046,7 @@ def check_frozen() -> None:
             with contextlib.suppress(Exception):  # A loader may fail in any way.
                 codes.append(module.__spec__.loader.get_code(name))  # type: ignore[union-attr]
     if not any(code and b"freeze_support" in marshal.dumps(code) for code in codes):
-        raise WorkerError(f"a frozen program has no workers without freeze_support: {THAW}")
+        raise WorkerError(f"a frozen program has no workers without freeze_support: {FREEZE_HINT}")
 
 
 ################################################################################
@@ -8159,7 +8163,7 @@ class Board:
 
     # The worker's side
 
-    def step(self, report: bytes, number: int) -> int:
+    def start_next(self, report: bytes, number: int) -> int:
         """Leaves the report of the job that ran, if any, and says that the next one runs
         from now, or none (0). Returns that moment; 0 if the next one was revoked."""
         began = time.monotonic_ns()
@@ -8184,7 +8188,7 @@ class Board:
         """Whether there is room for a report."""
         return bool(self._words[_USED] + len(report) <= OUTBOX)
 
-    def asked(self, number: int, place: int = 0) -> Reason | None:
+    def why_asked(self, number: int, place: int = 0) -> Reason | None:
         """Why this job was asked to end, if it was."""
         asked, why = divmod(self._words[_ASKED + 3 * place], len(REASONS))
         return REASONS[why] if asked == number else None
@@ -8262,7 +8266,7 @@ class Board:
             words[_USED] = 0
             return self.running
 
-    def ask(self, number: int, place: int, why: Reason) -> bool:
+    def ask_to_end(self, number: int, place: int, why: Reason) -> bool:
         """Asks a job to end; false if it is a plain one that does not run any more."""
         with self.held() as locked:
             if not place and (not locked or self.running != number):
@@ -8379,7 +8383,7 @@ def work_in_child(
     threading.Thread(target=end_with_supervisor, daemon=True).start()
     for stream in {sys.stdout, sys.stderr}:
         keep_output(stream, board)
-    with hold(presence):
+    with lock_shared(presence):
         work(connection, board, make, time.process_time_ns)
 
 
@@ -8405,10 +8409,10 @@ def work(
             closing.enter_context(connection)
         try:
             executor = closing.enter_context(make())
-            runner = JobRunner(channel, board, executor, surroundings(connection), cpu_clock)
+            runner = JobRunner(channel, board, executor, make_restore(connection), cpu_clock)
             batches: Iterator[Any] = (jobs for _, jobs in runner.messages())
             if board.concurrency:
-                batches = closing.enter_context(runner.beside())
+                batches = closing.enter_context(runner.async_loop())
         except BaseException as error:
             channel.send("broken", *describe(error))
             return
@@ -8423,7 +8427,7 @@ NOTIFY_AFTER, NOTIFY_AFTER_NS = 64, 8_000_000
 SHORT_RUN = 500
 """Microseconds: jobs that took no longer share a look at the CPU clock, which takes as long
 as running a very short one."""
-HARMLESS = 5
+RESTORE_AFTER = 5
 """Microseconds: closing all that is open takes longer. (That took 35, a look at the socket 1,
 putting back what jobs change 2.)"""
 
@@ -8460,7 +8464,7 @@ class JobRunner:
         board.mark_cpu(cpu_clock())
         unseen, seen_at, report = 0, time.monotonic_ns(), b""
         for number, fields in batch:
-            began = board.step(report, number)
+            began = board.start_next(report, number)
             unseen += bool(report)
             report = b""
             if not began:
@@ -8468,7 +8472,7 @@ class JobRunner:
             if unseen >= NOTIFY_AFTER or (unseen and began - seen_at > NOTIFY_AFTER_NS):
                 channel.send("reports")
                 unseen, seen_at = 0, began
-            asked = functools.partial(board.asked, number)
+            asked = functools.partial(board.why_asked, number)
             made = self.executor.run(Claimed._make(fields), asked, self.progress)
             if (took := made.took) > SHORT_RUN or made.kind:
                 if made.kind or asked():  # The supervisor will say that it failed.
@@ -8482,10 +8486,10 @@ class JobRunner:
                 # Through the channel it comes after the last progress of the job.
                 channel.send(*message)
                 report = b""
-            if took > HARMLESS and not restore():
-                board.step(report, 0)
+            if took > RESTORE_AFTER and not restore():
+                board.start_next(report, 0)
                 return False  # Else the next one is blamed, for what cannot be heard, or printed.
-        board.step(report, 0)
+        board.start_next(report, 0)
         channel.send("reports")  # Also after jobs that were all revoked: the hands are empty.
         return True
 
@@ -8504,7 +8508,7 @@ class JobRunner:
         return True
 
     @contextlib.contextmanager
-    def beside(self) -> Iterator[Iterator[Any]]:
+    def async_loop(self) -> Iterator[Iterator[Any]]:
         """Runs async jobs meanwhile, and gives the batches of plain ones: a third thread reads the
         channel, also while a job blocks the loop."""
         import asyncio  # Late, like queue: few programs need it.
@@ -8566,7 +8570,7 @@ class JobRunner:
                 self.executor.noticed.add(claimed[:2])
 
     async def _run(self, number: int, place: int, claimed: Claimed) -> Report:
-        asked = functools.partial(self.board.asked, number, place)
+        asked = functools.partial(self.board.why_asked, number, place)
         if asked():
             return GIVEN_BACK
         self.board.begin(number, place)
@@ -8590,7 +8594,7 @@ class JobRunner:
         self.channel.send("report", number, report[:])
 
 
-def surroundings(connection: socket.socket) -> Callable[[], bool]:
+def make_restore(connection: socket.socket) -> Callable[[], bool]:
     """Makes a function that puts back what jobs have changed of their process: signal handlers and
     mask, timer, umask and folder, of which threads have none of their own. False, if that cannot be
     done, or if the connection or a standard stream is not as it was."""
@@ -8640,11 +8644,11 @@ def surroundings(connection: socket.socket) -> Callable[[], bool]:
 # Supervisor
 #
 # The parent of the workers owns the file and the clock. Its loop is a list of verbs around one
-# blocking wait: spawn, watch, listen, attend, exchange. Each job in hand is one Run. It never runs
-# a handler, never decodes a payload, and never blocks on a worker, which may have been stopped.
+# blocking wait: spawn, watch, listen, do duties, exchange. Each job in hand is one Run. It never
+# runs a handler, never decodes a payload, and never blocks on a worker, which may be stopped.
 ################################################################################
 
-STARTING = max(1, (os.cpu_count() or 1) - 1)
+STARTS_AT_ONCE = max(1, (os.cpu_count() or 1) - 1)
 """How many workers start at a time: more would only delay each other, and the first job."""
 RESTART_PAUSE = 1.0
 """Seconds until a worker is tried again that could not start; twice as many each time."""
@@ -8652,9 +8656,9 @@ FAILED_STARTS = 3
 """How many starts in a row may fail while no worker is ready; twice as many if there was one."""
 ASYNC_CHECK = 0.01
 """Seconds after which an async job that was handed over is looked at: it runs by then."""
-UNKNOWN = 255
+UNKNOWN_EXIT_CODE = 255
 """Passes for the exit code of a process that somebody else has waited for."""
-GARBLED = EOFError, OSError, ValueError, TypeError, LookupError
+CHANNEL_ERRORS = EOFError, OSError, ValueError, TypeError, LookupError
 """What reading from a worker raises that is gone, or whose jobs wrote over what it sends."""
 
 
@@ -8698,9 +8702,9 @@ class Worker:
     lifeline: Connection | None = None
     ready: bool = False
     failure: str = "it died while it started; its error output says why"
-    left: float = math.inf
+    jobs_left: float = math.inf
     """How many more jobs it may be given."""
-    leaves_by: float = math.inf
+    exit_by: float = math.inf
     """When it was dismissed: the moment by which it must be gone."""
     blameless: bool = False
     """Whether its node has killed it: then only jobs that were asked to end are to blame."""
@@ -8710,16 +8714,16 @@ class Worker:
     """How many of these are plain jobs, which it runs one after another."""
     load: float = 0.0
     """Microseconds of work that these will take, by estimate."""
-    look_at: float = math.inf
+    check_at: float = math.inf
     """Until when nothing can be due with any of its async jobs."""
-    moved_at: float = 0.0
+    progress_at: float = 0.0
     """When it was given the first job that it has in hand, or had ended one."""
     events: int = selectors.EVENT_READ
     """What the selector waits for on its channel."""
     broken: bool = False
     """Whether nothing more can be heard of it."""
-    used: tuple[int | None, int | None] | None = None
-    """By the end; see `used_by`."""
+    usage: tuple[int | None, int | None] | None = None
+    """By the end; see `usage_of`."""
 
     @property
     def is_process(self) -> bool:
@@ -8731,9 +8735,9 @@ class Worker:
         """Whether it has ended."""
         if not self.is_process:
             return not self.process.is_alive()
-        used = used_by(self.pid)  # Of one that has ended, the next line waits for the last time.
+        used = usage_of(self.pid)  # Of one that has ended, the next line waits for the last time.
         if self.process.exitcode is not None:
-            self.used = self.used or used
+            self.usage = self.usage or used
             return True
         if sys.platform == "win32":
             return False
@@ -8749,7 +8753,7 @@ class Worker:
         """Gives it jobs."""
         now = time.monotonic()
         if not self.runs:
-            self.moved_at = now
+            self.progress_at = now
         plain, beside = [], []
         for run in runs:
             self.runs[run.number] = run
@@ -8762,13 +8766,13 @@ class Worker:
         if plain:
             self.channel.send("run", plain)
         if beside:
-            self.look_at = min(self.look_at, now + ASYNC_CHECK)
+            self.check_at = min(self.check_at, now + ASYNC_CHECK)
             self.channel.send("begin", beside)
 
     def take(self, number: int) -> Run | None:
         """Takes a job out of its hands."""
         if run := self.runs.pop(number, None):
-            self.moved_at = time.monotonic()
+            self.progress_at = time.monotonic()
             if run.place:
                 self.free.append(run.place)
             else:
@@ -8786,7 +8790,7 @@ class Worker:
             try:
                 for message in arrived:
                     messages.append(message)
-            except GARBLED:
+            except CHANNEL_ERRORS:
                 self.broken = True
         if self.broken and not self.dead:
             self.kill()
@@ -8796,7 +8800,7 @@ class Worker:
         """Kills it with all that it started; a thread goes on."""
         if self.is_process:
             alive = not self.dead
-            self.used = self.used or used_by(self.pid)
+            self.usage = self.usage or usage_of(self.pid)
             kill_group(self.pid, alive)
 
     def close(self) -> None:
@@ -8810,7 +8814,7 @@ class Worker:
                     os.close(source)
             if self.process.exitcode is None:
                 # Else multiprocessing would keep it, and its files, for ever.
-                self.process._popen.returncode = UNKNOWN
+                self.process._popen.returncode = UNKNOWN_EXIT_CODE
             self.process.close()
 
 
@@ -8850,7 +8854,7 @@ def start_worker(make: MakeExecutor, presence: str | None, concurrency: int) -> 
     return Worker(process, pid, Channel(ours), board, free, sources, held)
 
 
-def used_by(pid: int) -> tuple[int | None, int | None]:
+def usage_of(pid: int) -> tuple[int | None, int | None]:
     """Nanoseconds of CPU time and the peak of bytes that a process has used, where Linux's /proc
     says it: of one that has ended, only the first, and until somebody has waited for it."""
     try:
@@ -8890,11 +8894,11 @@ class WorkerPool:
     size: int
     concurrency: int
     """How many async jobs each may run at a time."""
-    jobs_each: float
+    jobs_per_worker: float
     """After so many a worker is replaced: a spare one stands by then."""
     grace: float
     workers: list[Worker] = attrs.field(factory=list)
-    had_any: bool = False
+    ever_ready: bool = False
     """Whether one of them was ever ready."""
     failed_starts: int = 0
     _failure: str = ""
@@ -8906,21 +8910,21 @@ class WorkerPool:
         number there should be; they hold the lock on the file *presence*. A WorkerError says that
         none can be started."""
         for worker in self.workers:
-            if worker.left <= 0 and not worker.runs:
-                if worker.leaves_by == math.inf:
-                    worker.leaves_by = time.monotonic() + self.grace
+            if worker.jobs_left <= 0 and not worker.runs:
+                if worker.exit_by == math.inf:
+                    worker.exit_by = time.monotonic() + self.grace
                     worker.channel.send("end")
-                elif time.monotonic() >= worker.leaves_by:
+                elif time.monotonic() >= worker.exit_by:
                     worker.kill()
-        if self.failed_starts >= FAILED_STARTS * (1 + self.had_any):
+        if self.failed_starts >= FAILED_STARTS * (1 + self.ever_ready):
             if not self.workers:
                 raise WorkerError(f"no worker can be started: {self._failure}")
             if not any(worker.ready for worker in self.workers):
                 return  # Those that are starting now decide.
-        size = self.size + (self.jobs_each < math.inf)
-        size += sum(worker.leaves_by < math.inf for worker in self.workers)
+        size = self.size + (self.jobs_per_worker < math.inf)
+        size += sum(worker.exit_by < math.inf for worker in self.workers)
         starting = sum(not worker.ready for worker in self.workers)
-        for _ in range(min(size - len(self.workers), STARTING - starting)):
+        for _ in range(min(size - len(self.workers), STARTS_AT_ONCE - starting)):
             if time.monotonic() < self._start_at:
                 return
             try:
@@ -8929,7 +8933,7 @@ class WorkerPool:
             except OSError as error:
                 self.start_failed(str(error))
                 return
-            worker.left = self.jobs_each
+            worker.jobs_left = self.jobs_per_worker
             self.workers.append(worker)
             yield worker
 
@@ -8946,20 +8950,18 @@ class WorkerPool:
     def replace(self) -> None:
         """Has other processes take the places of all, of each when it has ended its jobs."""
         for worker in self.workers:
-            worker.left = 0 if worker.is_process else worker.left
+            worker.jobs_left = 0 if worker.is_process else worker.jobs_left
 
-    def at_work(self) -> list[Worker]:
+    def available(self) -> list[Worker]:
         """Those that may be given jobs; a spare one waits until another leaves."""
-        here = [
-            worker for worker in self.workers if worker.ready and (worker.left > 0 or worker.runs)
-        ]
-        return [worker for worker in here[: self.size] if worker.left > 0]
+        ready = [each for each in self.workers if each.ready and (each.jobs_left > 0 or each.runs)]
+        return [worker for worker in ready[: self.size] if worker.jobs_left > 0]
 
     def runs(self) -> list[Run]:
         """What they have in hand."""
         return [run for worker in self.workers for run in worker.runs.values()]
 
-    def let_go(self) -> None:
+    def close_in_fork(self) -> None:
         """Closes a fork's ends of what one talks to them through, above all their lifelines."""
         for worker in self.workers:
             worker.channel.socket.close()
@@ -8969,12 +8971,12 @@ class WorkerPool:
 
 # Assign: whose each ready job is to be, by how long those of its definition have been taking.
 
-HAND_OVER = 10_000
+PREFETCH = 10_000
 """Microseconds of work that a worker should have in hand: enough that it need not wait
 for the next exchange, little enough that no job waits for a worker."""
-HAND_OVER_JOBS = 256
+PREFETCH_JOBS = 256
 """How many jobs a worker has in hand at most, however short they are."""
-NEXT_ONE = 100_000
+PREFETCH_BEHIND = 100_000
 """Microseconds of work behind which a worker may already have its next job in hand."""
 OVERHEAD = 10
 """Microseconds that a worker spends on a job beside running it."""
@@ -9002,12 +9004,12 @@ def assign(
         else:
             which = loads.index(min(loads))
             fits = has_room(counts[which], loads[which], more)
-            if fits and ready.rated:  # It has to start now.
+            if fits and ready.has_rate:  # It has to start now.
                 fits = not workers[which].plain and loads[which] <= BURST_SECONDS * 1e6
         if not fits:
             if not async_names:
                 return
-            ready.pass_over(async_names if is_async else ready.serves.names - async_names)
+            ready.leave_out(async_names if is_async else ready.subscription.names - async_names)
             continue
         next(ready)
         plan[id] = worker = workers[which]
@@ -9016,15 +9018,15 @@ def assign(
         else:
             loads[which] += more
             counts[which] += 1
-        worker.left -= 1
-        if worker.left <= 0:
+        worker.jobs_left -= 1
+        if worker.jobs_left <= 0:
             del workers[which], loads[which], counts[which], places[which]
 
 
 def estimate(name: str, durations: Mapping[str, float]) -> float:
     """Microseconds that a worker will need for a job; of what has never run, so many that one is
     tried at a time."""
-    return durations.get(name, NEXT_ONE) + OVERHEAD
+    return durations.get(name, PREFETCH_BEHIND) + OVERHEAD
 
 
 def load_of(worker: Worker) -> float:
@@ -9039,14 +9041,14 @@ def has_room(count: int, load: float, more: float) -> bool:
     """Whether a worker with so much in hand may have *more*: a first job, however long; a
     second one to go on with at once, unless it would wait for long; others if all are short."""
     if count < 2:
-        return count == 0 or load < NEXT_ONE
-    return count < HAND_OVER_JOBS and load + more <= HAND_OVER
+        return count == 0 or load < PREFETCH_BEHIND
+    return count < PREFETCH_JOBS and load + more <= PREFETCH
 
 
 # Settle: most attempts report how they ended; here it is decided for those that were asked to end,
 # or whose worker has died.
 
-ENOUGH, SETTLE_WITHIN = 128, 0.008
+SETTLE_AT, SETTLE_WITHIN = 128, 0.008
 """Results, and seconds, after which results are settled although no worker needs a job."""
 
 
@@ -9059,7 +9061,7 @@ def not_begun(now: int, cancelled: bool) -> Report:
     return report._replace(state="cancelled", kind="cancelled", type="Cancelled", message=message)
 
 
-def judged(
+def final_report(
     run: Run, report: Report, registry: Registry, rng: random.Random, crash: str = ""
 ) -> Report:
     """The report of a job that may have been asked to end, which counts more than how it ended;
@@ -9081,7 +9083,7 @@ def judged(
         kind, type, problem = "crash", "WorkerCrashed", crash
     else:
         return report
-    failed = after_failure(claimed, options.backoff, rng)
+    failed = retry_or_fail(claimed, options.backoff, rng)
     return report._replace(
         state=failed.state, delay=failed.delay, counted=True, result=None,
         kind=kind, type=type, message=problem,
@@ -9104,24 +9106,24 @@ def exit_description(exitcode: int | None) -> str:
 Until = Literal["empty"]
 LOCK_SLICE = 0.05
 """Seconds for which a node waits for the write lock before it looks after its workers again."""
-DRAINED = 256
+MAX_DATAGRAMS = 256
 """How many datagrams are taken from the wakeup socket at a time."""
-FALSE_WAKES, WAKE_REST = 8, 0.01
+FALSE_WAKES, WAKE_PAUSE = 8, 0.01
 """After so many datagrams without a commit, the node rests for so many seconds at each."""
-LAST_WAIT = 1.0
+FINAL_LOCK_WAIT = 1.0
 """Seconds for which a node that is to end at once waits for the write lock."""
 RETRY_PAUSE = 0.5
 """Seconds until an exchange that failed is tried again."""
 SLOW, VERY_SLOW = 0.010, 0.100
 """Seconds that a job may run before those behind it are taken back: for a worker that is
 idle here, and for whoever else may want them."""
-LAST_PART = 0.25
+CANCEL_PART = 0.25
 """Of the grace: when only so much is left, what a stopping node asked to end is cancelled."""
 MEMORY_CHECK = 0.1
 """Seconds between two looks at the memory of workers whose job may use only so much."""
-AGAIN = 0.05
+RETRY_SOON = 0.05
 """Seconds until a kill is tried again."""
-FROZEN = 1.0
+FROZEN_AFTER = 1.0
 """Seconds: when the supervisor gets no turn for longer, the whole node may have been stopped, as
 by SIGSTOP, `docker pause` or a laptop that sleeps. That time counts towards no timeout."""
 
@@ -9133,7 +9135,7 @@ class Supervisor:
     store: Store
     registry: Registry
     pool: WorkerPool
-    serves: Serves
+    subscription: Subscription
     until: Until | None
     grace: float
     clock: Clock
@@ -9159,7 +9161,7 @@ class Supervisor:
     _stops: int = 0
     _stop_at: float = math.inf
     """When a node that stops has waited long enough for what runs."""
-    _look_due: bool = True
+    _claim_due: bool = True
     """Whether there may be ready jobs, and room for them, since the last look."""
     _pending: list[Settlement] = attrs.field(factory=list)
     """What the next exchange settles."""
@@ -9167,13 +9169,13 @@ class Supervisor:
     """When that is at the latest: for results, progress, or the next job that a rate lets start."""
     _wanted: frozenset[EventKind] = frozenset()
     """The kinds of events that are wanted, as of this round of the loop."""
-    _ended: list[Event] = attrs.field(factory=list)
+    _ended_events: list[Event] = attrs.field(factory=list)
     """The events to be emitted when all is settled."""
     _progress: dict[tuple[int, int], str] = attrs.field(factory=dict)
     """The progress that is not in the file yet, by id and claim."""
     _changes: int = 0
     """The number of others' commits that was seen."""
-    _orphans: bool = False
+    _may_hold_orphans: bool = False
     """Whether the file may say that this node holds jobs of which it does not know."""
     _quiet_until: float = 0.0
     """When an exchange that failed is tried again."""
@@ -9199,14 +9201,14 @@ class Supervisor:
         self._async_names = frozenset(own.name for own in self.registry if own.body.is_async)
         if not self._async_names:
             self.pool.concurrency = 0
-        IN_FORKS[self.pool] = WorkerPool.let_go
+        IN_FORKS[self.pool] = WorkerPool.close_in_fork
         own: dict[str, tuple[float, Duty]] = {
-            "look": (POLL_INTERVAL, self._look),
-            "see_workers": (POLL_INTERVAL, self._see_workers),
+            "check_commits": (POLL_INTERVAL, self._check_commits),
+            "check_workers": (POLL_INTERVAL, self._check_workers),
             "requests": (math.inf, self._check_requests),
         }
         self._duties = Duties(
-            self.store, 0, self.events, self.serves.node, self._wake, {**own, **DUTIES}
+            self.store, 0, self.events, self.subscription.node, self._wake, {**own, **DUTIES}
         )
         self._wakeup = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._wakeup.bind(("127.0.0.1", 0))
@@ -9222,7 +9224,7 @@ class Supervisor:
             self._join()
             self._selector.register(self._wakeup, selectors.EVENT_READ)
             what = "threads" if self.pool.threads else "workers"
-            logger.info("node %s started with %d %s", self.serves.node, self.pool.size, what)
+            logger.info("node %s started with %d %s", self.subscription.node, self.pool.size, what)
             self._duties.emit("node_joined")
             unjoined.pop_all()
         self._give_up_at = math.inf
@@ -9232,7 +9234,7 @@ class Supervisor:
                 self._spawn()
                 self._watch()
                 self._listen()
-                self._unless_locked(self._duties.attend, self._exchange)
+                self._unless_locked(self._duties.do_due, self._exchange)
         finally:
             self._leave()
 
@@ -9241,7 +9243,7 @@ class Supervisor:
         over; called again, ends at once. Safe in signal handlers and other threads."""
         self._stops += 1
         if self._stops > 1 or not self.joined.is_set():
-            self._give_up_at = min(self._give_up_at, time.monotonic() + LAST_WAIT)
+            self._give_up_at = min(self._give_up_at, time.monotonic() + FINAL_LOCK_WAIT)
         with contextlib.suppress(OSError):
             self._wakeup.sendto(b"", self._wakeup.getsockname())
 
@@ -9273,24 +9275,24 @@ class Supervisor:
     def _join(self) -> None:
         port, known = self._wakeup.getsockname()[1], self.registry.listing()
         self._node = self.store.nodes.join(
-            self.serves.node, port, self.pool.size, self.serves, known
+            self.subscription.node, port, self.pool.size, self.subscription, known
         )
         self._duties.node = self._node
 
     def _join_again(self) -> None:
         """Others have taken the node for dead, and its jobs may run elsewhere: here they end."""
         problem = "node %s is not in the list any more: it ends its jobs, and joins anew"
-        logger.error(problem, self.serves.node)
+        logger.error(problem, self.subscription.node)
         for worker in self.pool.workers:
             self._take_back(worker)
             if worker.runs:
                 worker.blameless = True
                 worker.kill()
         self.pool.replace()
-        self.store.nodes.let_go(self._node)
+        self.store.nodes.release_lock(self._node)
         self._join()
-        self.store.file.joined -= 1
-        self._duties.call("rescue_from_unlisted")
+        self.store.file.node_count -= 1
+        self._duties.make_due("rescue_from_unlisted")
 
     def _done(self) -> bool:
         busy = bool(self._pending) or any(worker.runs for worker in self.pool.workers)
@@ -9299,17 +9301,17 @@ class Supervisor:
             # not keep it for ever.
             rest = 0.0 if self.pool.threads else self.grace + 1.0
             return self._stops > 1 or not busy or time.monotonic() > self._stop_at + rest
-        if self.until is None or self._look_due or busy:
+        if self.until is None or self._claim_due or busy:
             return False
         try:
-            return not self.store.unserved(self.serves)
+            return not self.store.has_work(self.subscription)
         except BusyError:
             return False
 
     def _leave(self) -> None:
         now = time.monotonic()
         by = min(now, self._stop_at) + self.grace if self._stops else now + BUSY_TIMEOUT
-        self._give_up_at = min(self._give_up_at, max(by, now + LAST_WAIT))
+        self._give_up_at = min(self._give_up_at, max(by, now + FINAL_LOCK_WAIT))
         self._stops += 2  # Whatever still runs is given back, also after an error.
         for worker in self.pool.workers:
             self._take_back(worker)
@@ -9324,10 +9326,10 @@ class Supervisor:
             self._close()
             return
         logger.warning("threads left behind, each with a job: %d", len(self.pool.workers))
-        threading.Thread(target=self._see_out, name="litejobs", daemon=True).start()
+        threading.Thread(target=self._wait_for_threads, name="litejobs", daemon=True).start()
         self._settle_last()
 
-    def _see_out(self) -> None:
+    def _wait_for_threads(self) -> None:
         """Waits for threads that nothing could end. Until then the node stays listed and
         holds their jobs, so that nobody runs them a second time meanwhile."""
         try:
@@ -9344,7 +9346,9 @@ class Supervisor:
         self._pending, self._progress = [], {}
         try:
             if pending or progress:
-                self.store.exchange(pending, self._node, lambda ready: [], self.serves, progress)
+                self.store.exchange(
+                    pending, self._node, lambda ready: [], self.subscription, progress
+                )
         except FileError:
             logger.error("%d results are lost: the next node runs these jobs again", len(pending))
             raise
@@ -9353,7 +9357,7 @@ class Supervisor:
         with contextlib.ExitStack() as closing:  # All of it, even if the file is gone.
             closing.callback(self.events.close, max(self.grace, CLOSE_TIMEOUT))
             closing.callback(self._duties.emit, "node_left")
-            closing.callback(logger.info, "node %s left", self.serves.node)
+            closing.callback(logger.info, "node %s left", self.subscription.node)
             for opened in (self._wakeup, self._selector, self.store.file):
                 closing.callback(opened.close)
             closing.callback(self.store.leave, self._node)
@@ -9373,7 +9377,7 @@ class Supervisor:
         dies, or something is due."""
         self._wanted = frozenset(filter(self.events.wants, EVENT_KINDS))
         exchange_at = 0.0 if self._may_exchange() else self._exchange_by
-        due = [max(exchange_at, self._quiet_until), self._duties.soonest, self._watch_at]
+        due = [max(exchange_at, self._quiet_until), self._duties.next_due_at, self._watch_at]
         if self._stops and self.pool.threads:
             due.append(self._stop_at + 0.001)
         now = time.monotonic()
@@ -9398,12 +9402,12 @@ class Supervisor:
             worker = key.data
             if worker is None:
                 with contextlib.suppress(OSError):
-                    for _ in range(DRAINED):
+                    for _ in range(MAX_DATAGRAMS):
                         self._wakeup.recv(16)
                 if self._false_wakes >= FALSE_WAKES:  # A flood is not worth a look each.
-                    time.sleep(WAKE_REST)
+                    time.sleep(WAKE_PAUSE)
                 self._false_wakes += 1
-                self._duties.call("look")
+                self._duties.make_due("check_commits")
             elif worker in self.pool.workers:
                 self._receive(worker)
                 if (worker.broken or key.fileobj in worker.sources[1:]) and worker.dead:
@@ -9419,17 +9423,17 @@ class Supervisor:
                         self._durations[name] = expected + 0.2 * (report.took - expected)
                         self._announce(run, report.started_at)
                         if run.reason is not None:
-                            report = judged(run, report, self.registry, self._rng)
+                            report = final_report(run, report, self.registry, self._rng)
                         self._settle(run, report)
                 case ("ready",):
-                    worker.ready = self.pool.had_any = True
+                    worker.ready = self.pool.ever_ready = True
                     self.pool.failed_starts = 0
-                    self._look_due = True
+                    self._claim_due = True
                 case ("broken", kind, text, lines) if not self._stops:
                     shown = lines.splitlines()
                     logger.error("a worker could not start:" + "\n%s" * len(shown), *shown)
                     worker.failure = f"{kind}: {text}"
-                    if not self.pool.had_any:
+                    if not self.pool.ever_ready:
                         raise WorkerError(f"a worker could not start: {worker.failure}")
                 case ("progress", id, claim, text):
                     self._progress[id, claim] = text
@@ -9447,7 +9451,7 @@ class Supervisor:
             self.pool.start_failed(worker.failure)
         for run in worker.runs.values():
             if worker.board.began(run):
-                self._settle_died(run)
+                self._settle_crashed(run)
             else:
                 self._give_back(run)
         self.pool.workers.remove(worker)
@@ -9457,10 +9461,10 @@ class Supervisor:
 
     def _wake(self) -> None:
         """Somebody committed something: there may be jobs, due times, cancellations."""
-        self._look_due = True
-        self._duties.call("stage", "expire", "requests")
+        self._claim_due = True
+        self._duties.make_due("stage", "expire", "requests")
         # A little later, since each producer's wake-up comes along here.
-        self._duties.call("fire", within=FIRE_DELAY)
+        self._duties.make_due("fire", within=FIRE_DELAY)
 
     # Settle and claim
 
@@ -9468,9 +9472,9 @@ class Supervisor:
         """Has an attempt settled that has ended."""
         if report.kind or report.state in self._wanted:
             report = report._replace(worker=run.worker.pid)
-            for event in attempt_ended(run.claimed, report, self.serves.node):
+            for event in attempt_ended(run.claimed, report, self.subscription.node):
                 if event.kind in self._wanted:
-                    self._ended.append(event)
+                    self._ended_events.append(event)
         if not self._pending:
             self._exchange_by = min(self._exchange_by, time.monotonic() + SETTLE_WITHIN)
         self._pending.append((run.claimed, report))
@@ -9479,7 +9483,7 @@ class Supervisor:
         """Makes a job ready again that has not begun, unless it was cancelled."""
         self._settle(run, not_begun(self.clock(), run.claimed.id in self._cancelled))
 
-    def _settle_died(self, run: Run) -> None:
+    def _settle_crashed(self, run: Run) -> None:
         """The worker has died that ran the job, which failed, and so did each async job that had
         begun there, since nobody can know which one was to blame. If the node has killed the
         worker for one of them, the others are given back."""
@@ -9487,7 +9491,7 @@ class Supervisor:
         began = worker.board.began(run)
         took = (time.monotonic_ns() - began) // 1000
         exit_code = worker.process.exitcode if worker.is_process else 0
-        cpu, memory = worker.used or (None, None)
+        cpu, memory = worker.usage or (None, None)
         report = GIVEN_BACK._replace(
             started_at=now - took, finished_at=now, took=took, memory=memory,
             exit_code=exit_code, output=worker.board.output_of(run.number),
@@ -9496,17 +9500,17 @@ class Supervisor:
         )  # fmt: skip
         self._announce(run, report.started_at)
         crash = "" if worker.blameless else exit_description(exit_code)
-        self._settle(run, judged(run, report, self.registry, self._rng, crash))
+        self._settle(run, final_report(run, report, self.registry, self._rng, crash))
 
     def _announce(self, run: Run, at: int) -> None:
         """Emits that a job has started, once."""
         if "started" in self._wanted and not run.announced:
             run.announced = True
-            pid, node = run.worker.pid, self.serves.node
+            pid, node = run.worker.pid, self.subscription.node
             self.events.emit(attempt_started(run.claimed, at, pid, node))
 
     def _emit_ended(self) -> None:
-        ended, self._ended = self._ended, []
+        ended, self._ended_events = self._ended_events, []
         for event in ended:
             self.events.emit(event)
 
@@ -9515,7 +9519,7 @@ class Supervisor:
         if not self._may_exchange() or time.monotonic() < self._quiet_until:
             return
         plan: dict[int, Worker] = {}
-        workers = [] if self._stops else self.pool.at_work()
+        workers = [] if self._stops else self.pool.available()
         names, durations = self._async_names, self._durations
         short = False
 
@@ -9528,31 +9532,31 @@ class Supervisor:
                 return []
             assign(plan, workers, ready, durations, names)
             if ready.taken:
-                self.store.nodes.refuse_unlisted(self._node)
+                self.store.nodes.check_listed(self._node)
             return ready.taken
 
         try:
-            if self._orphans:
+            if self._may_hold_orphans:
                 # What has ended is held until that is in the file.
                 held = [run.claimed[:2] for run in self.pool.runs()]
                 held += [claimed[:2] for claimed, _ in self._pending]
                 self.store.nodes.release_orphans(self._node, held)
-                self._orphans = False
+                self._may_hold_orphans = False
             done = self.store.exchange(
-                self._pending, self._node, choose, self.serves, self._progress
+                self._pending, self._node, choose, self.subscription, self._progress
             )
         except (BusyError, FileReplacedError):
             raise
         except FileError as error:
-            self._put_off(error)
+            self._postpone(error)
             return
         if done.late:
             logger.warning("%d results came too late and were thrown away", done.late)
         if any(report.state in LATER for _, report in self._pending):
-            self._duties.call("stage")
+            self._duties.make_due("stage")
         if self._recall is not None:
-            self._duties.call("requests")
-        self._look_due, self._pending, self._progress = False, [], {}
+            self._duties.make_due("requests")
+        self._claim_due, self._pending, self._progress = False, [], {}
         self._exchange_by = math.inf
         if done.again_at is not None:
             self._exchange_by = time.monotonic() + (done.again_at - self.clock()) / 1e6
@@ -9569,23 +9573,23 @@ class Supervisor:
             self._failing_since = math.inf
         else:
             problem = "the disk is nearly full: no further jobs are started; free some space"
-            self._put_off(FileError(str(self.store.file.path), problem))
+            self._postpone(FileError(str(self.store.file.path), problem))
 
     def _may_exchange(self) -> bool:
         """Whether there is something to settle, or may be something to claim."""
         pending = len(self._pending)
-        if time.monotonic() >= self._exchange_by or pending >= ENOUGH:
+        if time.monotonic() >= self._exchange_by or pending >= SETTLE_AT:
             return True
-        if not pending and (self._stops or not self._look_due):
+        if not pending and (self._stops or not self._claim_due):
             return False
-        workers = self.pool.at_work()
+        workers = self.pool.available()
         for worker in workers:
-            if has_room(worker.plain, load_of(worker), HAND_OVER / 2):
+            if has_room(worker.plain, load_of(worker), PREFETCH / 2):
                 return True
         # While all are at work, more results will come along.
         return self._stops > 0 or (not pending and any(worker.free for worker in workers))
 
-    def _put_off(self, error: FileError) -> None:
+    def _postpone(self, error: FileError) -> None:
         """Settles one at a time what could not be settled together, as one that is to blame must
         not keep the others, and a small transaction may fit where a large one does not. Then keeps
         what is left, and tries again in a while; but not for ever, where the node is to end by
@@ -9604,9 +9608,9 @@ class Supervisor:
         if self.until is not None and not self.pool.runs() and failing > BUSY_TIMEOUT:
             raise error
         self._duties.log("the exchange", error)
-        self._orphans = self._orphans or isinstance(error, OutcomeUnknownError)
-        self._look_due = True
-        self._duties.call("stage", "requests")
+        self._may_hold_orphans = self._may_hold_orphans or isinstance(error, OutcomeUnknownError)
+        self._claim_due = True
+        self._duties.make_due("stage", "requests")
         self._quiet_until = now + RETRY_PAUSE
 
     # Watch: jobs that are over their time or memory, or cancelled, or in the way of a node that
@@ -9615,19 +9619,19 @@ class Supervisor:
     def _watch(self) -> None:
         """Asks and kills whatever must end, and takes back what waits behind slow jobs."""
         workers, now = self.pool.workers, time.monotonic()
-        if (missed := now - self._expected_at) >= FROZEN:
+        if (missed := now - self._expected_at) >= FROZEN_AFTER:
             self._stop_at += missed
             for run in self.pool.runs():
                 run.kill_at += missed
                 if began := run.worker.board.began(run):
                     run.frozen += now - max(began / 1e9, self._expected_at)
-                run.worker.moved_at = now
+                run.worker.progress_at = now
         if self._stops and self._stop_at == math.inf:
             self._stop_at = now + self.grace
             for worker in workers:
-                worker.look_at = 0.0
+                worker.check_at = 0.0
                 self._take_back(worker)
-        idle = any(not worker.plain for worker in self.pool.at_work())
+        idle = any(not worker.plain for worker in self.pool.available())
         self._watch_at = math.inf
         for worker in workers:
             running = worker.runs.get(worker.board.running)
@@ -9635,12 +9639,12 @@ class Supervisor:
                 self._watch_at = min(self._watch_at, self._watch_run(running, now))
             elif worker.runs:
                 self._replace_if_unresponsive(worker, now)
-            if now >= worker.look_at:
+            if now >= worker.check_at:
                 beside = [run for run in worker.runs.values() if run.place]
-                worker.look_at = min(
+                worker.check_at = min(
                     (self._watch_run(run, now) for run in beside), default=math.inf
                 )
-            self._watch_at = min(self._watch_at, worker.look_at)
+            self._watch_at = min(self._watch_at, worker.check_at)
             if worker.plain > (running is not None):
                 self._watch_at = min(self._watch_at, now + SLOW)
                 slow = SLOW if idle else VERY_SLOW
@@ -9661,12 +9665,12 @@ class Supervisor:
                 about = claimed.id, claimed.name, took
                 logger.warning("job %d (%s) has been running for %.3g s", *about)
         if run.reason is None and (reason := self._reason(run, took, options.max_memory)):
-            if not board.ask(run.number, run.place, reason):
+            if not board.ask_to_end(run.number, run.place, reason):
                 return now
             run.reason, run.kill_at, within = reason, now, 0.0
             if reason == "stop":
                 run.kill_at = self._stop_at
-                within = self._stop_at - now - LAST_PART * self.grace
+                within = self._stop_at - now - CANCEL_PART * self.grace
             elif reason != "memory":
                 run.grace = self.grace if options.grace is None else options.grace.total_seconds()
                 if claimed.grace is not None:
@@ -9679,7 +9683,7 @@ class Supervisor:
             # might hit the next one: a moment later that is known.
             with board.held() as locked:
                 sure = locked or run.place > 0
-                run.kill_at = math.inf if sure else now + AGAIN
+                run.kill_at = math.inf if sure else now + RETRY_SOON
                 if sure and board.began(run):
                     worker.blameless = True
                     worker.kill()
@@ -9710,7 +9714,7 @@ class Supervisor:
         """Kills a worker that gets no turn to begin its next job, or any of its async jobs, which
         have no timeout before they have begun: a thread that an earlier job has left there may
         hold the interpreter."""
-        if not worker.is_process or now < worker.moved_at + self.unresponsive_after:
+        if not worker.is_process or now < worker.progress_at + self.unresponsive_after:
             return
         with worker.board.held():  # Else it may begin one before it is dead.
             if worker.blameless or any(map(worker.board.began, worker.runs.values())):
@@ -9733,7 +9737,7 @@ class Supervisor:
 
     # Attend: the duties that a supervisor has beside those of Duties
 
-    def _look(self, duties: Duties) -> None:
+    def _check_commits(self, duties: Duties) -> None:
         """Looks whether others have committed something."""
         if (changes := self.store.file.changes()) == self._changes:
             return
@@ -9749,7 +9753,7 @@ class Supervisor:
             for queue in sorted(before - paused):
                 self._duties.emit("queue_resumed", queue=queue)
 
-    def _see_workers(self, duties: Duties) -> None:
+    def _check_workers(self, duties: Duties) -> None:
         """Sees which workers died unnoticed, and whether the file that they hold is there."""
         for worker in list(self.pool.workers):
             if worker.dead:
@@ -9764,21 +9768,21 @@ class Supervisor:
     def _check_requests(self, duties: Duties) -> float | None:
         """Learns which of the node's jobs were cancelled, which the next turn asks to end, and
         whether what has not begun is to be claimed anew, under other settings of its queue."""
-        cancelled, recall = self.store.nodes.asked(self._node)
+        cancelled, recall = self.store.nodes.requests(self._node)
         self._cancelled, recalled = frozenset(cancelled), recall not in (None, self._recall)
         taken_back = True
         for worker in self.pool.workers:
             if cancelled:
-                worker.look_at = self._watch_at = 0.0
+                worker.check_at = self._watch_at = 0.0
             cancelled_here = any(run.claimed.id in self._cancelled for run in worker.runs.values())
             if worker.plain and (recalled or (cancelled_here and worker.board.running)):
                 taken_back = self._take_back(worker) and taken_back
         if not taken_back:
-            return AGAIN
+            return RETRY_SOON
         if recalled:
             self._recall = recall
         if recall is not None and not self._pending:
-            self.store.nodes.recalled(self._node, recall)
+            self.store.nodes.confirm_recall(self._node, recall)
             self._recall = None
         return None
 
@@ -9790,11 +9794,11 @@ class Supervisor:
 # steer and to work. Everything above is put together here.
 ################################################################################
 
-PAGE = 500
+PAGE_SIZE = 500
 """Jobs that are read at a time when one iterates over all."""
 
 
-MOST_WORKERS = 10_000
+MAX_WORKERS = 10_000
 """Workers of a node, and coroutines that a worker may run at a time."""
 
 
@@ -10047,9 +10051,9 @@ class LiteJobs:
         def pages(match: Match) -> Iterator[Job[Any]]:
             while True:
                 with self.store.file.transaction(read_only=True) as tx:
-                    page = find_jobs(tx, match, PAGE, self)
+                    page = find_jobs(tx, match, PAGE_SIZE, self)
                 yield from page
-                if len(page) < PAGE:
+                if len(page) < PAGE_SIZE:
                     return
                 match = attrs.evolve(match, before=page[-1].id)
 
@@ -10126,7 +10130,7 @@ class LiteJobs:
             with self.store.file.transaction(read_only=True) as tx:
                 found = get_jobs(tx, left, self)
             if bar and sys.stderr.isatty():
-                _show_bar(found, total)
+                _print_bar(found, total)
             for job in found:
                 if job.finished:
                     left.remove(job.id)
@@ -10318,14 +10322,14 @@ class LiteJobs:
         """The schedules that the program declares, and the program."""
         program = program_of(self.target, self._made_in)
         schedules = [
-            self._bound(attrs.evolve(schedule, origin=json.dumps({program: module})), work)
+            self._with_work(attrs.evolve(schedule, origin=json.dumps({program: module})), work)
             for schedule, work, module in self._declared.values()
         ]
         for schedule in schedules:
             self.registry.named(schedule.definition)
         return schedules, program
 
-    def _bound(self, schedule: Schedule, work: object) -> Schedule:
+    def _with_work(self, schedule: Schedule, work: object) -> Schedule:
         """The schedule with what it enqueues."""
         if isinstance(work, type) and definition_of(work):
             work = work()
@@ -10479,15 +10483,15 @@ class LiteJobs:
             make = self._program() if threads is None else functools.partial(executor, *own)
             asked, what = (workers, "workers") if threads is None else (threads, "threads")
             size = at_least_one(
-                os.cpu_count() or 1 if asked is None else asked, what, most=MOST_WORKERS
+                os.cpu_count() or 1 if asked is None else asked, what, most=MAX_WORKERS
             )
-            serves = self._serves(queues, node)
-            at_least_one(concurrency, "concurrency", most=MOST_WORKERS)
+            subscription = self._subscription(queues, node)
+            at_least_one(concurrency, "concurrency", most=MAX_WORKERS)
             jobs_each = math.inf if jobs_per_worker is None else jobs_per_worker
             seconds = duration(grace, "grace").total_seconds()
             pool = WorkerPool(make, threads is not None, size, concurrency, jobs_each, seconds)
             others = self.clock, self._declarations(), self.events
-            return Supervisor(store, self.registry, pool, serves, until, seconds, *others)
+            return Supervisor(store, self.registry, pool, subscription, until, seconds, *others)
         except OSError as error:
             raise WorkerError(f"no node can be started: {error}") from error
 
@@ -10516,7 +10520,7 @@ class LiteJobs:
                 raise OptionError(what, f"workers cannot find it ({error}): {advice}") from None
         return program
 
-    def _serves(self, queues: Iterable[str] | None, node: str | None) -> Serves:
+    def _subscription(self, queues: Iterable[str] | None, node: str | None) -> Subscription:
         self.registry.frozen = self.middleware.frozen = True
         if not self.registry.by_name:
             raise DefinitionError("(none)", "there is nothing to run: use @jobs.define first")
@@ -10526,7 +10530,7 @@ class LiteJobs:
         # Containers may have one host name, and then each has a process 1.
         unique = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
         name = unique if node is None else check_name(node, "node")
-        return Serves(frozenset(d.name for d in self.registry), chosen, name)
+        return Subscription(frozenset(d.name for d in self.registry), chosen, name)
 
     def drain(self, *, queues: Iterable[str] | None = None) -> int:
         """Runs jobs in this process, one after the other, until none is due; gives the number of
@@ -10534,21 +10538,21 @@ class LiteJobs:
         of this process, and a handler that always wants to run again at once runs for ever.
         First it does a node's other duties: it takes over jobs of dead processes, and deletes
         those whose retention is over (not in a test)."""
-        serves = self._serves(queues, None)
+        subscription = self._subscription(queues, None)
         with contextlib.ExitStack() as closing:
             own = self.registry, self.state, self.clock, self, self.middleware.runs
             runs = closing.enter_context(executor(*own))
             known = self.registry.listing()
             self.store.schedules.declare(*self._declarations())
-            node = self.store.nodes.join(serves.node, 0, 0, serves, known)
+            node = self.store.nodes.join(subscription.node, 0, 0, subscription, known)
             closing.callback(self.store.leave, node)
-            closing.enter_context(self.events.called_at_once())
-            duties = Duties(self.store, node, self.events, serves.node)
+            closing.enter_context(self.events.dispatched_at_once())
+            duties = Duties(self.store, node, self.events, subscription.node)
             # What a test has enqueued stays to be looked at.
-            return run_due(duties, runs, serves, prunes=not self.tested)
+            return run_due(duties, runs, subscription, prunes=not self.tested)
 
 
-def _show_bar(left: Sequence[Job[Any]], total: int) -> None:
+def _print_bar(left: Sequence[Job[Any]], total: int) -> None:
     """Shows on the terminal how many of *total* jobs have ended, and the progress of the rest."""
     ended = total - sum(not job.finished for job in left)
     shares = [job.progress.share or 0.0 for job in left if job.progress and not job.finished]
@@ -10558,11 +10562,11 @@ def _show_bar(left: Sequence[Job[Any]], total: int) -> None:
     print(line, end="\n" if ended == total else "", file=sys.stderr, flush=True)
 
 
-def run_due(duties: Duties, executor: Executor, serves: Serves, prunes: bool) -> int:
+def run_due(duties: Duties, executor: Executor, subscription: Subscription, prunes: bool) -> int:
     """Runs what is due in this process, one job after the other; gives the number of attempts."""
     store, node, events = duties.store, duties.node, duties.events
     # Without a handler, logging would print warnings to stderr: events are not logged then.
-    emit = events.emit if logger.hasHandlers() else events.pass_on
+    emit = events.emit if logger.hasHandlers() else events.dispatch
     ended: Sequence[tuple[Claimed, Report]] = ()
     attempts, interrupted = 0, False
 
@@ -10579,7 +10583,7 @@ def run_due(duties: Duties, executor: Executor, serves: Serves, prunes: bool) ->
     def report_progress(claimed: Claimed, progress: Progress) -> None:
         reporter.report(progress)
 
-    duties.do("rescue", "admit", "forget_statistics", "fold_metrics")
+    duties.do("rescue", "admit", "forget_statistics", "roll_up_metrics")
     while prunes and (store.prune(store.clock()) or store.shrink()):
         pass  # A batch at a time, so that others can write, too.
     while True:
@@ -10587,22 +10591,22 @@ def run_due(duties: Duties, executor: Executor, serves: Serves, prunes: bool) ->
         if not interrupted:
             # First those that expire: with overlap="skip" a tick waits for what has not ended.
             duties.do("expire", "fire", "stage")
-        done = store.exchange(ended, node, choose, serves)
+        done = store.exchange(ended, node, choose, subscription)
         for settled, report in ended:
             if report.kind or events.wants("completed"):
-                for event in attempt_ended(settled, report, serves.node):
+                for event in attempt_ended(settled, report, subscription.node):
                     emit(event)
         if interrupted:
             raise KeyboardInterrupt
         if not done.claimed:
             if done.complete and not ended:  # Otherwise a retry may be due at once.
-                store.nodes.refuse_unlisted(node)
+                store.nodes.check_listed(node)
                 return attempts
             ended = ()
             continue
         (claimed,) = done.claimed
         if events.wants("started"):
-            emit(attempt_started(claimed, store.clock(), os.getpid(), serves.node))
+            emit(attempt_started(claimed, store.clock(), os.getpid(), subscription.node))
         with contextlib.closing(ProgressReporter(keep_progress)) as reporter:
             report = executor.run(claimed, progress=report_progress)
         ended = [(claimed, report._replace(worker=os.getpid()))]
@@ -10756,7 +10760,7 @@ class ScheduleHandle:
         _refuse_while_importing()
         text = expression if isinstance(expression, str) else every_expression(expression)
         schedule = attrs.evolve(make_schedule(text, timezone, **how), name=self.name)
-        return self._jobs.store.schedules.put(self._jobs._bound(schedule, work))
+        return self._jobs.store.schedules.put(self._jobs._with_work(schedule, work))
 
     def pause(self) -> None:
         """Lets it fire nothing until it is resumed."""
@@ -10887,7 +10891,7 @@ def _refuse_while_importing() -> None:
         word == "--multiprocessing-fork" or word.startswith("from multiprocessing.")
         for word in sys.argv[1:]
     ):
-        raise LitejobsError(f"this copy of the program was started as a worker: {THAW}")
+        raise LitejobsError(f"this copy of the program was started as a worker: {FREEZE_HINT}")
 
 
 @attrs.define(eq=False, repr=False)
@@ -10950,7 +10954,7 @@ class Pool:
 ################################################################################
 
 NEW_YEAR = datetime(2025, 1, 1, tzinfo=UTC)
-MOST_TURNS = 1_000
+MAX_TURNS = 1_000
 """How often `drain_all` turns the clock before it gives up."""
 
 OnErrors = Literal["raise", "keep"]
@@ -11085,13 +11089,13 @@ class Recorder:
         """
         __tracebackhide__ = True
         attempts = 0
-        for _ in range(MOST_TURNS):
+        for _ in range(MAX_TURNS):
             attempts += self.drain(errors=errors)
             _, due = self.jobs.store.stage(self.clock())
             if due is None:
                 return attempts
             self.clock.turn_to(from_micros(due))
-        turns = f"{MOST_TURNS:,} turns of the clock to {self.clock.now}"
+        turns = f"{MAX_TURNS:,} turns of the clock to {self.clock.now}"
         raise AssertionError(f"there is no end to it, after {turns}; {self._summary()}")
 
     def _check(self) -> None:
@@ -11535,7 +11539,7 @@ def _fire(jobs: LiteJobs, name: str) -> Output:
     return _values(jobs, [job])[0], f"{job.id}", 0
 
 
-def _switch(
+def _set_paused(
     verb: str, jobs: LiteJobs, name: Annotated[str | None, "default: all"] = None
 ) -> Output:
     changed = jobs.store.schedules.set_paused(name, verb == "pause")
@@ -11769,8 +11773,8 @@ _COMMANDS: Mapping[str, tuple[Any, ...]] = {
     "metrics": (_MINUTES, "what nodes did by minute, hour or day; the last is now", _METRICS),
     "schedules": (LiteJobs.schedules, "list schedules with their last and next times", _SCHEDULES),
     "fire": (_fire, "enqueue one job of a schedule now"),
-    "pause-schedule": (functools.partial(_switch, "pause"), "pause a schedule, or all"),
-    "resume-schedule": (functools.partial(_switch, "resume"), "resume a schedule, or all"),
+    "pause-schedule": (functools.partial(_set_paused, "pause"), "pause a schedule, or all"),
+    "resume-schedule": (functools.partial(_set_paused, "resume"), "resume a schedule, or all"),
     "backup": (_backup, "copy the file while jobs run"),
     "compact": (_compact, "give free space in the file back"),
     "doctor": (_doctor, "say what is wrong, with advice"),

@@ -42,7 +42,7 @@ from litejobs import (
     WaitTimeoutError,
     define,
     describe,
-    judge,
+    report_of_error,
     store_backoff,
 )
 
@@ -308,7 +308,7 @@ errors = st.one_of(
 def test_for_good_goes_before_the_handlers_own_time_before_the_limit_before_the_backoff(
     error: BaseException, attempt: int, max_attempts: int | None
 ) -> None:
-    report = judge(
+    report = report_of_error(
         error, claimed(attempt, max_attempts), Options(backoff=Constant(8)), random.Random()
     )
     own = error.delay if isinstance(error, Retry | Snooze) else None
