@@ -5105,7 +5105,8 @@ def bulk(
     time: a million rows in one transaction would keep the nodes waiting. If *rework*, which makes
     their new payloads, raises, the jobs of that transaction stay as they were."""
     with file.transaction(read_only=True) as tx:
-        ids = _column(tx, _ids_of(match), {**match.bindings, "limit": -1})
+        rows: Any = tx.execute(_ids_of(match), {**match.bindings, "limit": -1})
+        ids = array.array("q", (id for (id,) in rows))
     moved = 0
     for start in range(0, len(ids), BATCH):
         page = attrs.evolve(match, ids=tuple(ids[start : start + BATCH]))
@@ -5116,7 +5117,7 @@ def bulk(
                 found = _column(tx, _ids_of(part), {**part.bindings, "limit": -1})
                 if rework is not None:
                     sql = "SELECT name, payload, id FROM litejobs_job WHERE id IN carray(?)"
-                    rows: Any = tx.execute(sql, (_carray(found),)).fetchall()
+                    rows = tx.execute(sql, (_carray(found),)).fetchall()
                     tx.connection.executemany(
                         "UPDATE litejobs_job SET payload = ? WHERE id = ?",
                         [(rework(name, payload), id) for name, payload, id in rows],
