@@ -8160,7 +8160,7 @@ class Board:
 
     # The worker's side
 
-    def step(self, report: bytes, number: int) -> int:
+    def start_next(self, report: bytes, number: int) -> int:
         """Leaves the report of the job that ran, if any, and says that the next one runs
         from now, or none (0). Returns that moment; 0 if the next one was revoked."""
         began = time.monotonic_ns()
@@ -8185,7 +8185,7 @@ class Board:
         """Whether there is room for a report."""
         return bool(self._words[_USED] + len(report) <= OUTBOX)
 
-    def asked(self, number: int, place: int = 0) -> Reason | None:
+    def why_asked(self, number: int, place: int = 0) -> Reason | None:
         """Why this job was asked to end, if it was."""
         asked, why = divmod(self._words[_ASKED + 3 * place], len(REASONS))
         return REASONS[why] if asked == number else None
@@ -8263,7 +8263,7 @@ class Board:
             words[_USED] = 0
             return self.running
 
-    def ask(self, number: int, place: int, why: Reason) -> bool:
+    def ask_to_end(self, number: int, place: int, why: Reason) -> bool:
         """Asks a job to end; false if it is a plain one that does not run any more."""
         with self.held() as locked:
             if not place and (not locked or self.running != number):
@@ -8406,10 +8406,10 @@ def work(
             closing.enter_context(connection)
         try:
             executor = closing.enter_context(make())
-            runner = JobRunner(channel, board, executor, surroundings(connection), cpu_clock)
+            runner = JobRunner(channel, board, executor, make_restore(connection), cpu_clock)
             batches: Iterator[Any] = (jobs for _, jobs in runner.messages())
             if board.concurrency:
-                batches = closing.enter_context(runner.beside())
+                batches = closing.enter_context(runner.async_loop())
         except BaseException as error:
             channel.send("broken", *describe(error))
             return
@@ -8424,7 +8424,7 @@ NOTIFY_AFTER, NOTIFY_AFTER_NS = 64, 8_000_000
 SHORT_RUN = 500
 """Microseconds: jobs that took no longer share a look at the CPU clock, which takes as long
 as running a very short one."""
-HARMLESS = 5
+RESTORE_AFTER = 5
 """Microseconds: closing all that is open takes longer. (That took 35, a look at the socket 1,
 putting back what jobs change 2.)"""
 
@@ -8461,7 +8461,7 @@ class JobRunner:
         board.mark_cpu(cpu_clock())
         unseen, seen_at, report = 0, time.monotonic_ns(), b""
         for number, fields in batch:
-            began = board.step(report, number)
+            began = board.start_next(report, number)
             unseen += bool(report)
             report = b""
             if not began:
@@ -8469,7 +8469,7 @@ class JobRunner:
             if unseen >= NOTIFY_AFTER or (unseen and began - seen_at > NOTIFY_AFTER_NS):
                 channel.send("reports")
                 unseen, seen_at = 0, began
-            asked = functools.partial(board.asked, number)
+            asked = functools.partial(board.why_asked, number)
             made = self.executor.run(Claimed._make(fields), asked, self.progress)
             if (took := made.took) > SHORT_RUN or made.kind:
                 if made.kind or asked():  # The supervisor will say that it failed.
@@ -8483,10 +8483,10 @@ class JobRunner:
                 # Through the channel it comes after the last progress of the job.
                 channel.send(*message)
                 report = b""
-            if took > HARMLESS and not restore():
-                board.step(report, 0)
+            if took > RESTORE_AFTER and not restore():
+                board.start_next(report, 0)
                 return False  # Else the next one is blamed, for what cannot be heard, or printed.
-        board.step(report, 0)
+        board.start_next(report, 0)
         channel.send("reports")  # Also after jobs that were all revoked: the hands are empty.
         return True
 
@@ -8505,7 +8505,7 @@ class JobRunner:
         return True
 
     @contextlib.contextmanager
-    def beside(self) -> Iterator[Iterator[Any]]:
+    def async_loop(self) -> Iterator[Iterator[Any]]:
         """Runs async jobs meanwhile, and gives the batches of plain ones: a third thread reads the
         channel, also while a job blocks the loop."""
         import asyncio  # Late, like queue: few programs need it.
@@ -8567,7 +8567,7 @@ class JobRunner:
                 self.executor.noticed.add(claimed[:2])
 
     async def _run(self, number: int, place: int, claimed: Claimed) -> Report:
-        asked = functools.partial(self.board.asked, number, place)
+        asked = functools.partial(self.board.why_asked, number, place)
         if asked():
             return GIVEN_BACK
         self.board.begin(number, place)
@@ -8591,7 +8591,7 @@ class JobRunner:
         self.channel.send("report", number, report[:])
 
 
-def surroundings(connection: socket.socket) -> Callable[[], bool]:
+def make_restore(connection: socket.socket) -> Callable[[], bool]:
     """Makes a function that puts back what jobs have changed of their process: signal handlers and
     mask, timer, umask and folder, of which threads have none of their own. False, if that cannot be
     done, or if the connection or a standard stream is not as it was."""
@@ -8645,7 +8645,7 @@ def surroundings(connection: socket.socket) -> Callable[[], bool]:
 # a handler, never decodes a payload, and never blocks on a worker, which may have been stopped.
 ################################################################################
 
-STARTING = max(1, (os.cpu_count() or 1) - 1)
+STARTS_AT_ONCE = max(1, (os.cpu_count() or 1) - 1)
 """How many workers start at a time: more would only delay each other, and the first job."""
 RESTART_PAUSE = 1.0
 """Seconds until a worker is tried again that could not start; twice as many each time."""
@@ -8653,9 +8653,9 @@ FAILED_STARTS = 3
 """How many starts in a row may fail while no worker is ready; twice as many if there was one."""
 ASYNC_CHECK = 0.01
 """Seconds after which an async job that was handed over is looked at: it runs by then."""
-UNKNOWN = 255
+UNKNOWN_EXIT_CODE = 255
 """Passes for the exit code of a process that somebody else has waited for."""
-GARBLED = EOFError, OSError, ValueError, TypeError, LookupError
+CHANNEL_ERRORS = EOFError, OSError, ValueError, TypeError, LookupError
 """What reading from a worker raises that is gone, or whose jobs wrote over what it sends."""
 
 
@@ -8699,9 +8699,9 @@ class Worker:
     lifeline: Connection | None = None
     ready: bool = False
     failure: str = "it died while it started; its error output says why"
-    left: float = math.inf
+    jobs_left: float = math.inf
     """How many more jobs it may be given."""
-    leaves_by: float = math.inf
+    exit_by: float = math.inf
     """When it was dismissed: the moment by which it must be gone."""
     blameless: bool = False
     """Whether its node has killed it: then only jobs that were asked to end are to blame."""
@@ -8711,16 +8711,16 @@ class Worker:
     """How many of these are plain jobs, which it runs one after another."""
     load: float = 0.0
     """Microseconds of work that these will take, by estimate."""
-    look_at: float = math.inf
+    check_at: float = math.inf
     """Until when nothing can be due with any of its async jobs."""
-    moved_at: float = 0.0
+    progress_at: float = 0.0
     """When it was given the first job that it has in hand, or had ended one."""
     events: int = selectors.EVENT_READ
     """What the selector waits for on its channel."""
     broken: bool = False
     """Whether nothing more can be heard of it."""
-    used: tuple[int | None, int | None] | None = None
-    """By the end; see `used_by`."""
+    usage: tuple[int | None, int | None] | None = None
+    """By the end; see `usage_of`."""
 
     @property
     def is_process(self) -> bool:
@@ -8732,9 +8732,9 @@ class Worker:
         """Whether it has ended."""
         if not self.is_process:
             return not self.process.is_alive()
-        used = used_by(self.pid)  # Of one that has ended, the next line waits for the last time.
+        used = usage_of(self.pid)  # Of one that has ended, the next line waits for the last time.
         if self.process.exitcode is not None:
-            self.used = self.used or used
+            self.usage = self.usage or used
             return True
         if sys.platform == "win32":
             return False
@@ -8750,7 +8750,7 @@ class Worker:
         """Gives it jobs."""
         now = time.monotonic()
         if not self.runs:
-            self.moved_at = now
+            self.progress_at = now
         plain, beside = [], []
         for run in runs:
             self.runs[run.number] = run
@@ -8763,13 +8763,13 @@ class Worker:
         if plain:
             self.channel.send("run", plain)
         if beside:
-            self.look_at = min(self.look_at, now + ASYNC_CHECK)
+            self.check_at = min(self.check_at, now + ASYNC_CHECK)
             self.channel.send("begin", beside)
 
     def take(self, number: int) -> Run | None:
         """Takes a job out of its hands."""
         if run := self.runs.pop(number, None):
-            self.moved_at = time.monotonic()
+            self.progress_at = time.monotonic()
             if run.place:
                 self.free.append(run.place)
             else:
@@ -8787,7 +8787,7 @@ class Worker:
             try:
                 for message in arrived:
                     messages.append(message)
-            except GARBLED:
+            except CHANNEL_ERRORS:
                 self.broken = True
         if self.broken and not self.dead:
             self.kill()
@@ -8797,7 +8797,7 @@ class Worker:
         """Kills it with all that it started; a thread goes on."""
         if self.is_process:
             alive = not self.dead
-            self.used = self.used or used_by(self.pid)
+            self.usage = self.usage or usage_of(self.pid)
             kill_group(self.pid, alive)
 
     def close(self) -> None:
@@ -8811,7 +8811,7 @@ class Worker:
                     os.close(source)
             if self.process.exitcode is None:
                 # Else multiprocessing would keep it, and its files, for ever.
-                self.process._popen.returncode = UNKNOWN
+                self.process._popen.returncode = UNKNOWN_EXIT_CODE
             self.process.close()
 
 
@@ -8851,7 +8851,7 @@ def start_worker(make: MakeExecutor, presence: str | None, concurrency: int) -> 
     return Worker(process, pid, Channel(ours), board, free, sources, held)
 
 
-def used_by(pid: int) -> tuple[int | None, int | None]:
+def usage_of(pid: int) -> tuple[int | None, int | None]:
     """Nanoseconds of CPU time and the peak of bytes that a process has used, where Linux's /proc
     says it: of one that has ended, only the first, and until somebody has waited for it."""
     try:
@@ -8891,11 +8891,11 @@ class WorkerPool:
     size: int
     concurrency: int
     """How many async jobs each may run at a time."""
-    jobs_each: float
+    jobs_per_worker: float
     """After so many a worker is replaced: a spare one stands by then."""
     grace: float
     workers: list[Worker] = attrs.field(factory=list)
-    had_any: bool = False
+    ever_ready: bool = False
     """Whether one of them was ever ready."""
     failed_starts: int = 0
     _failure: str = ""
@@ -8907,21 +8907,21 @@ class WorkerPool:
         number there should be; they hold the lock on the file *presence*. A WorkerError says that
         none can be started."""
         for worker in self.workers:
-            if worker.left <= 0 and not worker.runs:
-                if worker.leaves_by == math.inf:
-                    worker.leaves_by = time.monotonic() + self.grace
+            if worker.jobs_left <= 0 and not worker.runs:
+                if worker.exit_by == math.inf:
+                    worker.exit_by = time.monotonic() + self.grace
                     worker.channel.send("end")
-                elif time.monotonic() >= worker.leaves_by:
+                elif time.monotonic() >= worker.exit_by:
                     worker.kill()
-        if self.failed_starts >= FAILED_STARTS * (1 + self.had_any):
+        if self.failed_starts >= FAILED_STARTS * (1 + self.ever_ready):
             if not self.workers:
                 raise WorkerError(f"no worker can be started: {self._failure}")
             if not any(worker.ready for worker in self.workers):
                 return  # Those that are starting now decide.
-        size = self.size + (self.jobs_each < math.inf)
-        size += sum(worker.leaves_by < math.inf for worker in self.workers)
+        size = self.size + (self.jobs_per_worker < math.inf)
+        size += sum(worker.exit_by < math.inf for worker in self.workers)
         starting = sum(not worker.ready for worker in self.workers)
-        for _ in range(min(size - len(self.workers), STARTING - starting)):
+        for _ in range(min(size - len(self.workers), STARTS_AT_ONCE - starting)):
             if time.monotonic() < self._start_at:
                 return
             try:
@@ -8930,7 +8930,7 @@ class WorkerPool:
             except OSError as error:
                 self.start_failed(str(error))
                 return
-            worker.left = self.jobs_each
+            worker.jobs_left = self.jobs_per_worker
             self.workers.append(worker)
             yield worker
 
@@ -8947,20 +8947,18 @@ class WorkerPool:
     def replace(self) -> None:
         """Has other processes take the places of all, of each when it has ended its jobs."""
         for worker in self.workers:
-            worker.left = 0 if worker.is_process else worker.left
+            worker.jobs_left = 0 if worker.is_process else worker.jobs_left
 
-    def at_work(self) -> list[Worker]:
+    def available(self) -> list[Worker]:
         """Those that may be given jobs; a spare one waits until another leaves."""
-        here = [
-            worker for worker in self.workers if worker.ready and (worker.left > 0 or worker.runs)
-        ]
-        return [worker for worker in here[: self.size] if worker.left > 0]
+        ready = [each for each in self.workers if each.ready and (each.jobs_left > 0 or each.runs)]
+        return [worker for worker in ready[: self.size] if worker.jobs_left > 0]
 
     def runs(self) -> list[Run]:
         """What they have in hand."""
         return [run for worker in self.workers for run in worker.runs.values()]
 
-    def let_go(self) -> None:
+    def close_in_fork(self) -> None:
         """Closes a fork's ends of what one talks to them through, above all their lifelines."""
         for worker in self.workers:
             worker.channel.socket.close()
@@ -8970,12 +8968,12 @@ class WorkerPool:
 
 # Assign: whose each ready job is to be, by how long those of its definition have been taking.
 
-HAND_OVER = 10_000
+PREFETCH = 10_000
 """Microseconds of work that a worker should have in hand: enough that it need not wait
 for the next exchange, little enough that no job waits for a worker."""
-HAND_OVER_JOBS = 256
+PREFETCH_JOBS = 256
 """How many jobs a worker has in hand at most, however short they are."""
-NEXT_ONE = 100_000
+PREFETCH_BEHIND = 100_000
 """Microseconds of work behind which a worker may already have its next job in hand."""
 OVERHEAD = 10
 """Microseconds that a worker spends on a job beside running it."""
@@ -9017,15 +9015,15 @@ def assign(
         else:
             loads[which] += more
             counts[which] += 1
-        worker.left -= 1
-        if worker.left <= 0:
+        worker.jobs_left -= 1
+        if worker.jobs_left <= 0:
             del workers[which], loads[which], counts[which], places[which]
 
 
 def estimate(name: str, durations: Mapping[str, float]) -> float:
     """Microseconds that a worker will need for a job; of what has never run, so many that one is
     tried at a time."""
-    return durations.get(name, NEXT_ONE) + OVERHEAD
+    return durations.get(name, PREFETCH_BEHIND) + OVERHEAD
 
 
 def load_of(worker: Worker) -> float:
@@ -9040,14 +9038,14 @@ def has_room(count: int, load: float, more: float) -> bool:
     """Whether a worker with so much in hand may have *more*: a first job, however long; a
     second one to go on with at once, unless it would wait for long; others if all are short."""
     if count < 2:
-        return count == 0 or load < NEXT_ONE
-    return count < HAND_OVER_JOBS and load + more <= HAND_OVER
+        return count == 0 or load < PREFETCH_BEHIND
+    return count < PREFETCH_JOBS and load + more <= PREFETCH
 
 
 # Settle: most attempts report how they ended; here it is decided for those that were asked to end,
 # or whose worker has died.
 
-ENOUGH, SETTLE_WITHIN = 128, 0.008
+SETTLE_AT, SETTLE_WITHIN = 128, 0.008
 """Results, and seconds, after which results are settled although no worker needs a job."""
 
 
@@ -9060,7 +9058,7 @@ def not_begun(now: int, cancelled: bool) -> Report:
     return report._replace(state="cancelled", kind="cancelled", type="Cancelled", message=message)
 
 
-def judged(
+def final_report(
     run: Run, report: Report, registry: Registry, rng: random.Random, crash: str = ""
 ) -> Report:
     """The report of a job that may have been asked to end, which counts more than how it ended;
@@ -9105,24 +9103,24 @@ def exit_description(exitcode: int | None) -> str:
 Until = Literal["empty"]
 LOCK_SLICE = 0.05
 """Seconds for which a node waits for the write lock before it looks after its workers again."""
-DRAINED = 256
+MAX_DATAGRAMS = 256
 """How many datagrams are taken from the wakeup socket at a time."""
-FALSE_WAKES, WAKE_REST = 8, 0.01
+FALSE_WAKES, WAKE_PAUSE = 8, 0.01
 """After so many datagrams without a commit, the node rests for so many seconds at each."""
-LAST_WAIT = 1.0
+FINAL_LOCK_WAIT = 1.0
 """Seconds for which a node that is to end at once waits for the write lock."""
 RETRY_PAUSE = 0.5
 """Seconds until an exchange that failed is tried again."""
 SLOW, VERY_SLOW = 0.010, 0.100
 """Seconds that a job may run before those behind it are taken back: for a worker that is
 idle here, and for whoever else may want them."""
-LAST_PART = 0.25
+CANCEL_PART = 0.25
 """Of the grace: when only so much is left, what a stopping node asked to end is cancelled."""
 MEMORY_CHECK = 0.1
 """Seconds between two looks at the memory of workers whose job may use only so much."""
-AGAIN = 0.05
+RETRY_SOON = 0.05
 """Seconds until a kill is tried again."""
-FROZEN = 1.0
+FROZEN_AFTER = 1.0
 """Seconds: when the supervisor gets no turn for longer, the whole node may have been stopped, as
 by SIGSTOP, `docker pause` or a laptop that sleeps. That time counts towards no timeout."""
 
@@ -9160,7 +9158,7 @@ class Supervisor:
     _stops: int = 0
     _stop_at: float = math.inf
     """When a node that stops has waited long enough for what runs."""
-    _look_due: bool = True
+    _claim_due: bool = True
     """Whether there may be ready jobs, and room for them, since the last look."""
     _pending: list[Settlement] = attrs.field(factory=list)
     """What the next exchange settles."""
@@ -9168,13 +9166,13 @@ class Supervisor:
     """When that is at the latest: for results, progress, or the next job that a rate lets start."""
     _wanted: frozenset[EventKind] = frozenset()
     """The kinds of events that are wanted, as of this round of the loop."""
-    _ended: list[Event] = attrs.field(factory=list)
+    _ended_events: list[Event] = attrs.field(factory=list)
     """The events to be emitted when all is settled."""
     _progress: dict[tuple[int, int], str] = attrs.field(factory=dict)
     """The progress that is not in the file yet, by id and claim."""
     _changes: int = 0
     """The number of others' commits that was seen."""
-    _orphans: bool = False
+    _may_hold_orphans: bool = False
     """Whether the file may say that this node holds jobs of which it does not know."""
     _quiet_until: float = 0.0
     """When an exchange that failed is tried again."""
@@ -9200,10 +9198,10 @@ class Supervisor:
         self._async_names = frozenset(own.name for own in self.registry if own.body.is_async)
         if not self._async_names:
             self.pool.concurrency = 0
-        IN_FORKS[self.pool] = WorkerPool.let_go
+        IN_FORKS[self.pool] = WorkerPool.close_in_fork
         own: dict[str, tuple[float, Duty]] = {
-            "look": (POLL_INTERVAL, self._look),
-            "see_workers": (POLL_INTERVAL, self._see_workers),
+            "check_commits": (POLL_INTERVAL, self._check_commits),
+            "check_workers": (POLL_INTERVAL, self._check_workers),
             "requests": (math.inf, self._check_requests),
         }
         self._duties = Duties(
@@ -9242,7 +9240,7 @@ class Supervisor:
         over; called again, ends at once. Safe in signal handlers and other threads."""
         self._stops += 1
         if self._stops > 1 or not self.joined.is_set():
-            self._give_up_at = min(self._give_up_at, time.monotonic() + LAST_WAIT)
+            self._give_up_at = min(self._give_up_at, time.monotonic() + FINAL_LOCK_WAIT)
         with contextlib.suppress(OSError):
             self._wakeup.sendto(b"", self._wakeup.getsockname())
 
@@ -9300,7 +9298,7 @@ class Supervisor:
             # not keep it for ever.
             rest = 0.0 if self.pool.threads else self.grace + 1.0
             return self._stops > 1 or not busy or time.monotonic() > self._stop_at + rest
-        if self.until is None or self._look_due or busy:
+        if self.until is None or self._claim_due or busy:
             return False
         try:
             return not self.store.unserved(self.serves)
@@ -9310,7 +9308,7 @@ class Supervisor:
     def _leave(self) -> None:
         now = time.monotonic()
         by = min(now, self._stop_at) + self.grace if self._stops else now + BUSY_TIMEOUT
-        self._give_up_at = min(self._give_up_at, max(by, now + LAST_WAIT))
+        self._give_up_at = min(self._give_up_at, max(by, now + FINAL_LOCK_WAIT))
         self._stops += 2  # Whatever still runs is given back, also after an error.
         for worker in self.pool.workers:
             self._take_back(worker)
@@ -9325,10 +9323,10 @@ class Supervisor:
             self._close()
             return
         logger.warning("threads left behind, each with a job: %d", len(self.pool.workers))
-        threading.Thread(target=self._see_out, name="litejobs", daemon=True).start()
+        threading.Thread(target=self._wait_for_threads, name="litejobs", daemon=True).start()
         self._settle_last()
 
-    def _see_out(self) -> None:
+    def _wait_for_threads(self) -> None:
         """Waits for threads that nothing could end. Until then the node stays listed and
         holds their jobs, so that nobody runs them a second time meanwhile."""
         try:
@@ -9399,12 +9397,12 @@ class Supervisor:
             worker = key.data
             if worker is None:
                 with contextlib.suppress(OSError):
-                    for _ in range(DRAINED):
+                    for _ in range(MAX_DATAGRAMS):
                         self._wakeup.recv(16)
                 if self._false_wakes >= FALSE_WAKES:  # A flood is not worth a look each.
-                    time.sleep(WAKE_REST)
+                    time.sleep(WAKE_PAUSE)
                 self._false_wakes += 1
-                self._duties.call("look")
+                self._duties.call("check_commits")
             elif worker in self.pool.workers:
                 self._receive(worker)
                 if (worker.broken or key.fileobj in worker.sources[1:]) and worker.dead:
@@ -9420,17 +9418,17 @@ class Supervisor:
                         self._durations[name] = expected + 0.2 * (report.took - expected)
                         self._announce(run, report.started_at)
                         if run.reason is not None:
-                            report = judged(run, report, self.registry, self._rng)
+                            report = final_report(run, report, self.registry, self._rng)
                         self._settle(run, report)
                 case ("ready",):
-                    worker.ready = self.pool.had_any = True
+                    worker.ready = self.pool.ever_ready = True
                     self.pool.failed_starts = 0
-                    self._look_due = True
+                    self._claim_due = True
                 case ("broken", kind, text, lines) if not self._stops:
                     shown = lines.splitlines()
                     logger.error("a worker could not start:" + "\n%s" * len(shown), *shown)
                     worker.failure = f"{kind}: {text}"
-                    if not self.pool.had_any:
+                    if not self.pool.ever_ready:
                         raise WorkerError(f"a worker could not start: {worker.failure}")
                 case ("progress", id, claim, text):
                     self._progress[id, claim] = text
@@ -9448,7 +9446,7 @@ class Supervisor:
             self.pool.start_failed(worker.failure)
         for run in worker.runs.values():
             if worker.board.began(run):
-                self._settle_died(run)
+                self._settle_crashed(run)
             else:
                 self._give_back(run)
         self.pool.workers.remove(worker)
@@ -9458,7 +9456,7 @@ class Supervisor:
 
     def _wake(self) -> None:
         """Somebody committed something: there may be jobs, due times, cancellations."""
-        self._look_due = True
+        self._claim_due = True
         self._duties.call("stage", "expire", "requests")
         # A little later, since each producer's wake-up comes along here.
         self._duties.call("fire", within=FIRE_DELAY)
@@ -9471,7 +9469,7 @@ class Supervisor:
             report = report._replace(worker=run.worker.pid)
             for event in attempt_ended(run.claimed, report, self.serves.node):
                 if event.kind in self._wanted:
-                    self._ended.append(event)
+                    self._ended_events.append(event)
         if not self._pending:
             self._exchange_by = min(self._exchange_by, time.monotonic() + SETTLE_WITHIN)
         self._pending.append((run.claimed, report))
@@ -9480,7 +9478,7 @@ class Supervisor:
         """Makes a job ready again that has not begun, unless it was cancelled."""
         self._settle(run, not_begun(self.clock(), run.claimed.id in self._cancelled))
 
-    def _settle_died(self, run: Run) -> None:
+    def _settle_crashed(self, run: Run) -> None:
         """The worker has died that ran the job, which failed, and so did each async job that had
         begun there, since nobody can know which one was to blame. If the node has killed the
         worker for one of them, the others are given back."""
@@ -9488,7 +9486,7 @@ class Supervisor:
         began = worker.board.began(run)
         took = (time.monotonic_ns() - began) // 1000
         exit_code = worker.process.exitcode if worker.is_process else 0
-        cpu, memory = worker.used or (None, None)
+        cpu, memory = worker.usage or (None, None)
         report = GIVEN_BACK._replace(
             started_at=now - took, finished_at=now, took=took, memory=memory,
             exit_code=exit_code, output=worker.board.output_of(run.number),
@@ -9497,7 +9495,7 @@ class Supervisor:
         )  # fmt: skip
         self._announce(run, report.started_at)
         crash = "" if worker.blameless else exit_description(exit_code)
-        self._settle(run, judged(run, report, self.registry, self._rng, crash))
+        self._settle(run, final_report(run, report, self.registry, self._rng, crash))
 
     def _announce(self, run: Run, at: int) -> None:
         """Emits that a job has started, once."""
@@ -9507,7 +9505,7 @@ class Supervisor:
             self.events.emit(attempt_started(run.claimed, at, pid, node))
 
     def _emit_ended(self) -> None:
-        ended, self._ended = self._ended, []
+        ended, self._ended_events = self._ended_events, []
         for event in ended:
             self.events.emit(event)
 
@@ -9516,7 +9514,7 @@ class Supervisor:
         if not self._may_exchange() or time.monotonic() < self._quiet_until:
             return
         plan: dict[int, Worker] = {}
-        workers = [] if self._stops else self.pool.at_work()
+        workers = [] if self._stops else self.pool.available()
         names, durations = self._async_names, self._durations
         short = False
 
@@ -9533,19 +9531,19 @@ class Supervisor:
             return ready.taken
 
         try:
-            if self._orphans:
+            if self._may_hold_orphans:
                 # What has ended is held until that is in the file.
                 held = [run.claimed[:2] for run in self.pool.runs()]
                 held += [claimed[:2] for claimed, _ in self._pending]
                 self.store.nodes.release_orphans(self._node, held)
-                self._orphans = False
+                self._may_hold_orphans = False
             done = self.store.exchange(
                 self._pending, self._node, choose, self.serves, self._progress
             )
         except (BusyError, FileReplacedError):
             raise
         except FileError as error:
-            self._put_off(error)
+            self._postpone(error)
             return
         if done.late:
             logger.warning("%d results came too late and were thrown away", done.late)
@@ -9553,7 +9551,7 @@ class Supervisor:
             self._duties.call("stage")
         if self._recall is not None:
             self._duties.call("requests")
-        self._look_due, self._pending, self._progress = False, [], {}
+        self._claim_due, self._pending, self._progress = False, [], {}
         self._exchange_by = math.inf
         if done.again_at is not None:
             self._exchange_by = time.monotonic() + (done.again_at - self.clock()) / 1e6
@@ -9570,23 +9568,23 @@ class Supervisor:
             self._failing_since = math.inf
         else:
             problem = "the disk is nearly full: no further jobs are started; free some space"
-            self._put_off(FileError(str(self.store.file.path), problem))
+            self._postpone(FileError(str(self.store.file.path), problem))
 
     def _may_exchange(self) -> bool:
         """Whether there is something to settle, or may be something to claim."""
         pending = len(self._pending)
-        if time.monotonic() >= self._exchange_by or pending >= ENOUGH:
+        if time.monotonic() >= self._exchange_by or pending >= SETTLE_AT:
             return True
-        if not pending and (self._stops or not self._look_due):
+        if not pending and (self._stops or not self._claim_due):
             return False
-        workers = self.pool.at_work()
+        workers = self.pool.available()
         for worker in workers:
-            if has_room(worker.plain, load_of(worker), HAND_OVER / 2):
+            if has_room(worker.plain, load_of(worker), PREFETCH / 2):
                 return True
         # While all are at work, more results will come along.
         return self._stops > 0 or (not pending and any(worker.free for worker in workers))
 
-    def _put_off(self, error: FileError) -> None:
+    def _postpone(self, error: FileError) -> None:
         """Settles one at a time what could not be settled together, as one that is to blame must
         not keep the others, and a small transaction may fit where a large one does not. Then keeps
         what is left, and tries again in a while; but not for ever, where the node is to end by
@@ -9605,8 +9603,8 @@ class Supervisor:
         if self.until is not None and not self.pool.runs() and failing > BUSY_TIMEOUT:
             raise error
         self._duties.log("the exchange", error)
-        self._orphans = self._orphans or isinstance(error, OutcomeUnknownError)
-        self._look_due = True
+        self._may_hold_orphans = self._may_hold_orphans or isinstance(error, OutcomeUnknownError)
+        self._claim_due = True
         self._duties.call("stage", "requests")
         self._quiet_until = now + RETRY_PAUSE
 
@@ -9616,19 +9614,19 @@ class Supervisor:
     def _watch(self) -> None:
         """Asks and kills whatever must end, and takes back what waits behind slow jobs."""
         workers, now = self.pool.workers, time.monotonic()
-        if (missed := now - self._expected_at) >= FROZEN:
+        if (missed := now - self._expected_at) >= FROZEN_AFTER:
             self._stop_at += missed
             for run in self.pool.runs():
                 run.kill_at += missed
                 if began := run.worker.board.began(run):
                     run.frozen += now - max(began / 1e9, self._expected_at)
-                run.worker.moved_at = now
+                run.worker.progress_at = now
         if self._stops and self._stop_at == math.inf:
             self._stop_at = now + self.grace
             for worker in workers:
-                worker.look_at = 0.0
+                worker.check_at = 0.0
                 self._take_back(worker)
-        idle = any(not worker.plain for worker in self.pool.at_work())
+        idle = any(not worker.plain for worker in self.pool.available())
         self._watch_at = math.inf
         for worker in workers:
             running = worker.runs.get(worker.board.running)
@@ -9636,12 +9634,12 @@ class Supervisor:
                 self._watch_at = min(self._watch_at, self._watch_run(running, now))
             elif worker.runs:
                 self._replace_if_unresponsive(worker, now)
-            if now >= worker.look_at:
+            if now >= worker.check_at:
                 beside = [run for run in worker.runs.values() if run.place]
-                worker.look_at = min(
+                worker.check_at = min(
                     (self._watch_run(run, now) for run in beside), default=math.inf
                 )
-            self._watch_at = min(self._watch_at, worker.look_at)
+            self._watch_at = min(self._watch_at, worker.check_at)
             if worker.plain > (running is not None):
                 self._watch_at = min(self._watch_at, now + SLOW)
                 slow = SLOW if idle else VERY_SLOW
@@ -9662,12 +9660,12 @@ class Supervisor:
                 about = claimed.id, claimed.name, took
                 logger.warning("job %d (%s) has been running for %.3g s", *about)
         if run.reason is None and (reason := self._reason(run, took, options.max_memory)):
-            if not board.ask(run.number, run.place, reason):
+            if not board.ask_to_end(run.number, run.place, reason):
                 return now
             run.reason, run.kill_at, within = reason, now, 0.0
             if reason == "stop":
                 run.kill_at = self._stop_at
-                within = self._stop_at - now - LAST_PART * self.grace
+                within = self._stop_at - now - CANCEL_PART * self.grace
             elif reason != "memory":
                 run.grace = self.grace if options.grace is None else options.grace.total_seconds()
                 if claimed.grace is not None:
@@ -9680,7 +9678,7 @@ class Supervisor:
             # might hit the next one: a moment later that is known.
             with board.held() as locked:
                 sure = locked or run.place > 0
-                run.kill_at = math.inf if sure else now + AGAIN
+                run.kill_at = math.inf if sure else now + RETRY_SOON
                 if sure and board.began(run):
                     worker.blameless = True
                     worker.kill()
@@ -9711,7 +9709,7 @@ class Supervisor:
         """Kills a worker that gets no turn to begin its next job, or any of its async jobs, which
         have no timeout before they have begun: a thread that an earlier job has left there may
         hold the interpreter."""
-        if not worker.is_process or now < worker.moved_at + self.unresponsive_after:
+        if not worker.is_process or now < worker.progress_at + self.unresponsive_after:
             return
         with worker.board.held():  # Else it may begin one before it is dead.
             if worker.blameless or any(map(worker.board.began, worker.runs.values())):
@@ -9734,7 +9732,7 @@ class Supervisor:
 
     # Attend: the duties that a supervisor has beside those of Duties
 
-    def _look(self, duties: Duties) -> None:
+    def _check_commits(self, duties: Duties) -> None:
         """Looks whether others have committed something."""
         if (changes := self.store.file.changes()) == self._changes:
             return
@@ -9750,7 +9748,7 @@ class Supervisor:
             for queue in sorted(before - paused):
                 self._duties.emit("queue_resumed", queue=queue)
 
-    def _see_workers(self, duties: Duties) -> None:
+    def _check_workers(self, duties: Duties) -> None:
         """Sees which workers died unnoticed, and whether the file that they hold is there."""
         for worker in list(self.pool.workers):
             if worker.dead:
@@ -9770,12 +9768,12 @@ class Supervisor:
         taken_back = True
         for worker in self.pool.workers:
             if cancelled:
-                worker.look_at = self._watch_at = 0.0
+                worker.check_at = self._watch_at = 0.0
             cancelled_here = any(run.claimed.id in self._cancelled for run in worker.runs.values())
             if worker.plain and (recalled or (cancelled_here and worker.board.running)):
                 taken_back = self._take_back(worker) and taken_back
         if not taken_back:
-            return AGAIN
+            return RETRY_SOON
         if recalled:
             self._recall = recall
         if recall is not None and not self._pending:
@@ -9791,11 +9789,11 @@ class Supervisor:
 # steer and to work. Everything above is put together here.
 ################################################################################
 
-PAGE = 500
+PAGE_SIZE = 500
 """Jobs that are read at a time when one iterates over all."""
 
 
-MOST_WORKERS = 10_000
+MAX_WORKERS = 10_000
 """Workers of a node, and coroutines that a worker may run at a time."""
 
 
@@ -10048,9 +10046,9 @@ class LiteJobs:
         def pages(match: Match) -> Iterator[Job[Any]]:
             while True:
                 with self.store.file.transaction(read_only=True) as tx:
-                    page = find_jobs(tx, match, PAGE, self)
+                    page = find_jobs(tx, match, PAGE_SIZE, self)
                 yield from page
-                if len(page) < PAGE:
+                if len(page) < PAGE_SIZE:
                     return
                 match = attrs.evolve(match, before=page[-1].id)
 
@@ -10127,7 +10125,7 @@ class LiteJobs:
             with self.store.file.transaction(read_only=True) as tx:
                 found = get_jobs(tx, left, self)
             if bar and sys.stderr.isatty():
-                _show_bar(found, total)
+                _print_bar(found, total)
             for job in found:
                 if job.finished:
                     left.remove(job.id)
@@ -10319,14 +10317,14 @@ class LiteJobs:
         """The schedules that the program declares, and the program."""
         program = program_of(self.target, self._made_in)
         schedules = [
-            self._bound(attrs.evolve(schedule, origin=json.dumps({program: module})), work)
+            self._with_work(attrs.evolve(schedule, origin=json.dumps({program: module})), work)
             for schedule, work, module in self._declared.values()
         ]
         for schedule in schedules:
             self.registry.named(schedule.definition)
         return schedules, program
 
-    def _bound(self, schedule: Schedule, work: object) -> Schedule:
+    def _with_work(self, schedule: Schedule, work: object) -> Schedule:
         """The schedule with what it enqueues."""
         if isinstance(work, type) and definition_of(work):
             work = work()
@@ -10480,10 +10478,10 @@ class LiteJobs:
             make = self._program() if threads is None else functools.partial(executor, *own)
             asked, what = (workers, "workers") if threads is None else (threads, "threads")
             size = at_least_one(
-                os.cpu_count() or 1 if asked is None else asked, what, most=MOST_WORKERS
+                os.cpu_count() or 1 if asked is None else asked, what, most=MAX_WORKERS
             )
             serves = self._serves(queues, node)
-            at_least_one(concurrency, "concurrency", most=MOST_WORKERS)
+            at_least_one(concurrency, "concurrency", most=MAX_WORKERS)
             jobs_each = math.inf if jobs_per_worker is None else jobs_per_worker
             seconds = duration(grace, "grace").total_seconds()
             pool = WorkerPool(make, threads is not None, size, concurrency, jobs_each, seconds)
@@ -10549,7 +10547,7 @@ class LiteJobs:
             return run_due(duties, runs, serves, prunes=not self.tested)
 
 
-def _show_bar(left: Sequence[Job[Any]], total: int) -> None:
+def _print_bar(left: Sequence[Job[Any]], total: int) -> None:
     """Shows on the terminal how many of *total* jobs have ended, and the progress of the rest."""
     ended = total - sum(not job.finished for job in left)
     shares = [job.progress.share or 0.0 for job in left if job.progress and not job.finished]
@@ -10757,7 +10755,7 @@ class ScheduleHandle:
         _refuse_while_importing()
         text = expression if isinstance(expression, str) else every_expression(expression)
         schedule = attrs.evolve(make_schedule(text, timezone, **how), name=self.name)
-        return self._jobs.store.schedules.put(self._jobs._bound(schedule, work))
+        return self._jobs.store.schedules.put(self._jobs._with_work(schedule, work))
 
     def pause(self) -> None:
         """Lets it fire nothing until it is resumed."""
@@ -10951,7 +10949,7 @@ class Pool:
 ################################################################################
 
 NEW_YEAR = datetime(2025, 1, 1, tzinfo=UTC)
-MOST_TURNS = 1_000
+MAX_TURNS = 1_000
 """How often `drain_all` turns the clock before it gives up."""
 
 OnErrors = Literal["raise", "keep"]
@@ -11086,13 +11084,13 @@ class Recorder:
         """
         __tracebackhide__ = True
         attempts = 0
-        for _ in range(MOST_TURNS):
+        for _ in range(MAX_TURNS):
             attempts += self.drain(errors=errors)
             _, due = self.jobs.store.stage(self.clock())
             if due is None:
                 return attempts
             self.clock.turn_to(from_micros(due))
-        turns = f"{MOST_TURNS:,} turns of the clock to {self.clock.now}"
+        turns = f"{MAX_TURNS:,} turns of the clock to {self.clock.now}"
         raise AssertionError(f"there is no end to it, after {turns}; {self._summary()}")
 
     def _check(self) -> None:
@@ -11536,7 +11534,7 @@ def _fire(jobs: LiteJobs, name: str) -> Output:
     return _values(jobs, [job])[0], f"{job.id}", 0
 
 
-def _switch(
+def _set_paused(
     verb: str, jobs: LiteJobs, name: Annotated[str | None, "default: all"] = None
 ) -> Output:
     changed = jobs.store.schedules.set_paused(name, verb == "pause")
@@ -11770,8 +11768,8 @@ _COMMANDS: Mapping[str, tuple[Any, ...]] = {
     "metrics": (_MINUTES, "what nodes did by minute, hour or day; the last is now", _METRICS),
     "schedules": (LiteJobs.schedules, "list schedules with their last and next times", _SCHEDULES),
     "fire": (_fire, "enqueue one job of a schedule now"),
-    "pause-schedule": (functools.partial(_switch, "pause"), "pause a schedule, or all"),
-    "resume-schedule": (functools.partial(_switch, "resume"), "resume a schedule, or all"),
+    "pause-schedule": (functools.partial(_set_paused, "pause"), "pause a schedule, or all"),
+    "resume-schedule": (functools.partial(_set_paused, "resume"), "resume a schedule, or all"),
     "backup": (_backup, "copy the file while jobs run"),
     "compact": (_compact, "give free space in the file back"),
     "doctor": (_doctor, "say what is wrong, with advice"),

@@ -302,14 +302,14 @@ class TestTheBoard:
         reports from being read: what they were about ran again, although it had returned."""
         board = Board(0)
         reports = [("report", number, Report(1, 2, 5)[:]) for number in (1, 2, 3)]
-        assert board.step(b"", 1)
-        assert board.step(pack(*reports[0]), 2)
-        assert board.step(pack(*reports[1]), 3)
+        assert board.start_next(b"", 1)
+        assert board.start_next(pack(*reports[0]), 2)
+        assert board.start_next(pack(*reports[1]), 3)
         assert board.revoke(9) == 3
         with board.held():
             assert list(board.collect()) == reports[:2]
             assert board.revoke(12) is None
-        assert not board.step(pack(*reports[2]), 4), "it was taken back"
+        assert not board.start_next(pack(*reports[2]), 4), "it was taken back"
         assert list(board.collect()) == reports[2:]
 
 
@@ -318,7 +318,7 @@ class TestTheRing:
     @given(st.lists(st.text() | st.integers(0, 3 * OUTPUT_KEPT).map(lambda n: "ab\xe9\n" * n)))
     def test_keeps_the_end_of_whatever_is_written(self, texts: list[str]) -> None:
         board = Board(0)
-        board.step(b"", 7)
+        board.start_next(b"", 7)
         for text in texts:
             board.keep_output(text)
         written = "".join(texts).encode(errors="backslashreplace")
@@ -327,14 +327,14 @@ class TestTheRing:
 
     def test_shows_lone_surrogates_as_escapes(self) -> None:
         board = Board(0)
-        board.step(b"", 7)
+        board.start_next(b"", 7)
         board.keep_output("caf\udce9")
         assert board.output_of(7) == "caf\\udce9"
 
     def test_keeps_nothing_of_what_is_written_between_jobs(self) -> None:
         board = Board(0)
-        board.step(b"", 7)
-        board.step(b"", 0)
+        board.start_next(b"", 7)
+        board.start_next(b"", 0)
         board.keep_output("lost")
         assert (board.output_of(7), board.output_of(0)) == ("", "")
 

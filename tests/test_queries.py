@@ -484,7 +484,7 @@ class TestIterating:
     def test_goes_through_all_pages_and_leaves_out_what_comes_meanwhile(
         self, jobs: LiteJobs, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(litejobs, "PAGE", 3)
+        monkeypatch.setattr(litejobs, "PAGE_SIZE", 3)
         for _ in range(8):
             add(jobs, key="ada")
         seen = []

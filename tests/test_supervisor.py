@@ -50,7 +50,7 @@ from litejobs import (
     Moved,
     WorkerError,
     pack,
-    used_by,
+    usage_of,
 )
 
 GRACE = 0.3
@@ -552,7 +552,7 @@ def test_a_flood_of_datagrams_at_the_wakeup_port_costs_little(
     node = programs.node(jobs.path)
     trouble.nap.enqueue(0).wait(PATIENT)
     [listed] = jobs.nodes()
-    before = used_by(node.pid)
+    before = usage_of(node.pid)
     sent, began = 0, time.monotonic()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as flood:
         while time.monotonic() < began + 1.5:
@@ -560,7 +560,7 @@ def test_a_flood_of_datagrams_at_the_wakeup_port_costs_little(
             sent += 1
             time.sleep(0.00002)
         job = trouble.nap.enqueue(0)
-    used = ((used_by(node.pid)[0] or 0) - (before[0] or 0)) / 1e9
+    used = ((usage_of(node.pid)[0] or 0) - (before[0] or 0)) / 1e9
     print(f"{sent} datagrams cost {used:.3f} s of CPU time")
     assert used < 0.3 * (time.monotonic() - began)
     assert job.wait(PATIENT).attempt == 1
@@ -1516,8 +1516,8 @@ def test_a_worker_that_begins_nothing_any_more_is_replaced(jobs: LiteJobs, log: 
         pool._supervisor.unresponsive_after = 0.3
         worker = trouble.whoami.enqueue().result(PATIENT)
         assert misdeeds.leave_a_hog.enqueue(str(log)).result(PATIENT) == "done"
-        spent = used_by(worker)[0] or 0
-        eventually(lambda: (used_by(worker)[0] or 0) > spent + 100_000_000)
+        spent = usage_of(worker)[0] or 0
+        eventually(lambda: (usage_of(worker)[0] or 0) > spent + 100_000_000)
         job = trouble.whoami.using(max_attempts=1).enqueue()
         assert job.result(PATIENT) != worker
         assert (job.refresh().attempt, job.errors) == (1, ())
@@ -1529,8 +1529,8 @@ def test_a_worker_that_begins_no_coroutine_any_more_is_replaced(jobs: LiteJobs, 
         pool._supervisor.unresponsive_after = 1.0
         worker = trouble.whoami.enqueue().result(PATIENT)
         assert misdeeds.leave_a_hog.enqueue(str(log)).result(PATIENT) == "done"
-        spent = used_by(worker)[0] or 0
-        eventually(lambda: (used_by(worker)[0] or 0) > spent + 100_000_000)
+        spent = usage_of(worker)[0] or 0
+        eventually(lambda: (usage_of(worker)[0] or 0) > spent + 100_000_000)
         job = surroundings.look_aside.using(max_attempts=1).enqueue()
         assert job.result(PATIENT)[0] != worker
         assert (job.refresh().attempt, job.errors) == (1, ())

@@ -483,7 +483,7 @@ class TestDrain:
         def poll() -> None:
             raise Snooze(timedelta(hours=1))
 
-        monkeypatch.setattr(litejobs, "MOST_TURNS", 24)
+        monkeypatch.setattr(litejobs, "MAX_TURNS", 24)
         poll.enqueue()
         problem = (
             r"no end to it, after 24 turns of the clock to 2025-01-02 .*\n +1 +poll\(\) +sched"

@@ -69,7 +69,7 @@ from litejobs import (
     TurnedClock,
     Unique,
     define,
-    judged,
+    final_report,
     not_begun,
     store_backoff,
     store_progress,
@@ -1231,7 +1231,7 @@ class LifeOfJobs(RuleBasedStateMachine):
             run = litejobs.Run(0, claimed, nobody, 0.0)
             reasons: dict[str, Any] = {"timeout": "timeout", "asked": "cancel"}
             run.reason = reasons.get(act)
-            return judged(run, report, self.registry, self.rng, "of course")
+            return final_report(run, report, self.registry, self.rng, "of course")
         return report
 
     def _exchange(self, node: str, acts: Sequence[str], ghosts: int, limit: int) -> None:
