@@ -5696,9 +5696,9 @@ class Schedules:
 
     file: File
     _rng: random.Random = attrs.field(factory=random.Random)
-    _latest: int = 0
+    _last_fired_at: int = 0
     """The time of the last firing: if it is earlier now, the clock was set back."""
-    _unusable: set[str] = attrs.field(factory=set)
+    _logged_unusable: set[str] = attrs.field(factory=set)
     """The schedules that were logged because this machine cannot fire them."""
 
     def fire(
@@ -5707,10 +5707,10 @@ class Schedules:
         """Enqueues the jobs of all schedules that are due by *now*; returns how many, and
         when the next one is due. Any number of nodes may do this: each tick fires once, and
         *on_fired* is called with its jobs where that was."""
-        if now < self._latest:
+        if now < self._last_fired_at:
             with self.file.transaction() as tx:
                 self._plan(tx, now)
-        self._latest = now
+        self._last_fired_at = now
         if (next_at := self._next_at(-1)) is None or next_at > now:
             return 0, next_at
         with self.file.transaction(read_only=True) as tx:
@@ -5732,9 +5732,9 @@ class Schedules:
 
     def _usable(self, schedule: Schedule) -> bool:
         """Whether this machine can fire a schedule; if not, another one may."""
-        if schedule.problem is not None and schedule.name not in self._unusable:
+        if schedule.problem is not None and schedule.name not in self._logged_unusable:
             logger.error("schedule %s cannot fire: %s", schedule.name, schedule.problem)
-            self._unusable.add(schedule.name)
+            self._logged_unusable.add(schedule.name)
         return schedule.problem is None
 
     def _fire(
@@ -5894,10 +5894,10 @@ def _with_state(new: Schedule, known: Schedule) -> Schedule:
 
 BURST_SECONDS = 0.01
 """Seconds of a queue's rate that may start at once, unless its burst says otherwise."""
-A_YEAR = 366 * 86_400.0
+LONGEST_WAIT = 366 * 86_400.0
 """Seconds after which a queue is looked at again, however small its rate is."""
-LONG_LOOK = 0.001
-LOOK_REST = 5
+SLOW_SCAN = 0.001
+SCAN_PAUSE = 5
 """A look at all lanes that takes more than so many seconds is not repeated for so many times
 as long."""
 
@@ -5936,7 +5936,7 @@ Lane = tuple[str, str, str]
 
 
 @attrs.frozen
-class Serves:
+class Subscription:
     """Which lanes a node takes jobs from."""
 
     names: frozenset[str]
@@ -5950,22 +5950,22 @@ class Serves:
         return here and name in self.names and (self.queues is None or queue in self.queues)
 
 
-Place = tuple[int, int, int]
+Position = tuple[int, int, int]
 """Where a ready job stands: its priority (with all bits inverted, which turns the order round and
 never overflows), due time and id."""
-_PLACE = "coalesce(~priority, 0), coalesce(~~run_at, 0), id"
+_POSITION = "coalesce(~priority, 0), coalesce(~~run_at, 0), id"
 """Integers whatever is in the columns."""
 
-FIRST_LOOK = 8
+FEW_JOBS = 8
 """With fewer ready jobs than this, each is read as a lane of its own."""
 _FIRST_FEW = f"""
-    SELECT queue, name, node, {_PLACE} FROM litejobs_job INDEXED BY litejobs_ready
-    WHERE state = 'pending' ORDER BY queue, name, node LIMIT {FIRST_LOOK}
+    SELECT queue, name, node, {_POSITION} FROM litejobs_job INDEXED BY litejobs_ready
+    WHERE state = 'pending' ORDER BY queue, name, node LIMIT {FEW_JOBS}
 """
-_HEADS = f"""
+_LANE_HEADS = f"""
     WITH RECURSIVE head (queue, name, node, urgency, run_at, id) AS (
         SELECT * FROM (
-            SELECT queue, name, node, {_PLACE}
+            SELECT queue, name, node, {_POSITION}
             FROM litejobs_job INDEXED BY litejobs_ready WHERE state = 'pending'
             ORDER BY queue, name, node, priority DESC, run_at, id LIMIT 1
         )
@@ -5990,8 +5990,8 @@ _HEADS = f"""
 """
 """The first job of each lane, by a few steps into the index for each. (To find it by such a
 comparison of row values would walk through all the jobs of a lane.)"""
-_OF_LANE = f"""
-    SELECT {_PLACE} FROM litejobs_job INDEXED BY litejobs_ready
+_JOBS_OF_LANE = f"""
+    SELECT {_POSITION} FROM litejobs_job INDEXED BY litejobs_ready
     WHERE state = 'pending' AND queue = ? AND name = ? AND node = ?
 """
 _IN_ORDER = "ORDER BY priority DESC, run_at, id"
@@ -6011,16 +6011,16 @@ class LaneReader:
     ended: bool = False
     """Whether there is nothing more to read."""
     _page: int = 4
-    _rows: deque[Place] = attrs.field(factory=deque)
+    _rows: deque[Position] = attrs.field(factory=deque)
 
-    def take(self, tx: Transaction | None) -> Place | None:
+    def take(self, tx: Transaction | None) -> Position | None:
         """Gives out the first; gives the next one's place, for which more is read if there
         is a transaction."""
         self.taken += 1
         if tx is not None and not self._rows and not self.ended:
             self._page = min(256, self._page * 2)
             one = "" if self.priority is None else f"AND priority = {self.priority}"
-            sql = f"{_OF_LANE} {one} {_IN_ORDER} LIMIT ? OFFSET ?"
+            sql = f"{_JOBS_OF_LANE} {one} {_IN_ORDER} LIMIT ? OFFSET ?"
             lane = self.queue, self.name, self.node
             rows: Any = tx.execute(sql, (*lane, self._page, self.taken)).fetchall()
             self._rows.extend(rows)
@@ -6041,7 +6041,7 @@ class Ready:
     gives may have been taken by others meanwhile: the claim shows.
     """
 
-    serves: Serves
+    subscription: Subscription
     settings: Mapping[str, QueueSettings] = attrs.field(factory=dict)
     now: int = 0
     taken: list[int] = attrs.field(factory=list)
@@ -6050,15 +6050,15 @@ class Ready:
     """When the rate of a queue that has jobs lets the next one start."""
     version: int | None = None
     """Of the file, when it was read; `None` if there may be more to see by now."""
-    _heads: list[tuple[Rank, Place, LaneReader]] = attrs.field(factory=list)
-    _aside: list[tuple[Rank, Place, LaneReader]] = attrs.field(factory=list)
+    _heads: list[tuple[Rank, Position, LaneReader]] = attrs.field(factory=list)
+    _postponed: list[tuple[Rank, Position, LaneReader]] = attrs.field(factory=list)
     """Of queues that may start no more for now, or for which workers have no room."""
-    _rooms: dict[str, list[float]] = attrs.field(factory=dict)
+    _capacities: dict[str, list[float]] = attrs.field(factory=dict)
     """By queue: how many more may run, and how many its rate lets start."""
     _passes: dict[str, float] = attrs.field(factory=dict)
     """By queue: how much it has had of its share."""
-    _given: set[LaneReader] = attrs.field(factory=set)
-    _rested_at: float = 0.0
+    _used_readers: set[LaneReader] = attrs.field(factory=set)
+    _scan_not_before: float = 0.0
     _tx: Transaction | None = None
     _readable: bool = False
     """Whether lanes are as they were when they were read, so that more of them can be."""
@@ -6067,35 +6067,35 @@ class Ready:
         """Begins a transaction: what was given out in the last one is claimed by now."""
         self._tx, self.now, self.settings = tx, tx.now, tx.cached(read_settings)
         self.taken, self.again_at, self._readable = [], None, True
-        self._rooms.clear()
-        for reader in self._given:
+        self._capacities.clear()
+        for reader in self._used_readers:
             reader.taken = 0
-        self._given.clear()
-        while self._aside:
-            heapq.heappush(self._heads, self._aside.pop())
+        self._used_readers.clear()
+        while self._postponed:
+            heapq.heappush(self._heads, self._postponed.pop())
         if self.version == tx.version:
             return
         self.version = None
         began = time.monotonic()
-        if self._heads and began < self._rested_at:
+        if self._heads and began < self._scan_not_before:
             self._readable = False
             return
         self.look(tx)
         self.version = tx.version
         took = time.monotonic() - began
-        self._rested_at = began + took * LOOK_REST if took > LONG_LOOK else 0.0
+        self._scan_not_before = began + took * SCAN_PAUSE if took > SLOW_SCAN else 0.0
 
     def look(self, tx: Transaction) -> bool:
         """Looks at all lanes; says whether there is a job."""
         # An idle node finds a few jobs.
         rows: Any = tx.execute(_FIRST_FEW).fetchall()
-        few = len(rows) < FIRST_LOOK
+        few = len(rows) < FEW_JOBS
         if not few:
-            rows = tx.execute(_HEADS).fetchall()
-        heads: Iterable[tuple[Place, LaneReader]] = [
+            rows = tx.execute(_LANE_HEADS).fetchall()
+        heads: Iterable[tuple[Position, LaneReader]] = [
             ((urgency, run_at, id), LaneReader(queue, name, node, ended=few))
             for queue, name, node, urgency, run_at, id in rows
-            if (queue, name, node) in self.serves
+            if (queue, name, node) in self.subscription
         ]
         if self.settings:
             # A queue that was empty has not saved up its turns meanwhile.
@@ -6104,7 +6104,7 @@ class Ready:
             self._passes = {each: max(start, self._passes.get(each, start)) for each in queues}
             heads = heads if few else self._by_age(tx, heads)
         self._heads = [(self._rank(place, reader), place, reader) for place, reader in heads]
-        self._aside = []
+        self._postponed = []
         heapq.heapify(self._heads)
         return bool(self._heads)
 
@@ -6115,7 +6115,7 @@ class Ready:
             if not self.settings:
                 return place[2], reader.name
             if not self._allows(reader.queue):
-                self._aside.append(heapq.heappop(self._heads))
+                self._postponed.append(heapq.heappop(self._heads))
             elif (now := self._rank(place, reader)) > rank:
                 # Others of its queue were given out meanwhile.
                 heapq.heapreplace(self._heads, (now, place, reader))
@@ -6124,14 +6124,14 @@ class Ready:
         return None
 
     @property
-    def rated(self) -> bool:
+    def has_rate(self) -> bool:
         """Whether the next job's queue has a rate, which is kept if it starts at once."""
         settings = self.settings.get(self._heads[0][2].queue)
         return settings is not None and settings.per_second is not None
 
-    def pass_over(self, names: frozenset[str]) -> None:
+    def leave_out(self, names: frozenset[str]) -> None:
         """Leaves the jobs of these definitions where they are until the next transaction."""
-        self._aside += [head for head in self._heads if head[2].name in names]
+        self._postponed += [head for head in self._heads if head[2].name in names]
         self._heads = [head for head in self._heads if head[2].name not in names]
         heapq.heapify(self._heads)
 
@@ -6150,10 +6150,10 @@ class Ready:
             raise StopIteration
         _, (_, _, id), reader = self._heads[0]
         self.taken.append(id)
-        self._given.add(reader)
+        self._used_readers.add(reader)
         if self.settings:
             queue = reader.queue
-            self._rooms[queue] = [left - 1 for left in self._room(queue)]
+            self._capacities[queue] = [left - 1 for left in self._room(queue)]
             # Source of the passes: C. Waldspurger and W. Weihl, "Stride Scheduling", MIT, 1995.
             if any(settings.weight for settings in self.settings.values()):
                 settings = self.settings.get(queue)
@@ -6166,7 +6166,7 @@ class Ready:
             heapq.heappop(self._heads)
         return id, reader.name
 
-    def _rank(self, place: Place, reader: LaneReader) -> Rank:
+    def _rank(self, place: Position, reader: LaneReader) -> Rank:
         """What a job is ordered by: its priority, raised by its age; then, the share that
         its queue has had; then the time when it became due."""
         if not self.settings:
@@ -6178,14 +6178,14 @@ class Ready:
         return urgency, self._passes.get(queue, 0.0), run_at, id
 
     def _room(self, queue: str) -> list[float]:
-        if (room := self._rooms.get(queue)) is None:
+        if (room := self._capacities.get(queue)) is None:
             assert self._tx is not None
             settings = self.settings.get(queue) or QueueSettings(queue)
             slots = 0.0 if settings.paused else math.inf
             if slots and settings.concurrency is not None:
                 slots = settings.concurrency - count_running(self._tx, queue)
             room = [slots, count_tokens(self._tx, settings, self.now)]
-            self._rooms[queue] = room
+            self._capacities[queue] = room
         return room
 
     def _allows(self, queue: str) -> bool:
@@ -6194,13 +6194,13 @@ class Ready:
         if slots >= 1 > tokens:
             # Rounded up, and a little more, lest it come a moment too early for ever.
             rate = self.settings[queue].per_second or math.inf
-            at = self.now + math.ceil(min(A_YEAR, (1 - tokens) / rate) * 1e6) + 1
+            at = self.now + math.ceil(min(LONGEST_WAIT, (1 - tokens) / rate) * 1e6) + 1
             self.again_at = min(self.again_at or at, at)
         return min(slots, tokens) >= 1
 
     def _by_age(
-        self, tx: Transaction, heads: Iterable[tuple[Place, LaneReader]]
-    ) -> Iterator[tuple[Place, LaneReader]]:
+        self, tx: Transaction, heads: Iterable[tuple[Position, LaneReader]]
+    ) -> Iterator[tuple[Position, LaneReader]]:
         """The heads of lanes; where jobs age, the first of each priority, since that is the
         oldest one."""
         for place, reader in heads:
@@ -6214,7 +6214,7 @@ class Ready:
                 lane = reader.queue, reader.name, reader.node
                 yield following, LaneReader(*lane, priority)
                 # The plus: in a damaged index one could go round for ever.
-                lower = f"{_OF_LANE} AND priority < ? AND +priority < ? {_IN_ORDER} LIMIT 1"
+                lower = f"{_JOBS_OF_LANE} AND priority < ? AND +priority < ? {_IN_ORDER} LIMIT 1"
                 following = tx.execute(lower, (*lane, priority, priority)).fetchone()
 
 
@@ -6225,7 +6225,7 @@ class Ready:
 # its processes holds a lock, which the operating system releases when the process ends.
 ################################################################################
 
-LOST = "the node ended while it held the job"
+NODE_LOST = "the node ended while it held the job"
 LOST_LIMIT = 5
 """How many nodes may die while they hold a job before it is a dead letter."""
 MISSING_LIMIT = 30.0
@@ -6271,7 +6271,7 @@ class Nodes:
     """The nodes that are listed in the file, and the jobs that they hold."""
 
     file: File
-    _shares: dict[int, tuple[FileId, contextlib.ExitStack]] = attrs.field(factory=dict)
+    _locks: dict[int, tuple[FileId, contextlib.ExitStack]] = attrs.field(factory=dict)
     """Of the nodes of this process: the lock file, and the share that is held of its lock."""
     _missing: dict[int, tuple[int, int]] = attrs.field(factory=dict)
     """Nodes without a lock file: when that was last seen, and for how many microseconds in all,
@@ -6282,14 +6282,14 @@ class Nodes:
         name: str,
         port: int,
         workers: int,
-        serves: Serves,
+        subscription: Subscription,
         known: Sequence[Mapping[str, Any]],
     ) -> int:
         """Lists a node and takes the first share of its lock, before others can see it; gives its
         id. Stores the options of its *known* definitions, for jobs inserted by hand, and the
         hidden fields of their payloads, for programs that open the file without them."""
-        queues = None if serves.queues is None else json.dumps(sorted(serves.queues))
-        columns = name, os.getpid(), port, workers, queues, json.dumps(sorted(serves.names))
+        queues = None if subscription.queues is None else json.dumps(sorted(subscription.queues))
+        columns = name, os.getpid(), port, workers, queues, json.dumps(sorted(subscription.names))
         give_up = time.monotonic() + NAME_TIMEOUT
         node = 0
         while not node:
@@ -6310,9 +6310,9 @@ class Nodes:
                         )
                         node = tx.connection.last_insert_rowid()
                         _store_definitions(tx, known)
-                        self._take_share(node)
+                        self._create_lock(node)
             except BaseException:
-                self.let_go(node)
+                self.release_lock(node)
                 raise
             if pid is not None:
                 if time.monotonic() > give_up:
@@ -6331,10 +6331,10 @@ class Nodes:
         with contextlib.suppress(OSError):
             for path in map(str, self.file.path.parent.iterdir()):
                 if path.startswith(self.file.presence_path("")) and path not in listed:
-                    with gone(path):
+                    with lock_of_dead(path):
                         pass
 
-    def _take_share(self, node: int) -> None:
+    def _create_lock(self, node: int) -> None:
         """Creates the lock file with the mode and group of the queue's file, and as root its
         owner, as SQLite does with the WAL: every user of the queue has to find out whether this
         node lives."""
@@ -6350,24 +6350,24 @@ class Nodes:
                     except OSError:
                         mode &= ~0o060  # It would be for another group.
                     os.fchmod(made, mode)
-        self._shares[node] = _file_id(path), hold(path)
+        self._locks[node] = _file_id(path), lock_shared(path)
 
     def renew(self, node: int) -> bool:
         """Creates the lock file of a node here again if it was removed or replaced, and takes the
         first share; says whether it did. Other processes still hold their shares of the old one."""
         path = self.file.presence_path(node)
-        if node not in self._shares or _file_id(path) == self._shares[node][0]:
+        if node not in self._locks or _file_id(path) == self._locks[node][0]:
             return False
-        old = self._shares[node]
+        old = self._locks[node]
         with _translated_errors(path), contextlib.suppress(FileNotFoundError):
             os.unlink(path)
-        self._take_share(node)
+        self._create_lock(node)
         old[1].close()
         return True
 
-    def let_go(self, node: int) -> None:
+    def release_lock(self, node: int) -> None:
         """Gives back the share of a node here."""
-        if share := self._shares.pop(node, None):
+        if share := self._locks.pop(node, None):
             share[1].close()
 
     def hidden(self) -> dict[str, frozenset[str]]:
@@ -6401,7 +6401,7 @@ class Nodes:
         """Whether a node is listed; if not, another one has found it dead."""
         return bool(self.file.read("SELECT 1 FROM litejobs_node WHERE id = ?", (node,)))
 
-    def refuse_unlisted(self, node: int) -> None:
+    def check_listed(self, node: int) -> None:
         """Raises an error if a node is not listed: no other node would rescue its jobs."""
         if not self.is_listed(node):
             problem = "this process is not listed any more as one at work: it has to join anew"
@@ -6414,7 +6414,7 @@ class Nodes:
     def is_alive(self, node: int, if_unknown: bool = False) -> bool:
         """Whether one of its processes is there."""
         try:
-            alone = lock_alone(self.file.presence_path(node))
+            alone = lock_exclusive(self.file.presence_path(node))
         except FileError:
             return if_unknown
         if alone is not None:
@@ -6429,7 +6429,7 @@ class Nodes:
         LOST_LIMIT losses a job is a dead letter. If it cannot be known whether the node lives, it
         keeps its jobs, unless its lock file stays missing.
         """
-        with gone(self.file.presence_path(node)) as dead:
+        with lock_of_dead(self.file.presence_path(node)) as dead:
             if dead is not None:
                 self._missing.pop(node, None)
                 return self._take_over(node) if dead else []
@@ -6472,7 +6472,7 @@ class Nodes:
                 WHERE id IN carray(:ids)
                 """,
                 limit=LOST_LIMIT,
-                problem=LOST,
+                problem=NODE_LOST,
             )
             cancel_returned(tx)
             tx.execute("DELETE FROM litejobs_node WHERE id = ?", (node,))
@@ -6493,7 +6493,7 @@ class Nodes:
             )
             cancel_returned(tx)
 
-    def asked(self, node: int) -> tuple[list[int], int | None]:
+    def requests(self, node: int) -> tuple[list[int], int | None]:
         """The ids of cancelled jobs that a node still runs; and the number of the recall, if it
         has to take back the jobs that its workers have not started."""
         sql = "SELECT id FROM litejobs_job WHERE cancel_at IS NOT NULL AND holder = ?"
@@ -6501,7 +6501,7 @@ class Nodes:
         with self.file.transaction(read_only=True) as tx:
             return _column(tx, sql, (node,)), _one_number(tx, recall, (node,))
 
-    def recalled(self, node: int, recall: int) -> None:
+    def confirm_recall(self, node: int, recall: int) -> None:
         """Notes that a node has taken back its jobs, unless there is another recall by now."""
         with self.file.transaction() as tx:
             sql = "UPDATE litejobs_node SET recall = NULL WHERE id = ? AND recall = ?"
@@ -6521,7 +6521,7 @@ def _store_definitions(tx: Transaction, known: Sequence[Mapping[str, Any]]) -> N
     )
 
 
-def hold(path: str) -> contextlib.ExitStack:
+def lock_shared(path: str) -> contextlib.ExitStack:
     """Takes a share of the lock of a node, in one of its processes."""
     with _translated_errors(path):
         held = lock(path, exclusive=False, wait=BUSY_TIMEOUT)
@@ -6534,7 +6534,7 @@ def hold(path: str) -> contextlib.ExitStack:
 _log_once = functools.lru_cache(100)(logger.error)
 
 
-def lock_alone(path: str) -> contextlib.ExitStack | None:
+def lock_exclusive(path: str) -> contextlib.ExitStack | None:
     """Takes the whole lock, unless a process holds a share. A `FileError` means that this cannot
     be known."""
     try:
@@ -6548,13 +6548,13 @@ def lock_alone(path: str) -> contextlib.ExitStack | None:
 
 
 @contextlib.contextmanager
-def gone(path: str) -> Iterator[bool | None]:
+def lock_of_dead(path: str) -> Iterator[bool | None]:
     """Whether certainly no process holds a share; `None` if there is no lock file. If so, none
     can take one until the block ends; then the file is removed. Processes that ask at the same
     moment may all get the answer no, so callers have to ask again."""
     alone, missing = None, False
     try:
-        alone = lock_alone(path)
+        alone = lock_exclusive(path)
     except FileError as error:
         missing = isinstance(error.__cause__, FileNotFoundError)
     if alone is None:
@@ -6576,9 +6576,9 @@ Span = Literal["minute", "hour", "day"]
 SPANS: Mapping[str, int] = {"minute": 60_000_000, "hour": 3_600_000_000, "day": 86_400_000_000}
 """In microseconds."""
 MEASURED: tuple[State, ...] = ("completed", "failed", "retrying", "cancelled")
-SAMPLE = 8
+SAMPLE_SIZE = 8
 """How many jobs of an exchange are measured."""
-METRICS_KEPT = 90 * SPANS["day"]
+METRIC_RETENTION = 90 * SPANS["day"]
 _METRIC = "span, time, queue, name, measure, bucket, number"
 
 
@@ -6627,7 +6627,7 @@ class Meter:
     )
     """By minute, queue, name, measure and bucket."""
 
-    def note(self, settlements: Sequence[Settlement], groups: Mapping[Group, int]) -> None:
+    def count(self, settlements: Sequence[Settlement], groups: Mapping[Group, int]) -> None:
         """Counts all jobs, and measures a sample of them."""
         counts, now = self._counts, self.file.clock()
         minute = now - now % SPANS["minute"]
@@ -6635,7 +6635,7 @@ class Meter:
             if state in MEASURED:
                 counts[minute, queue, name, state, 0] += number
         size = len(settlements)
-        step = -(-size // SAMPLE) or 1
+        step = -(-size // SAMPLE_SIZE) or 1
         for start in range(0, size, step):
             weight = min(step, size - start)
             # At random: every second job may be of another kind.
@@ -6662,10 +6662,10 @@ class Meter:
                 )
             self._counts = defaultdict(int)
 
-    def fold(self, now: int) -> bool:
+    def roll_up(self, now: int) -> bool:
         """Adds up minutes that are older than a day into hours, one hour at a time, and deletes
-        hours after METRICS_KEPT; says whether it did anything."""
-        hour, old = SPANS["hour"], now - METRICS_KEPT
+        hours after METRIC_RETENTION; says whether it did anything."""
+        hour, old = SPANS["hour"], now - METRIC_RETENTION
         end = now - now % hour - SPANS["day"]
         minutes = "SELECT min(time) FROM litejobs_metric WHERE span = 60 AND time < ?"
         outdated = "FROM litejobs_metric WHERE span = 3600 AND time < ?"
@@ -6786,7 +6786,7 @@ OVERDUE = 60_000_000
 LATE = 3_600_000_000
 """Microseconds that a job may be ready: while no node is at work, and while one is."""
 LARGE_WAL = 128 * MEBIBYTE
-_RECOUNTED = f"""
+_ACTUAL_COUNTS = f"""
     SELECT state, queue, name, count(*) AS number FROM litejobs_job INDEXED BY litejobs_shelf
     WHERE {COUNTED} AND queue IS NOT NULL GROUP BY queue, name, state
 """
@@ -6797,11 +6797,11 @@ def _when(moment: datetime | int | None) -> str:
     return f"{moment:%Y-%m-%d %H:%M:%S} UTC"
 
 
-def _many(number: int, noun: str) -> str:
+def _quantity(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _many_in_sql(noun: str, number: str = "count(*)") -> str:
+def _quantity_in_sql(noun: str, number: str = "count(*)") -> str:
     return f"{number} || iif({number} = 1, ' {noun}', ' {noun}s')"
 
 
@@ -6815,16 +6815,16 @@ def _out_of_bounds(table: str, id: str, *completed: str) -> str:
     return f"SELECT * FROM ({sql}) WHERE wrong IS NOT NULL LIMIT 10"
 
 
-_MISCOUNTED = f"""
+_WRONG_COUNTS = f"""
     SELECT state, queue, name, sum(kept), sum(number) FROM (
         SELECT state, queue, name, number AS kept, 0 AS number FROM litejobs_count
-        UNION ALL SELECT state, queue, name, 0, number FROM ({_RECOUNTED})
+        UNION ALL SELECT state, queue, name, 0, number FROM ({_ACTUAL_COUNTS})
     ) GROUP BY state, queue, name HAVING sum(kept) <> sum(number)
 """
 _UNKNOWN = ":known IS NOT NULL AND {} NOT IN (SELECT value FROM json_each(:known))"
 _PENDING = "litejobs_job INDEXED BY litejobs_ready WHERE state = 'pending'"
 _PAUSED = "SELECT name FROM litejobs_queue WHERE paused"
-_JOB_COUNT, _WAITING_COUNT = _many_in_sql("job"), _many_in_sql("waiting job", "sum(number)")
+_JOB_COUNT, _WAITING_COUNT = _quantity_in_sql("job"), _quantity_in_sql("waiting job", "sum(number)")
 PROBLEMS: Sequence[tuple[Level, str, str, str, str]] = (
     (
         "error", "job {0!r}", "its {1} is out of bounds",
@@ -6837,7 +6837,7 @@ PROBLEMS: Sequence[tuple[Level, str, str, str, str]] = (
     ),
     (
         "error", "{0} jobs of {2!r} in queue {1!r}", "counted as {3}, but there are {4}",
-        "`litejobs doctor … --repair` counts them anew", _MISCOUNTED,
+        "`litejobs doctor … --repair` counts them anew", _WRONG_COUNTS,
     ),
     (
         "warning", "a program",
@@ -6857,7 +6857,7 @@ PROBLEMS: Sequence[tuple[Level, str, str, str, str]] = (
     (
         "warning", "node {0}", "is not listed, and holds {1}",
         "a node at work takes them over within a minute: `litejobs run …`",
-        f"SELECT holder, {_many_in_sql('job', 'number')} FROM ({_UNLISTED})",
+        f"SELECT holder, {_quantity_in_sql('job', 'number')} FROM ({_UNLISTED})",
     ),
     (
         "warning", "definition {0!r}", "{who} has it, for {1}",
@@ -6900,7 +6900,7 @@ PROBLEMS: Sequence[tuple[Level, str, str, str, str]] = (
         "warning", "queue {0!r}", "is paused, with {1}",
         "when they may run: `litejobs queue … {quoted} --resume`",
         f"""
-        SELECT queue, {_many_in_sql("waiting job")}
+        SELECT queue, {_quantity_in_sql("waiting job")}
         FROM {_PENDING} AND queue IN ({_PAUSED}) GROUP BY queue
         """,
     ),
@@ -6926,7 +6926,7 @@ PROBLEMS: Sequence[tuple[Level, str, str, str, str]] = (
         "warning", "definition {1!r}", "{2} in queue {0!r}",
         "see `litejobs list … --state failed`, then retry or delete them",
         f"""
-        SELECT queue, name, {_many_in_sql("dead letter", "number")}
+        SELECT queue, name, {_quantity_in_sql("dead letter", "number")}
         FROM litejobs_count WHERE state = 'failed' AND number > 0
         """,
     ),
@@ -6939,13 +6939,13 @@ def find_problems(nodes: Nodes) -> Iterator[Finding]:
     """All problems of a queue, in sentences for the person in charge; none, if all is well."""
     file, live = nodes.file, list[Node]()
     with file.second_connection() as connection:
-        if broken := [*_broken(connection)]:
+        if broken := [*_find_damage(connection)]:
             yield from broken  # The rest of the file cannot be trusted.
             return
         for node in nodes.all():
             alone = None
             try:
-                alone = lock_alone(file.presence_path(node.id))
+                alone = lock_exclusive(file.presence_path(node.id))
             except FileError as error:
                 yield Finding(
                     "error", f"node {node.name!r}", f"whether it lives cannot be known: {error}",
@@ -6957,7 +6957,7 @@ def find_problems(nodes: Nodes) -> Iterator[Finding]:
             else:
                 alone.close()
         tx = Transaction(file, connection, own=False)
-        yield from _checked(tx, live)
+        yield from _find_problems_in(tx, live)
         for schedule in read_schedules(tx, "NOT paused"):
             right = None if schedule.problem else schedule.planned(tx.now).next_tick
             if schedule.problem:
@@ -6981,7 +6981,7 @@ def find_problems(nodes: Nodes) -> Iterator[Finding]:
             )  # fmt: skip
 
 
-def _checked(tx: Transaction, live: Sequence[Node]) -> Iterator[Finding]:
+def _find_problems_in(tx: Transaction, live: Sequence[Node]) -> Iterator[Finding]:
     """The PROBLEMS that there are, while these nodes are at work."""
     if live:
         names = [node.names for node in live]
@@ -7008,7 +7008,7 @@ def _checked(tx: Transaction, live: Sequence[Node]) -> Iterator[Finding]:
             yield Finding(level, *(text.format(*row, **texts) for text in sentences))
 
 
-def _broken(connection: apsw.Connection) -> Iterator[Finding]:
+def _find_damage(connection: apsw.Connection) -> Iterator[Finding]:
     """What makes the file unreadable, or ours no more."""
     advice = "restore a backup, or save what can be read: sqlite3 FILE .recover"
     try:
@@ -7035,7 +7035,7 @@ def _broken(connection: apsw.Connection) -> Iterator[Finding]:
                     ids.append(str(id))
             if ids:
                 yield Finding(
-                    "error", f"the {column} of {_many(len(ids), 'job')}",
+                    "error", f"the {column} of {_quantity(len(ids), 'job')}",
                     f"cannot be read as JSON: {', '.join(ids[:5])}",
                     "restore a backup, or enqueue these jobs anew and `litejobs delete …` them",
                 )  # fmt: skip
@@ -7068,10 +7068,10 @@ def repair(file: File) -> int:
     with file.transaction() as tx:
         for index in sorted(damaged):
             tx.execute(f"REINDEX {index}")
-        repaired = len(damaged) + len(tx.execute(_MISCOUNTED).fetchall())
+        repaired = len(damaged) + len(tx.execute(_WRONG_COUNTS).fetchall())
         tx.execute("DELETE FROM litejobs_meta WHERE name = 'old_sqlite'")
         tx.execute("DELETE FROM litejobs_count")
-        tx.execute(f"INSERT INTO litejobs_count (state, queue, name, number) {_RECOUNTED}")
+        tx.execute(f"INSERT INTO litejobs_count (state, queue, name, number) {_ACTUAL_COUNTS}")
     return repaired
 
 
@@ -7114,7 +7114,7 @@ def _explanation(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> str:
         "paused": "a person holds it, until it is released",
         "scheduled": f"it is due at {due}",
         "retrying": f"attempt {job.attempt} failed ({job.error}), and the next one is due at {due}",
-        "failed": f"it failed at {ended}, after {_many(job.attempt, 'attempt')}: {job.error}",
+        "failed": f"it failed at {ended}, after {_quantity(job.attempt, 'attempt')}: {job.error}",
         "cancelled": f"it was cancelled at {ended}{f': {job.error}' if cancelled else ''}",
     }.get(job.state, f"it completed at {ended}")
 
@@ -7151,7 +7151,7 @@ def _pending_reason(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> str
     """
     position = job.queue, job.priority, to_micros(job.run_at), job.id
     if ahead := tx.execute(sql, position).get:
-        return f"it is ready, behind {_many(ahead, 'more urgent job')} of its queue"
+        return f"it is ready, behind {_quantity(ahead, 'more urgent job')} of its queue"
     return "it is ready, and next in its queue"
 
 
@@ -7207,14 +7207,14 @@ class Store:
         settlements: Sequence[Settlement],
         node: int,
         choose: Callable[[Ready], list[int]],
-        serves: Serves,
+        subscription: Subscription,
         progress: Mapping[tuple[int, int], str] = {},
     ) -> Exchanged:
         """Stores progress, settles jobs, and claims those that *choose* picks from the ready ones,
         in one transaction."""
         ready, self._ready = self._ready, None  # Read again after an error.
-        if ready is None or ready.serves is not serves:
-            ready = Ready(serves)
+        if ready is None or ready.subscription is not subscription:
+            ready = Ready(subscription)
         with self.file.transaction() as tx:
             if progress:
                 _keep_progress(tx, progress)
@@ -7225,7 +7225,7 @@ class Store:
             ids = choose(ready)
             claimed = _claim(tx, ids, node) if ids else []
             ready.spend(claimed)
-        self.meter.note(settled, groups)
+        self.meter.count(settled, groups)
         ready.version = tx.version + 1 if ready.version and ids == ready.taken else None
         self._ready = ready
         late = len(settlements) - len(settled)
@@ -7239,7 +7239,7 @@ class Store:
             try:
                 with self.file.transaction() as tx:
                     settled, groups, _ = _settle(tx, settlements[:1])
-                self.meter.note(settled, groups)
+                self.meter.count(settled, groups)
             except FileError as error:
                 if not isinstance(error.__cause__, ROW_ERRORS):
                     raise
@@ -7407,7 +7407,7 @@ class Store:
         """Removes a node from the list, and rescues the jobs that it still holds."""
         with contextlib.suppress(FileError):
             self.nodes.renew(node)  # Without a lock file, nobody would know that it has ended.
-        self.nodes.let_go(node)
+        self.nodes.release_lock(node)
         try:
             with contextlib.suppress(FileReplacedError):
                 self.nodes.rescue(node)
@@ -7415,12 +7415,12 @@ class Store:
         finally:
             self.file.node_count -= 1
 
-    def unserved(self, serves: Serves) -> bool:
-        """Whether jobs that *serves* takes are pending, running or retrying, in queues that are
-        not paused."""
+    def has_work(self, subscription: Subscription) -> bool:
+        """Whether a job of the subscription is pending in a queue that is not paused, or running or
+        retrying in any queue."""
         with self.file.transaction(read_only=True) as tx:
             paused = {name for name, known in read_settings(tx).items() if known.paused}
-            if Ready(attrs.evolve(serves, paused=frozenset(paused))).look(tx):
+            if Ready(attrs.evolve(subscription, paused=frozenset(paused))).look(tx):
                 return True
             served = """
                 name IN (SELECT value FROM json_each(:names)) AND node IN ('', :node)
@@ -7433,9 +7433,11 @@ class Store:
                 WHERE state IN ('scheduled', 'retrying') AND state = 'retrying' AND {served}
                 LIMIT 1
             """
-            queues = None if serves.queues is None else json.dumps(sorted(serves.queues))
-            names = json.dumps(sorted(serves.names))
-            bindings = {"names": names, "queues": queues, "node": serves.node}
+            queues = (
+                None if subscription.queues is None else json.dumps(sorted(subscription.queues))
+            )
+            names = json.dumps(sorted(subscription.names))
+            bindings = {"names": names, "queues": queues, "node": subscription.node}
             return tx.execute(sql, bindings).get is not None
 
 
@@ -7684,9 +7686,9 @@ class Events:
         """Logs an event and passes it on. It never blocks, and never fails."""
         if event.kind in _LEVELS:
             logger.log(_LEVELS[event.kind], "%s", event)
-        self.pass_on(event)
+        self.dispatch(event)
 
-    def pass_on(self, event: Event) -> None:
+    def dispatch(self, event: Event) -> None:
         """Has the callbacks called: soon, in their thread, or here and now in a drain."""
         if event.kind not in self.listened:
             return
@@ -7710,7 +7712,7 @@ class Events:
                 self._warn_of_dropped()
 
     @contextlib.contextmanager
-    def called_at_once(self) -> Iterator[None]:
+    def dispatched_at_once(self) -> Iterator[None]:
         """Inside, callbacks are called where events happen; earlier events come first."""
         self.close()
         self._at_once += 1
@@ -7765,7 +7767,7 @@ POLL_INTERVAL = 0.5
 """Seconds between two checks for commits that sent no wake-up."""
 FIRE_DELAY = 0.05
 """Seconds within which a node that was woken checks whether a schedule has changed."""
-EARLIEST = 0.02
+EARLY_BY = 0.02
 """Seconds by which a duty may come early, so that an idle node wakes once for several."""
 
 Duty = Callable[["Duties"], float | None]
@@ -7796,12 +7798,12 @@ def take_over(duties: Duties, id: int, node: str, pid: int) -> None:
         return
     logger.warning("rescued %d jobs of node %s (pid %d)", len(lost), node, pid)
     duties.on_ready()
-    now, error = from_micros(duties.store.clock()), f"NodeLost: {LOST}"
+    now, error = from_micros(duties.store.clock()), f"NodeLost: {NODE_LOST}"
     for job, name, queue, attempt, given_up in lost:
         crashed = Event("crashed", now, node, job, name, queue, attempt, error=error)
-        duties.events.pass_on(crashed)
+        duties.events.dispatch(crashed)
         if given_up:
-            duties.events.pass_on(attrs.evolve(crashed, kind="failed"))
+            duties.events.dispatch(attrs.evolve(crashed, kind="failed"))
 
 
 def prune(duties: Duties) -> float | None:
@@ -7809,25 +7811,25 @@ def prune(duties: Duties) -> float | None:
     time, with pauses nine times as long for others to write."""
     began = time.monotonic()
     more = duties.store.prune(duties.store.clock()) or duties.store.shrink()
-    return max(4 * EARLIEST, 9 * (time.monotonic() - began)) if more else None
+    return max(4 * EARLY_BY, 9 * (time.monotonic() - began)) if more else None
 
 
 DUTIES: Mapping[str, tuple[float, Duty]] = {
     "rescue": (1.0, rescue),
     "rescue_from_unlisted": (60.0, rescue_from_unlisted),
-    "expire": (60.0, lambda duties: duties.do_due(duties.store.expire)),
+    "expire": (60.0, lambda duties: duties.do_until(duties.store.expire)),
     "fire": (
         60.0,
-        lambda duties: duties.do_due(lambda now: duties.store.schedules.fire(now, duties.fired)),
+        lambda duties: duties.do_until(lambda now: duties.store.schedules.fire(now, duties.fired)),
     ),
-    "stage": (60.0, lambda duties: duties.do_due(duties.store.stage)),
-    "admit": (60.0, lambda duties: duties.do_due(lambda now: (duties.store.admit(), None))),
+    "stage": (60.0, lambda duties: duties.do_until(duties.store.stage)),
+    "admit": (60.0, lambda duties: duties.do_until(lambda now: (duties.store.admit(), None))),
     "prune": (60.0, prune),
     "forget_statistics": (60.0, lambda duties: duties.store.forget_statistics()),
     "flush_metrics": (5.0, lambda duties: duties.store.meter.flush()),
-    "fold_metrics": (
+    "roll_up_metrics": (
         600.0,
-        lambda duties: 1.0 if duties.store.meter.fold(duties.store.clock()) else None,
+        lambda duties: 1.0 if duties.store.meter.roll_up(duties.store.clock()) else None,
     ),
     "extend_wal": (60.0, lambda duties: duties.store.file.extend_wal()),
 }
@@ -7856,20 +7858,20 @@ class Duties:
         for name in names:
             self.table[name][1](self)
 
-    def call(self, *names: str, within: float = 0.0) -> None:
+    def make_due(self, *names: str, within: float = 0.0) -> None:
         """Makes these due within so many seconds."""
         by = time.monotonic() + within
         for name in names:
             self._due[name] = min(self._due[name], by)
 
     @property
-    def soonest(self) -> float:
+    def next_due_at(self) -> float:
         """When the next one is due."""
         return min(self._due[name] for name in self.table)
 
-    def attend(self) -> None:
+    def do_due(self) -> None:
         """Does those that are due. After a BusyError, they stay due."""
-        soon = time.monotonic() + EARLIEST
+        soon = time.monotonic() + EARLY_BY
         for name, (interval, duty) in self.table.items():
             if self._due[name] > soon:
                 continue
@@ -7882,7 +7884,7 @@ class Duties:
                 wanted = 1.0
             self._due[name] = time.monotonic() + (interval if wanted is None else wanted)
 
-    def do_due(self, act: Callable[[int], tuple[int, int | None]]) -> float | None:
+    def do_until(self, act: Callable[[int], tuple[int, int | None]]) -> float | None:
         """Does what is due by now; returns the seconds until more is, no more than one, since the
         clock may be set."""
         now = self.store.clock()
@@ -7925,7 +7927,7 @@ IMPORTING = contextvars.ContextVar("IMPORTING", default=False)
 """Whether a worker is importing the program, which must not work or enqueue meanwhile."""
 IS_FROZEN = hasattr(sys, "frozen")
 """Whether a tool such as PyInstaller packed the program, so that it is `sys.executable`."""
-THAW = (
+FREEZE_HINT = (
     "call multiprocessing.freeze_support() right after "
     '`if __name__ == "__main__":`, before anything else, or use threads='
 )
@@ -8043,7 +8045,7 @@ def check_frozen() -> None:
             with contextlib.suppress(Exception):  # A loader may fail in any way.
                 codes.append(module.__spec__.loader.get_code(name))  # type: ignore[union-attr]
     if not any(code and b"freeze_support" in marshal.dumps(code) for code in codes):
-        raise WorkerError(f"a frozen program has no workers without freeze_support: {THAW}")
+        raise WorkerError(f"a frozen program has no workers without freeze_support: {FREEZE_HINT}")
 
 
 ################################################################################
@@ -8380,7 +8382,7 @@ def work_in_child(
     threading.Thread(target=end_with_supervisor, daemon=True).start()
     for stream in {sys.stdout, sys.stderr}:
         keep_output(stream, board)
-    with hold(presence):
+    with lock_shared(presence):
         work(connection, board, make, time.process_time_ns)
 
 
@@ -8641,8 +8643,8 @@ def make_restore(connection: socket.socket) -> Callable[[], bool]:
 # Supervisor
 #
 # The parent of the workers owns the file and the clock. Its loop is a list of verbs around one
-# blocking wait: spawn, watch, listen, attend, exchange. Each job in hand is one Run. It never runs
-# a handler, never decodes a payload, and never blocks on a worker, which may have been stopped.
+# blocking wait: spawn, watch, listen, do duties, exchange. Each job in hand is one Run. It never
+# runs a handler, never decodes a payload, and never blocks on a worker, which may be stopped.
 ################################################################################
 
 STARTS_AT_ONCE = max(1, (os.cpu_count() or 1) - 1)
@@ -9001,12 +9003,12 @@ def assign(
         else:
             which = loads.index(min(loads))
             fits = has_room(counts[which], loads[which], more)
-            if fits and ready.rated:  # It has to start now.
+            if fits and ready.has_rate:  # It has to start now.
                 fits = not workers[which].plain and loads[which] <= BURST_SECONDS * 1e6
         if not fits:
             if not async_names:
                 return
-            ready.pass_over(async_names if is_async else ready.serves.names - async_names)
+            ready.leave_out(async_names if is_async else ready.subscription.names - async_names)
             continue
         next(ready)
         plan[id] = worker = workers[which]
@@ -9132,7 +9134,7 @@ class Supervisor:
     store: Store
     registry: Registry
     pool: WorkerPool
-    serves: Serves
+    subscription: Subscription
     until: Until | None
     grace: float
     clock: Clock
@@ -9205,7 +9207,7 @@ class Supervisor:
             "requests": (math.inf, self._check_requests),
         }
         self._duties = Duties(
-            self.store, 0, self.events, self.serves.node, self._wake, {**own, **DUTIES}
+            self.store, 0, self.events, self.subscription.node, self._wake, {**own, **DUTIES}
         )
         self._wakeup = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._wakeup.bind(("127.0.0.1", 0))
@@ -9221,7 +9223,7 @@ class Supervisor:
             self._join()
             self._selector.register(self._wakeup, selectors.EVENT_READ)
             what = "threads" if self.pool.threads else "workers"
-            logger.info("node %s started with %d %s", self.serves.node, self.pool.size, what)
+            logger.info("node %s started with %d %s", self.subscription.node, self.pool.size, what)
             self._duties.emit("node_joined")
             unjoined.pop_all()
         self._give_up_at = math.inf
@@ -9231,7 +9233,7 @@ class Supervisor:
                 self._spawn()
                 self._watch()
                 self._listen()
-                self._unless_locked(self._duties.attend, self._exchange)
+                self._unless_locked(self._duties.do_due, self._exchange)
         finally:
             self._leave()
 
@@ -9272,24 +9274,24 @@ class Supervisor:
     def _join(self) -> None:
         port, known = self._wakeup.getsockname()[1], self.registry.listing()
         self._node = self.store.nodes.join(
-            self.serves.node, port, self.pool.size, self.serves, known
+            self.subscription.node, port, self.pool.size, self.subscription, known
         )
         self._duties.node = self._node
 
     def _join_again(self) -> None:
         """Others have taken the node for dead, and its jobs may run elsewhere: here they end."""
         problem = "node %s is not in the list any more: it ends its jobs, and joins anew"
-        logger.error(problem, self.serves.node)
+        logger.error(problem, self.subscription.node)
         for worker in self.pool.workers:
             self._take_back(worker)
             if worker.runs:
                 worker.blameless = True
                 worker.kill()
         self.pool.replace()
-        self.store.nodes.let_go(self._node)
+        self.store.nodes.release_lock(self._node)
         self._join()
         self.store.file.node_count -= 1
-        self._duties.call("rescue_from_unlisted")
+        self._duties.make_due("rescue_from_unlisted")
 
     def _done(self) -> bool:
         busy = bool(self._pending) or any(worker.runs for worker in self.pool.workers)
@@ -9301,7 +9303,7 @@ class Supervisor:
         if self.until is None or self._claim_due or busy:
             return False
         try:
-            return not self.store.unserved(self.serves)
+            return not self.store.has_work(self.subscription)
         except BusyError:
             return False
 
@@ -9343,7 +9345,9 @@ class Supervisor:
         self._pending, self._progress = [], {}
         try:
             if pending or progress:
-                self.store.exchange(pending, self._node, lambda ready: [], self.serves, progress)
+                self.store.exchange(
+                    pending, self._node, lambda ready: [], self.subscription, progress
+                )
         except FileError:
             logger.error("%d results are lost: the next node runs these jobs again", len(pending))
             raise
@@ -9352,7 +9356,7 @@ class Supervisor:
         with contextlib.ExitStack() as closing:  # All of it, even if the file is gone.
             closing.callback(self.events.close, max(self.grace, CLOSE_TIMEOUT))
             closing.callback(self._duties.emit, "node_left")
-            closing.callback(logger.info, "node %s left", self.serves.node)
+            closing.callback(logger.info, "node %s left", self.subscription.node)
             for opened in (self._wakeup, self._selector, self.store.file):
                 closing.callback(opened.close)
             closing.callback(self.store.leave, self._node)
@@ -9372,7 +9376,7 @@ class Supervisor:
         dies, or something is due."""
         self._wanted = frozenset(filter(self.events.wants, EVENT_KINDS))
         exchange_at = 0.0 if self._may_exchange() else self._exchange_by
-        due = [max(exchange_at, self._quiet_until), self._duties.soonest, self._watch_at]
+        due = [max(exchange_at, self._quiet_until), self._duties.next_due_at, self._watch_at]
         if self._stops and self.pool.threads:
             due.append(self._stop_at + 0.001)
         now = time.monotonic()
@@ -9402,7 +9406,7 @@ class Supervisor:
                 if self._false_wakes >= FALSE_WAKES:  # A flood is not worth a look each.
                     time.sleep(WAKE_PAUSE)
                 self._false_wakes += 1
-                self._duties.call("check_commits")
+                self._duties.make_due("check_commits")
             elif worker in self.pool.workers:
                 self._receive(worker)
                 if (worker.broken or key.fileobj in worker.sources[1:]) and worker.dead:
@@ -9457,9 +9461,9 @@ class Supervisor:
     def _wake(self) -> None:
         """Somebody committed something: there may be jobs, due times, cancellations."""
         self._claim_due = True
-        self._duties.call("stage", "expire", "requests")
+        self._duties.make_due("stage", "expire", "requests")
         # A little later, since each producer's wake-up comes along here.
-        self._duties.call("fire", within=FIRE_DELAY)
+        self._duties.make_due("fire", within=FIRE_DELAY)
 
     # Settle and claim
 
@@ -9467,7 +9471,7 @@ class Supervisor:
         """Has an attempt settled that has ended."""
         if report.kind or report.state in self._wanted:
             report = report._replace(worker=run.worker.pid)
-            for event in attempt_ended(run.claimed, report, self.serves.node):
+            for event in attempt_ended(run.claimed, report, self.subscription.node):
                 if event.kind in self._wanted:
                     self._ended_events.append(event)
         if not self._pending:
@@ -9501,7 +9505,7 @@ class Supervisor:
         """Emits that a job has started, once."""
         if "started" in self._wanted and not run.announced:
             run.announced = True
-            pid, node = run.worker.pid, self.serves.node
+            pid, node = run.worker.pid, self.subscription.node
             self.events.emit(attempt_started(run.claimed, at, pid, node))
 
     def _emit_ended(self) -> None:
@@ -9527,7 +9531,7 @@ class Supervisor:
                 return []
             assign(plan, workers, ready, durations, names)
             if ready.taken:
-                self.store.nodes.refuse_unlisted(self._node)
+                self.store.nodes.check_listed(self._node)
             return ready.taken
 
         try:
@@ -9538,7 +9542,7 @@ class Supervisor:
                 self.store.nodes.release_orphans(self._node, held)
                 self._may_hold_orphans = False
             done = self.store.exchange(
-                self._pending, self._node, choose, self.serves, self._progress
+                self._pending, self._node, choose, self.subscription, self._progress
             )
         except (BusyError, FileReplacedError):
             raise
@@ -9548,9 +9552,9 @@ class Supervisor:
         if done.late:
             logger.warning("%d results came too late and were thrown away", done.late)
         if any(report.state in LATER for _, report in self._pending):
-            self._duties.call("stage")
+            self._duties.make_due("stage")
         if self._recall is not None:
-            self._duties.call("requests")
+            self._duties.make_due("requests")
         self._claim_due, self._pending, self._progress = False, [], {}
         self._exchange_by = math.inf
         if done.again_at is not None:
@@ -9605,7 +9609,7 @@ class Supervisor:
         self._duties.log("the exchange", error)
         self._may_hold_orphans = self._may_hold_orphans or isinstance(error, OutcomeUnknownError)
         self._claim_due = True
-        self._duties.call("stage", "requests")
+        self._duties.make_due("stage", "requests")
         self._quiet_until = now + RETRY_PAUSE
 
     # Watch: jobs that are over their time or memory, or cancelled, or in the way of a node that
@@ -9763,7 +9767,7 @@ class Supervisor:
     def _check_requests(self, duties: Duties) -> float | None:
         """Learns which of the node's jobs were cancelled, which the next turn asks to end, and
         whether what has not begun is to be claimed anew, under other settings of its queue."""
-        cancelled, recall = self.store.nodes.asked(self._node)
+        cancelled, recall = self.store.nodes.requests(self._node)
         self._cancelled, recalled = frozenset(cancelled), recall not in (None, self._recall)
         taken_back = True
         for worker in self.pool.workers:
@@ -9777,7 +9781,7 @@ class Supervisor:
         if recalled:
             self._recall = recall
         if recall is not None and not self._pending:
-            self.store.nodes.recalled(self._node, recall)
+            self.store.nodes.confirm_recall(self._node, recall)
             self._recall = None
         return None
 
@@ -10480,13 +10484,13 @@ class LiteJobs:
             size = at_least_one(
                 os.cpu_count() or 1 if asked is None else asked, what, most=MAX_WORKERS
             )
-            serves = self._serves(queues, node)
+            subscription = self._subscription(queues, node)
             at_least_one(concurrency, "concurrency", most=MAX_WORKERS)
             jobs_each = math.inf if jobs_per_worker is None else jobs_per_worker
             seconds = duration(grace, "grace").total_seconds()
             pool = WorkerPool(make, threads is not None, size, concurrency, jobs_each, seconds)
             others = self.clock, self._declarations(), self.events
-            return Supervisor(store, self.registry, pool, serves, until, seconds, *others)
+            return Supervisor(store, self.registry, pool, subscription, until, seconds, *others)
         except OSError as error:
             raise WorkerError(f"no node can be started: {error}") from error
 
@@ -10515,7 +10519,7 @@ class LiteJobs:
                 raise OptionError(what, f"workers cannot find it ({error}): {advice}") from None
         return program
 
-    def _serves(self, queues: Iterable[str] | None, node: str | None) -> Serves:
+    def _subscription(self, queues: Iterable[str] | None, node: str | None) -> Subscription:
         self.registry.frozen = self.middleware.frozen = True
         if not self.registry.by_name:
             raise DefinitionError("(none)", "there is nothing to run: use @jobs.define first")
@@ -10525,7 +10529,7 @@ class LiteJobs:
         # Containers may have one host name, and then each has a process 1.
         unique = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
         name = unique if node is None else check_name(node, "node")
-        return Serves(frozenset(d.name for d in self.registry), chosen, name)
+        return Subscription(frozenset(d.name for d in self.registry), chosen, name)
 
     def drain(self, *, queues: Iterable[str] | None = None) -> int:
         """Runs jobs in this process, one after the other, until none is due; gives the number of
@@ -10533,18 +10537,18 @@ class LiteJobs:
         of this process, and a handler that always wants to run again at once runs for ever.
         First it does a node's other duties: it takes over jobs of dead processes, and deletes
         those whose retention is over (not in a test)."""
-        serves = self._serves(queues, None)
+        subscription = self._subscription(queues, None)
         with contextlib.ExitStack() as closing:
             own = self.registry, self.state, self.clock, self, self.middleware.runs
             runs = closing.enter_context(executor(*own))
             known = self.registry.listing()
             self.store.schedules.declare(*self._declarations())
-            node = self.store.nodes.join(serves.node, 0, 0, serves, known)
+            node = self.store.nodes.join(subscription.node, 0, 0, subscription, known)
             closing.callback(self.store.leave, node)
-            closing.enter_context(self.events.called_at_once())
-            duties = Duties(self.store, node, self.events, serves.node)
+            closing.enter_context(self.events.dispatched_at_once())
+            duties = Duties(self.store, node, self.events, subscription.node)
             # What a test has enqueued stays to be looked at.
-            return run_due(duties, runs, serves, prunes=not self.tested)
+            return run_due(duties, runs, subscription, prunes=not self.tested)
 
 
 def _print_bar(left: Sequence[Job[Any]], total: int) -> None:
@@ -10557,11 +10561,11 @@ def _print_bar(left: Sequence[Job[Any]], total: int) -> None:
     print(line, end="\n" if ended == total else "", file=sys.stderr, flush=True)
 
 
-def run_due(duties: Duties, executor: Executor, serves: Serves, prunes: bool) -> int:
+def run_due(duties: Duties, executor: Executor, subscription: Subscription, prunes: bool) -> int:
     """Runs what is due in this process, one job after the other; gives the number of attempts."""
     store, node, events = duties.store, duties.node, duties.events
     # Without a handler, logging would print warnings to stderr: events are not logged then.
-    emit = events.emit if logger.hasHandlers() else events.pass_on
+    emit = events.emit if logger.hasHandlers() else events.dispatch
     ended: Sequence[tuple[Claimed, Report]] = ()
     attempts, interrupted = 0, False
 
@@ -10578,7 +10582,7 @@ def run_due(duties: Duties, executor: Executor, serves: Serves, prunes: bool) ->
     def report_progress(claimed: Claimed, progress: Progress) -> None:
         reporter.report(progress)
 
-    duties.do("rescue", "admit", "forget_statistics", "fold_metrics")
+    duties.do("rescue", "admit", "forget_statistics", "roll_up_metrics")
     while prunes and (store.prune(store.clock()) or store.shrink()):
         pass  # A batch at a time, so that others can write, too.
     while True:
@@ -10586,22 +10590,22 @@ def run_due(duties: Duties, executor: Executor, serves: Serves, prunes: bool) ->
         if not interrupted:
             # First those that expire: with overlap="skip" a tick waits for what has not ended.
             duties.do("expire", "fire", "stage")
-        done = store.exchange(ended, node, choose, serves)
+        done = store.exchange(ended, node, choose, subscription)
         for settled, report in ended:
             if report.kind or events.wants("completed"):
-                for event in attempt_ended(settled, report, serves.node):
+                for event in attempt_ended(settled, report, subscription.node):
                     emit(event)
         if interrupted:
             raise KeyboardInterrupt
         if not done.claimed:
             if done.complete and not ended:  # Otherwise a retry may be due at once.
-                store.nodes.refuse_unlisted(node)
+                store.nodes.check_listed(node)
                 return attempts
             ended = ()
             continue
         (claimed,) = done.claimed
         if events.wants("started"):
-            emit(attempt_started(claimed, store.clock(), os.getpid(), serves.node))
+            emit(attempt_started(claimed, store.clock(), os.getpid(), subscription.node))
         with contextlib.closing(ProgressReporter(keep_progress)) as reporter:
             report = executor.run(claimed, progress=report_progress)
         ended = [(claimed, report._replace(worker=os.getpid()))]
@@ -10886,7 +10890,7 @@ def _refuse_while_importing() -> None:
         word == "--multiprocessing-fork" or word.startswith("from multiprocessing.")
         for word in sys.argv[1:]
     ):
-        raise LitejobsError(f"this copy of the program was started as a worker: {THAW}")
+        raise LitejobsError(f"this copy of the program was started as a worker: {FREEZE_HINT}")
 
 
 @attrs.define(eq=False, repr=False)
