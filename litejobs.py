@@ -5105,7 +5105,8 @@ def bulk(
     time: a million rows in one transaction would keep the nodes waiting. If *rework*, which makes
     their new payloads, raises, the jobs of that transaction stay as they were."""
     with file.transaction(read_only=True) as tx:
-        ids = _column(tx, _ids_of(match), {**match.bindings, "limit": -1})
+        rows: Any = tx.execute(_ids_of(match), {**match.bindings, "limit": -1})
+        ids = array.array("q", (id for (id,) in rows))
     moved = 0
     for start in range(0, len(ids), BATCH):
         page = attrs.evolve(match, ids=tuple(ids[start : start + BATCH]))
@@ -5116,7 +5117,7 @@ def bulk(
                 found = _column(tx, _ids_of(part), {**part.bindings, "limit": -1})
                 if rework is not None:
                     sql = "SELECT name, payload, id FROM litejobs_job WHERE id IN carray(?)"
-                    rows: Any = tx.execute(sql, (_carray(found),)).fetchall()
+                    rows = tx.execute(sql, (_carray(found),)).fetchall()
                     tx.connection.executemany(
                         "UPDATE litejobs_job SET payload = ? WHERE id = ?",
                         [(rework(name, payload), id) for name, payload, id in rows],
@@ -8051,29 +8052,29 @@ def check_frozen() -> None:
 ################################################################################
 # Worker
 #
-# A process, or thread, that runs jobs. They come through a channel, and it reports on a
-# board: memory that its supervisor reads at any moment, and still when the worker is dead.
-# So that knows which job runs without asking, can take back those that have not started,
-# and charges a crash to the job that ran. Async jobs run beside, in an event loop.
+# A process, or thread, that runs jobs. They arrive through a channel, and the worker reports on a
+# board: memory that its supervisor can read at any moment, even after the worker has died.
+# So the supervisor knows which job runs without asking, can take back those that have not
+# started, and charges a crash to the job that ran. Async jobs run beside, in an event loop.
 ################################################################################
 
 STOP_SIGNALS: Mapping[int, Any] = {
     signal.SIGTERM: signal.SIG_DFL,
     signal.SIGINT: signal.default_int_handler,
 }
-"""The signals that ask a node to end, and what they do by default. Workers leave them to it."""
+"""The signals that ask a node to end, and what they do by default. Workers ignore them."""
 LONGEST_MESSAGE = 2**30
-"""Bytes: a message that claims to be longer was written into the channel by a job."""
+"""Bytes. Whatever claims to be longer is not a message: a job has written into the channel."""
 
 
 def pack(*message: Any) -> bytes:
-    """A message, after its length."""
+    """A message, preceded by its length."""
     packed = marshal.dumps(message)
     return len(packed).to_bytes(4, "big") + packed
 
 
 def unpack(arrived: bytearray) -> Iterator[tuple[Any, ...]]:
-    """Takes the whole messages out of what has arrived."""
+    """Removes the complete messages from what has arrived."""
     while len(arrived) >= 4:
         end = 4 + int.from_bytes(arrived[:4], "big")
         if end > LONGEST_MESSAGE:
@@ -8087,8 +8088,8 @@ def unpack(arrived: bytearray) -> Iterator[tuple[Any, ...]]:
 
 @attrs.define(eq=False, repr=False)
 class Channel:
-    """One end of the connection between a worker and its supervisor, whose end never blocks, since
-    the worker may have been stopped in the midst of a message."""
+    """One end of the connection between a worker and its supervisor. The supervisor's end never
+    blocks, since the worker may have been stopped in the middle of a message."""
 
     socket: socket.socket
     unsent: bytearray = attrs.field(factory=bytearray)
@@ -8096,13 +8097,13 @@ class Channel:
     _lock: threading.Lock = attrs.field(factory=threading.Lock)
 
     def send(self, *message: Any) -> None:
-        """Sends a message, or keeps what the socket does not take."""
+        """Sends a message; what the socket does not take is kept for `flush`."""
         with self._lock:
             self.unsent += pack(*message)
             self.flush()
 
     def flush(self) -> None:
-        """Sends what was kept. If the other side is gone, that shows when one reads."""
+        """Sends what was kept. If the other side is gone, `receive` will raise."""
         try:
             while self.unsent:
                 del self.unsent[: self.socket.send(self.unsent)]
@@ -8112,7 +8113,7 @@ class Channel:
             self.unsent.clear()
 
     def receive(self) -> Iterator[tuple[Any, ...]]:
-        """The messages that arrive; on the supervisor's end, those that have arrived."""
+        """Waits for messages; on the supervisor's end, returns those that have arrived."""
         while True:
             try:
                 data = self.socket.recv(2**16)
@@ -8127,24 +8128,24 @@ class Channel:
 # The board
 
 OUTBOX = 2**18
-"""Bytes for reports that the supervisor has not read; larger ones go through the channel."""
+"""Bytes for reports that the supervisor has not read; the channel takes what does not fit."""
 OUTPUT_LIMIT = 4_096
-"""Bytes that are kept of what a job writes."""
+"""Bytes of a job's output that are stored."""
 OUTPUT_KEPT = OUTPUT_LIMIT + 1
-"""Bytes that are kept meanwhile: by the first one it shows that there was more."""
+"""Bytes that are kept while a job runs: one more shows that the beginning was cut off."""
 _REVOKED, _USED, _WRITER, _WRITTEN, _CPU, _NUMBER, _BEGAN, _ASKED = range(8)
-"""Words of the board. The last three are of the plain job that runs; three more follow for each
-place of an async job: its number, when it began, and which one was asked to end."""
+"""Indexes of words on the board. The last three words are about the plain job that runs: its
+number, when it began, and which job was asked to end. Three such follow for each async place."""
 
 
 class Board:
-    """The memory that a worker and its supervisor share. The worker writes what it runs, its
-    reports, and facts about an attempt that it may not survive; the supervisor writes what is
-    revoked and which job is asked to end."""
+    """The memory that a worker and its supervisor share. The worker writes which jobs it runs, its
+    reports, and facts about an attempt that it may not survive; the supervisor writes which jobs
+    are revoked and which are asked to end."""
 
     def __init__(self, concurrency: int, context: Any = None, shared: Any = None) -> None:
-        """Of a worker with so many places for async jobs: a thread, or a process of this
-        multiprocessing context, in which memory and lock are *shared* already."""
+        """*concurrency* is the number of places for async jobs. With a multiprocessing *context*
+        the worker is a process, else a thread; *shared* is the memory and lock, if made already."""
         size = OUTBOX + 8 * (_NUMBER + 3 * (1 + concurrency)) + OUTPUT_KEPT
         if shared is None:
             memory = context.RawArray("B", size) if context else bytearray(size)
@@ -8152,10 +8153,10 @@ class Board:
         self.concurrency = concurrency
         self._shared, self._lock = shared, shared[1]
         view = memoryview(shared[0]).cast("B")
-        # First the outbox: a job that writes to all that it finds open writes to the beginning.
+        # The outbox comes first: a job that writes to every open file overwrites the beginning.
         self._outbox, self._output = view[:OUTBOX], view[-OUTPUT_KEPT:]
         self._words = view[OUTBOX:-OUTPUT_KEPT].cast("q")
-        self._taken = bytearray()  # What the supervisor has taken away, and not read yet.
+        self._taken = bytearray()  # Reports that the supervisor has removed and not read yet.
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Board, (self.concurrency, None, self._shared)
@@ -8163,8 +8164,8 @@ class Board:
     # The worker's side
 
     def start_next(self, report: bytes, number: int) -> int:
-        """Leaves the report of the job that ran, if any, and says that the next one runs
-        from now, or none (0). Returns that moment; 0 if the next one was revoked."""
+        """Stores the *report* of the job that ran, if any, and marks the next one as running, or
+        none (0). Returns when that one began; 0 if it was revoked."""
         began = time.monotonic_ns()
         words = self._words
         with self._lock:
@@ -8179,7 +8180,7 @@ class Board:
         return began
 
     def begin(self, number: int, place: int) -> None:
-        """Says that an async job runs from now."""
+        """Marks an async job as running."""
         self._words[_BEGAN + 3 * place] = time.monotonic_ns()
         self._words[_NUMBER + 3 * place] = number
 
@@ -8193,8 +8194,8 @@ class Board:
         return REASONS[why] if asked == number else None
 
     def keep_output(self, text: str) -> None:
-        """Keeps the end of what the running job writes. There is no lock that a process which
-        it forks, or a signal, could find held: of two writes at once, one may be lost."""
+        """Keeps the end of what the running job writes. It takes no lock, which a forked process
+        or a signal handler could find held: of two writes at once, one may be lost."""
         words = self._words
         if number := words[_NUMBER]:
             before = self._output[: words[_WRITTEN]] if words[_WRITER] == number else b""
@@ -8203,19 +8204,19 @@ class Board:
             words[_WRITTEN], words[_WRITER] = len(output), number
 
     def mark_cpu(self, spent: int) -> None:
-        """Notes how many nanoseconds of CPU time were spent until now."""
+        """Stores how many nanoseconds of CPU time the worker has spent so far."""
         self._words[_CPU] = spent - time.monotonic_ns()
 
     # Both sides
 
     def output_of(self, number: int) -> str:
-        """The last lines that a job wrote; none, if another has written since."""
+        """The last lines that a job wrote; empty if another job has written since."""
         own = number and self._words[_WRITER] == number
         return last_lines(bytes(self._output[: self._words[_WRITTEN]])) if own else ""
 
     def cpu_since(self, began: int, spent: int) -> int:
-        """Microseconds of CPU time since a job began, of all that was *spent* until now. Since
-        the mark there were only short jobs before it, which count as all work."""
+        """Microseconds of CPU time since a job began, of the nanoseconds *spent* so far. Between
+        `mark_cpu` and that job only short ones ran: they count as if they had never waited."""
         return int(max(0, spent - self._words[_CPU] - began) // 1000)
 
     # The supervisor's side
@@ -8232,8 +8233,8 @@ class Board:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[bool]:
-        """Keeps the worker from starting or finishing a job meanwhile. False if it was stopped,
-        or died, inside its own turn: then waiting longer would not help."""
+        """Keeps the worker from starting or finishing a job meanwhile. False if the worker was
+        stopped or died while it held the lock: then waiting longer would not help."""
         locked = self._lock.acquire(timeout=0.05)
         try:
             yield locked
@@ -8242,7 +8243,7 @@ class Board:
                 self._lock.release()
 
     def collect(self, dead: bool = False) -> Iterator[tuple[Any, ...]]:
-        """Takes the reports away: messages, as in the channel."""
+        """Removes the reports and returns them, as messages like those of the channel."""
         if self._words[_USED]:
             with self.held() as locked:
                 if locked or dead:
@@ -8253,9 +8254,9 @@ class Board:
             raise ValueError("not a report of litejobs")
 
     def revoke(self, until: int) -> int | None:
-        """Takes back all plain jobs with lower numbers that have not started; returns the number
-        of the one that runs (0: none). Those before it have started, too: their reports are
-        taken away in the same moment, to be collected next. `None` if it could not be done now."""
+        """Revokes all plain jobs with lower numbers that have not started; returns the number of
+        the one that runs (0: none), or `None` if the lock could not be taken. The reports of
+        those that have ended are removed at the same time, for the next `collect`."""
         with self.held() as locked:
             if not locked:
                 return None
@@ -8266,7 +8267,7 @@ class Board:
             return self.running
 
     def ask_to_end(self, number: int, place: int, why: Reason) -> bool:
-        """Asks a job to end; false if it is a plain one that does not run any more."""
+        """Asks a job to end; false if it is a plain one that no longer runs."""
         with self.held() as locked:
             if not place and (not locked or self.running != number):
                 return False
@@ -8275,19 +8276,19 @@ class Board:
 
 
 def end_of(output: bytes, text: str) -> bytes:
-    """What is kept of an output after more text."""
+    """The end of an output with *text* added, as long as is kept."""
     return (output + text[-OUTPUT_KEPT:].encode(errors="backslashreplace"))[-OUTPUT_KEPT:]
 
 
 def last_lines(output: bytes) -> str:
-    """The end of an output, from the beginning of a line if a whole one fits."""
+    """The end of an output, from the start of a line if it has one."""
     text = output[-OUTPUT_LIMIT:].decode(errors="ignore")
     return text if len(output) <= OUTPUT_LIMIT else text.partition("\n")[2] or text
 
 
 def peak_memory(pid: int) -> int | None:
-    """Bytes that a process has occupied at the most; `None` where nobody counts them, or only for
-    this process. (On Linux, `getrusage` begins with the memory of the process that started it.)"""
+    """The peak memory of a process in bytes; `None` where the system does not say. (`getrusage` on
+    Linux starts with the memory of the parent process.)"""
     with contextlib.suppress(OSError):
         if found := re.search(rb"VmHWM:\s*(\d+) kB", Path(f"/proc/{pid}/status").read_bytes()):
             return 1024 * int(found[1])
@@ -8303,12 +8304,12 @@ def peak_memory(pid: int) -> int | None:
 
 MakeExecutor = Callable[[], contextlib.AbstractContextManager[Executor]]
 OUTPUT = contextvars.ContextVar[list[bytes] | None]("OUTPUT", default=None)
-"""What the async job that runs here has written: it is not the job that the board knows."""
+"""The output of the async job of this context; the board keeps only that of plain jobs."""
 
 
 def keep_output(stream: Any, board: Board) -> None:
-    """Keeps the end of what jobs write to a stream, which writes it as before. It stays the
-    same object, since others, such as handlers of logging, may have it already."""
+    """Keeps the end of what jobs write to a stream, besides writing it. The stream stays the same
+    object, since others, such as logging handlers, may hold it already."""
     write = getattr(stream, "write", None)  # There may be no stream, as in pythonw.exe.
 
     def write_and_keep(text: str) -> Any:
@@ -8319,16 +8320,16 @@ def keep_output(stream: Any, board: Board) -> None:
             own[0] = end_of(own[0], text)
         return count
 
-    with contextlib.suppress(AttributeError):  # Of a stream of another kind.
+    with contextlib.suppress(AttributeError):  # Some kinds of streams do not allow it.
         stream.write = write_and_keep
 
 
 @contextlib.contextmanager
 def spawning() -> Iterator[None]:
-    """Blocks the stop signals, in a process that is started meanwhile, too, until it has become
-    a worker: Ctrl-C goes to all processes of a terminal, and would end in a traceback of what the
-    worker is just importing. Hides from multiprocessing a main program that came through a pipe,
-    since new processes cannot import it; one that is missing may be about to be replaced."""
+    """Blocks the stop signals here, and in a process that is started meanwhile, until it is a
+    worker: Ctrl-C goes to all processes of a terminal and would interrupt its imports. Hides from
+    multiprocessing a main program that came through a pipe, which no new process can import; one
+    whose file is missing is not hidden, since it may be about to be replaced."""
     main = sys.modules["__main__"]
     file = str(getattr(main, "__file__", None) or "")
     hidden = not _importable_main(main) and (file.startswith("<") or os.path.exists(file))
@@ -8348,24 +8349,23 @@ def spawning() -> Iterator[None]:
 def work_in_child(
     connection: socket.socket, lifeline: Connection, board: Board, presence: str, make: MakeExecutor
 ) -> None:
-    """The whole life of a worker process, which holds the lock on the file *presence*. It dies
-    with its supervisor, and of nothing else by mistake."""
+    """The main function of a worker process, which holds the lock on the file *presence* and dies
+    with its supervisor."""
     if hasattr(os, "setpgid"):
-        # A group of its own: Ctrl-C in the terminal goes to the supervisor alone, and
-        # whatever the job starts can be killed with it.
+        # In a group of its own it gets no Ctrl-C, and is killed with whatever its jobs start.
         os.setpgid(0, 0)
     for number, default in STOP_SIGNALS.items():
-        # systemd signals every process. Not SIG_IGN, which a job's children would inherit.
+        # systemd signals every process of a service. SIG_IGN would be inherited by children.
         signal.signal(number, lambda number, frame: None)
         if hasattr(os, "register_at_fork"):
-            # What a job forks can be ended like any other process.
+            # A process that a job forks can be ended like any other.
             os.register_at_fork(after_in_child=functools.partial(signal.signal, number, default))
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     if sys.platform == "linux":
-        # The kernel kills the whole group when the lifeline closes: the thread, which is the
-        # portable way, gets no turn while a job loops in C. (PR_SET_PDEATHSIG would spare what
-        # the job has started.)
+        # The kernel kills the whole group when the lifeline closes. The thread below, which is
+        # portable, does not run while a job loops in C; PR_SET_PDEATHSIG would not kill what
+        # the job has started.
         import fcntl
 
         f_setsig = 10  # of <fcntl.h>
@@ -8387,8 +8387,8 @@ def work_in_child(
 
 
 def kill_group(pid: int, alive: bool = True) -> None:
-    """Kills a worker with all that it started, at once; or, if it is not *alive*, what
-    it left behind (another process may have its number by now)."""
+    """Kills a worker with all processes that it started; if it is not *alive*, only those, since
+    another process may have its id by now."""
     if hasattr(os, "killpg"):
         for kill in (os.killpg, os.kill) if alive else (os.killpg,):
             with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -8400,8 +8400,8 @@ def kill_group(pid: int, alive: bool = True) -> None:
 def work(
     connection: socket.socket, board: Board, make: MakeExecutor, cpu_clock: Callable[[], int]
 ) -> None:
-    """Makes what jobs need, says so, and runs them until no more will come."""
-    connection.setblocking(True)  # Whatever default the program has set for sockets.
+    """Makes the executor, tells the supervisor, and runs jobs until no more will come."""
+    connection.setblocking(True)  # The program may have changed the default for sockets.
     channel = Channel(connection)
     with contextlib.ExitStack() as closing:
         if threading.current_thread() is not threading.main_thread():
@@ -8422,13 +8422,13 @@ def work(
 
 
 NOTIFY_AFTER, NOTIFY_AFTER_NS = 64, 8_000_000
-"""Reports, and nanoseconds, after which the supervisor is notified in the midst of a batch."""
+"""Reports, and nanoseconds, after which the supervisor is notified in the middle of a batch."""
 SHORT_RUN = 500
-"""Microseconds: jobs that took no longer share a look at the CPU clock, which takes as long
-as running a very short one."""
+"""Microseconds. The CPU clock is not read after jobs that took no longer: reading it takes as long
+as a very short job."""
 RESTORE_AFTER = 5
-"""Microseconds: closing all that is open takes longer. (That took 35, a look at the socket 1,
-putting back what jobs change 2.)"""
+"""Microseconds. Jobs that took no longer cannot have closed all open files, which takes 35.
+(Checking the socket takes 1, restoring what jobs change 2.)"""
 
 
 @attrs.define(eq=False, repr=False)
@@ -8442,13 +8442,13 @@ class JobRunner:
     restore: Callable[[], bool]
     cpu_clock: Callable[[], int]
     _reporters: dict[int, ProgressReporter] = attrs.field(factory=dict)
-    """By the job's id, of those that have reported progress."""
+    """By id of the jobs that have reported progress."""
     _loop: Any = None
     _tasks: dict[int, tuple[Any, Claimed]] = attrs.field(factory=dict)
-    """By number, of async jobs."""
+    """The async jobs, by number."""
 
     def messages(self) -> Iterator[tuple[Any, ...]]:
-        """What the supervisor sends, until no more will come."""
+        """The messages of the supervisor, until it sends "end" or is gone."""
         with contextlib.suppress(EOFError, OSError):
             for message in self.channel.receive():
                 if message == ("end",):
@@ -8456,51 +8456,52 @@ class JobRunner:
                 yield message
 
     def run(self, batch: list[tuple[int, tuple[Any, ...]]]) -> bool:
-        """Runs a batch of jobs; false, if the worker cannot go on after one of them."""
+        """Runs a batch of jobs; false if the worker cannot go on after one of them."""
         channel, board, restore, cpu_clock = self.channel, self.board, self.restore, self.cpu_clock
         if not restore():
             return False
         board.mark_cpu(cpu_clock())
-        unseen, seen_at, report = 0, time.monotonic_ns(), b""
+        unnotified, notified_at, packed = 0, time.monotonic_ns(), b""
         for number, fields in batch:
-            began = board.start_next(report, number)
-            unseen += bool(report)
-            report = b""
+            began = board.start_next(packed, number)
+            unnotified += bool(packed)
+            packed = b""
             if not began:
                 continue
-            if unseen >= NOTIFY_AFTER or (unseen and began - seen_at > NOTIFY_AFTER_NS):
+            late = unnotified and began - notified_at > NOTIFY_AFTER_NS
+            if late or unnotified >= NOTIFY_AFTER:
                 channel.send("reports")
-                unseen, seen_at = 0, began
+                unnotified, notified_at = 0, began
             asked = functools.partial(board.why_asked, number)
-            made = self.executor.run(Claimed._make(fields), asked, self.progress)
-            if (took := made.took) > SHORT_RUN or made.kind:
-                if made.kind or asked():  # The supervisor will say that it failed.
-                    used = board.cpu_since(began, cpu_clock()), peak_memory(os.getpid())
+            report = self.executor.run(Claimed._make(fields), asked, self.progress)
+            if report.took > SHORT_RUN or report.kind:
+                if report.kind or asked():  # Then the supervisor may settle it as failed.
+                    cpu, memory = board.cpu_since(began, cpu_clock()), peak_memory(os.getpid())
                     output = board.output_of(number)
-                    made = made._replace(cpu=used[0], memory=used[1], output=output)
+                    report = report._replace(cpu=cpu, memory=memory, output=output)
                 board.mark_cpu(cpu_clock())
-            message = "report", number, made[:]
-            report = pack(*message)
-            if (self._reporters and self.end_progress(fields[0])) or not board.fits(report):
-                # Through the channel it comes after the last progress of the job.
+            message = "report", number, report[:]
+            packed = pack(*message)
+            if (self._reporters and self.end_progress(fields[0])) or not board.fits(packed):
+                # Through the channel it arrives after the last progress of the job.
                 channel.send(*message)
-                report = b""
-            if took > RESTORE_AFTER and not restore():
-                board.start_next(report, 0)
-                return False  # Else the next one is blamed, for what cannot be heard, or printed.
-        board.start_next(report, 0)
-        channel.send("reports")  # Also after jobs that were all revoked: the hands are empty.
+                packed = b""
+            if report.took > RESTORE_AFTER and not restore():
+                board.start_next(packed, 0)
+                return False  # Else the next job would be blamed for what this one has broken.
+        board.start_next(packed, 0)
+        channel.send("reports")  # Also if all jobs were revoked: the worker needs others.
         return True
 
     def progress(self, claimed: Claimed, progress: Progress) -> None:
-        """Sends the progress of a job, now or soon; called from any of its threads."""
+        """Sends the progress of a job, now or soon; it may be called from any thread."""
         if (reporter := self._reporters.get(claimed.id)) is None:
             send = functools.partial(self.channel.send, "progress", claimed.id, claimed.claim)
             reporter = self._reporters.setdefault(claimed.id, ProgressReporter(send))
         reporter.report(progress)
 
     def end_progress(self, id: int) -> bool:
-        """Sends the last progress of a job that has ended; says whether there was any."""
+        """Sends the last progress of a job that has ended; returns whether there was any."""
         if (reporter := self._reporters.pop(id, None)) is None:
             return False
         reporter.close()
@@ -8508,9 +8509,9 @@ class JobRunner:
 
     @contextlib.contextmanager
     def async_loop(self) -> Iterator[Iterator[Any]]:
-        """Runs async jobs meanwhile, and gives the batches of plain ones: a third thread reads the
-        channel, also while a job blocks the loop."""
-        import asyncio  # Late, like queue: few programs need it.
+        """Runs async jobs in a thread and returns the batches of plain ones. Another thread reads
+        the channel, so that a job which blocks the loop does not delay plain ones."""
+        import asyncio  # Here, like queue, because few programs need it.
         from queue import SimpleQueue
 
         batches: SimpleQueue[Any] = SimpleQueue()
@@ -8521,7 +8522,7 @@ class JobRunner:
                 try:
                     self._loop.run_forever()
                 except BaseException:
-                    # What a handler's own task raises must not end those of others.
+                    # A KeyboardInterrupt, say, of a handler's own task must not end other jobs.
                     logger.exception("a task of an async handler wanted to end the event loop")
 
         def read() -> None:
@@ -8536,7 +8537,7 @@ class JobRunner:
                 logger.exception("a worker that cannot run its async jobs ends")
             batches.put(None)
 
-        with asyncio.Runner() as runner:  # It cancels what still runs.
+        with asyncio.Runner() as runner:  # At its end it cancels the tasks that still run.
             self._loop = runner.get_loop()
             thread = threading.Thread(target=run_loop, name="litejobs-async", daemon=True)
             thread.start()
@@ -8550,7 +8551,7 @@ class JobRunner:
 
     def _begin(self, jobs: list[tuple[int, int, tuple[Any, ...]]]) -> None:
         if not self._tasks:
-            with self.board.held():  # No plain job begins meanwhile.
+            with self.board.held():  # So that no plain job begins meanwhile.
                 if not self.board.running:
                     self.restore()
         for number, place, fields in jobs:
@@ -8560,7 +8561,7 @@ class JobRunner:
             task.add_done_callback(functools.partial(self._ended, number))
 
     def _cancel(self, number: int, within: float) -> None:
-        """Cancels a task that was asked to end, in so many seconds."""
+        """Cancels the task of a job that was asked to end, *within* seconds from now."""
         if within > 0:
             self._loop.call_later(within, self._cancel, number, 0.0)
         elif number in self._tasks:
@@ -8581,8 +8582,8 @@ class JobRunner:
         return report
 
     def _ended(self, number: int, task: Any) -> None:
-        """A task is over. If it never began its job, that was asked to end already, or another
-        job's handler has cancelled all the tasks that it found."""
+        """Reports a job whose task has ended. The job never began if it had been asked to end
+        before, or if another job's handler cancelled all the tasks that it found."""
         report = GIVEN_BACK if task.cancelled() else task.result()
         if not report.finished_at:
             now = self.executor.clock()
@@ -8594,13 +8595,13 @@ class JobRunner:
 
 
 def make_restore(connection: socket.socket) -> Callable[[], bool]:
-    """Makes a function that puts back what jobs have changed of their process: signal handlers and
-    mask, timer, umask and folder, of which threads have none of their own. False, if that cannot be
-    done, or if the connection or a standard stream is not as it was."""
+    """Makes a function that undoes what jobs have changed in their process: signal handlers and
+    mask, timer, umask and current folder; in a thread, nothing. It returns false if that fails,
+    or if a job has closed the connection or a standard stream."""
     number = connection.fileno()
     file = None if sys.platform == "win32" else _stat_id(os.fstat(number))
     streams = [each for each in (sys.stdout, sys.stderr) if not getattr(each, "closed", True)]
-    # Not the module signal, which takes ten times as long, for an enum of each.
+    # The module signal takes ten times as long, since it converts each number to an enum.
     plain = importlib.import_module("_signal")
     names = ["TERM", "INT", "HUP", "BREAK", "ALRM", "CHLD", "PIPE", "USR1", "USR2"]
     numbers = [getattr(plain, f"SIG{name}", 0) for name in names]
@@ -8610,7 +8611,7 @@ def make_restore(connection: socket.socket) -> Callable[[], bool]:
     blocked = plain.pthread_sigmask(signal.SIG_BLOCK, ()) if masks else ()
     umask = os.umask(0o077) if own_process else 0
     if hasattr(os, "fchdir"):
-        # By descriptor it takes half as long, and finds a folder that was renamed.
+        # By descriptor it takes half as long, and works for a folder that was renamed.
         to_folder = functools.partial(os.fchdir, os.open(".", os.O_RDONLY))
     else:
         to_folder = functools.partial(os.chdir, os.getcwd())
@@ -8632,7 +8633,7 @@ def make_restore(connection: socket.socket) -> Callable[[], bool]:
                 if plain.getsignal(each) != handler:
                     plain.signal(each, handler)
             to_folder()
-        except BaseException:  # Also what the last job's handler of a signal raises.
+        except BaseException:  # Also what a signal handler of the last job raises.
             return False
         return True
 
@@ -8642,23 +8643,23 @@ def make_restore(connection: socket.socket) -> Callable[[], bool]:
 ################################################################################
 # Supervisor
 #
-# The parent of the workers owns the file and the clock. Its loop is a list of verbs around one
-# blocking wait: spawn, watch, listen, do duties, exchange. Each job in hand is one Run. It never
-# runs a handler, never decodes a payload, and never blocks on a worker, which may be stopped.
+# The parent of the workers. It alone uses the file. Its loop is a list of verbs around one blocking
+# wait: spawn, watch, listen, do duties, exchange. Each job in hand is one Run. It never runs a
+# handler, never decodes a payload, and never blocks on a worker, which may have been stopped.
 ################################################################################
 
 STARTS_AT_ONCE = max(1, (os.cpu_count() or 1) - 1)
-"""How many workers start at a time: more would only delay each other, and the first job."""
+"""How many workers start at the same time: more would only delay each other, and the first job."""
 RESTART_PAUSE = 1.0
-"""Seconds until a worker is tried again that could not start; twice as many each time."""
+"""Seconds until the next try after a worker could not start; doubled each time."""
 FAILED_STARTS = 3
-"""How many starts in a row may fail while no worker is ready; twice as many if there was one."""
+"""How many starts in a row may fail while no worker is ready; twice as many if one ever was."""
 ASYNC_CHECK = 0.01
-"""Seconds after which an async job that was handed over is looked at: it runs by then."""
+"""Seconds after which an async job that was handed over is first checked: it has begun by then."""
 UNKNOWN_EXIT_CODE = 255
-"""Passes for the exit code of a process that somebody else has waited for."""
+"""The exit code recorded for a process that other code has waited for."""
 CHANNEL_ERRORS = EOFError, OSError, ValueError, TypeError, LookupError
-"""What reading from a worker raises that is gone, or whose jobs wrote over what it sends."""
+"""Raised by reading from a worker that is gone, or if a job has overwritten what it sends."""
 
 
 @attrs.define(eq=False, repr=False)
@@ -8666,24 +8667,25 @@ class Run:
     """A job in hand, and all that its supervisor knows about it."""
 
     number: int
-    """Its place in the order of the hand-overs."""
+    """Rises with each job that is handed over."""
     claimed: Claimed
     worker: Worker
     expected: float
     """Microseconds that it will take, by estimate."""
     place: int = 0
-    """Of an async job, on the board."""
+    """The place of an async job on the board; 0 for a plain one."""
     reason: Reason | None = None
     kill_at: float = math.inf
     grace: float = 0.0
-    """Seconds that it was granted after it was asked."""
+    """Seconds that it was granted after it was asked to end."""
     frozen: float = 0.0
-    """Seconds of its running for which the node got no turn: they count towards no timeout."""
+    """Seconds for which the whole node was stopped while it ran: they count towards no timeout."""
     memory_at: float = 0.0
-    """When the memory of its worker is looked at."""
+    """When the memory of its worker is checked next."""
     announced: bool = False
+    """Whether its "started" event was emitted."""
     slow_after: float = 0.0
-    """Seconds of running after which it is logged as slow once more."""
+    """Seconds of running after which it is logged as slow again."""
 
 
 @attrs.define(eq=False, repr=False)
@@ -8695,38 +8697,39 @@ class Worker:
     channel: Channel
     board: Board
     free: list[int]
-    """The places on the board for further async jobs."""
+    """The free places on the board for async jobs."""
     sources: list[Any]
-    """What is waited for to notice it: its socket, and what tells of the death of a process."""
+    """What the selector waits for: its socket, and what becomes readable when a process dies."""
     lifeline: Connection | None = None
+    """A pipe that closes when the supervisor dies; `None` for a thread."""
     ready: bool = False
     failure: str = "it died while it started; its error output says why"
     jobs_left: float = math.inf
     """How many more jobs it may be given."""
     exit_by: float = math.inf
-    """When it was dismissed: the moment by which it must be gone."""
+    """When it is killed, once it was told to end because it has run as many jobs as it may."""
     blameless: bool = False
     """Whether its node has killed it: then only jobs that were asked to end are to blame."""
     runs: dict[int, Run] = attrs.field(factory=dict)
-    """What it has in hand, by number, in the order of the hand-overs."""
+    """The jobs that it has in hand, by number, in the order of the hand-overs."""
     plain: int = 0
     """How many of these are plain jobs, which it runs one after another."""
     load: float = 0.0
-    """Microseconds of work that these will take, by estimate."""
+    """Microseconds that the plain jobs will take, by estimate."""
     check_at: float = math.inf
-    """Until when nothing can be due with any of its async jobs."""
+    """When its async jobs are checked next."""
     progress_at: float = 0.0
-    """When it was given the first job that it has in hand, or had ended one."""
+    """When it last ended a job, or was given one after it had none."""
     events: int = selectors.EVENT_READ
     """What the selector waits for on its channel."""
     broken: bool = False
-    """Whether nothing more can be heard of it."""
+    """Whether its channel or board can no longer be read."""
     usage: tuple[int | None, int | None] | None = None
-    """By the end; see `usage_of`."""
+    """What it had used when it ended; see `usage_of`."""
 
     @property
     def is_process(self) -> bool:
-        """Whether it can be killed."""
+        """Whether it is a process, which can be killed."""
         return self.lifeline is not None
 
     @property
@@ -8734,22 +8737,22 @@ class Worker:
         """Whether it has ended."""
         if not self.is_process:
             return not self.process.is_alive()
-        used = usage_of(self.pid)  # Of one that has ended, the next line waits for the last time.
+        used = usage_of(self.pid)  # Before the next line, which reaps a process that has ended.
         if self.process.exitcode is not None:
             self.usage = self.usage or used
             return True
         if sys.platform == "win32":
             return False
-        # No exit code will ever tell of a process that somebody else has waited for, as programs
-        # do that ignore SIGCHLD or wait for all children.
+        # There is never an exit code if other code has waited for the process, as in programs
+        # that ignore SIGCHLD or wait for all children.
         try:
             os.kill(self.pid, 0)
-        except OSError as error:  # Not permitted: its number belongs to somebody else.
+        except OSError as error:  # If it exists and is not permitted, another process has its id.
             return isinstance(error, ProcessLookupError)
         return False
 
     def hand_over(self, runs: list[Run]) -> None:
-        """Gives it jobs."""
+        """Sends jobs to it."""
         now = time.monotonic()
         if not self.runs:
             self.progress_at = now
@@ -8769,7 +8772,7 @@ class Worker:
             self.channel.send("begin", beside)
 
     def take(self, number: int) -> Run | None:
-        """Takes a job out of its hands."""
+        """Removes a job that it has in hand."""
         if run := self.runs.pop(number, None):
             self.progress_at = time.monotonic()
             if run.place:
@@ -8780,11 +8783,11 @@ class Worker:
         return run
 
     def receive(self, dead: bool) -> list[tuple[Any, ...]]:
-        """The messages that have arrived, reports on the board included. It is killed if it is
-        gone, or if one of its jobs has written over what it sends."""
+        """The messages that have arrived, reports on the board included. If they cannot be read,
+        since one of its jobs has overwritten them, say, the worker is killed."""
         messages = []
         self.channel.flush()
-        # The board comes later: the message that something is there has been read then.
+        # The board comes second, so that it holds all reports which the channel has announced.
         for arrived in (self.channel.receive(), self.board.collect(dead)):
             try:
                 for message in arrived:
@@ -8803,8 +8806,8 @@ class Worker:
             kill_group(self.pid, alive)
 
     def close(self) -> None:
-        """Gives back what it took to talk to it."""
-        self.runs.clear()  # Each of them refers to it, and so to its shared memory.
+        """Closes the connections to a worker that has ended."""
+        self.runs.clear()  # Each of them refers to the worker, and so to its shared memory.
         self.channel.socket.close()
         if self.lifeline is not None:
             self.lifeline.close()
@@ -8812,14 +8815,14 @@ class Worker:
                 if source != self.process.sentinel:
                     os.close(source)
             if self.process.exitcode is None:
-                # Else multiprocessing would keep it, and its files, for ever.
+                # Else multiprocessing would keep the process and its files forever.
                 self.process._popen.returncode = UNKNOWN_EXIT_CODE
             self.process.close()
 
 
 def start_worker(make: MakeExecutor, presence: str | None, concurrency: int) -> Worker:
-    """Starts a worker with so many places for async jobs: a process that holds the lock on the
-    file *presence*; or a thread."""
+    """Starts a worker with *concurrency* places for async jobs: a process that holds the lock on
+    the file *presence*, or a thread if that is `None`."""
     free = list(range(1, concurrency + 1))
     with contextlib.ExitStack() as opened:
         ours, theirs = map(opened.enter_context, socket.socketpair())
@@ -8848,14 +8851,14 @@ def start_worker(make: MakeExecutor, presence: str | None, concurrency: int) -> 
         sources.append(os.pidfd_open(pid))
     except (AttributeError, OSError):
         if sys.platform != "win32":
-            # A pipe, which stays open in what the process has forked: then a look shows its death.
+            # A pipe. If a forked process keeps it open, `_check_workers` notices the death.
             sources.append(process.sentinel)
     return Worker(process, pid, Channel(ours), board, free, sources, held)
 
 
 def usage_of(pid: int) -> tuple[int | None, int | None]:
-    """Nanoseconds of CPU time and the peak of bytes that a process has used, where Linux's /proc
-    says it: of one that has ended, only the first, and until somebody has waited for it."""
+    """Nanoseconds of CPU time and peak bytes of memory of a process, where there is /proc. Of a
+    process that has ended, only the CPU time is known, until it is reaped."""
     try:
         ticks = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[11:13]
     except OSError:
@@ -8885,7 +8888,7 @@ def memory_of(pid: int) -> int:
 
 @attrs.define(eq=False, repr=False)
 class WorkerPool:
-    """The workers of a node, as many as there should be."""
+    """The workers of a node."""
 
     make: MakeExecutor
     threads: bool
@@ -8894,20 +8897,21 @@ class WorkerPool:
     concurrency: int
     """How many async jobs each may run at a time."""
     jobs_per_worker: float
-    """After so many a worker is replaced: a spare one stands by then."""
+    """Jobs after which a worker is replaced; if finite, a spare worker is ready then."""
     grace: float
+    """Seconds for a worker that was told to end."""
     workers: list[Worker] = attrs.field(factory=list)
     ever_ready: bool = False
-    """Whether one of them was ever ready."""
+    """Whether any worker was ever ready."""
     failed_starts: int = 0
+    """Since a worker was last ready."""
     _failure: str = ""
     _start_at: float = 0.0
-    """When the next one may be started."""
+    """When the next worker may be started."""
 
     def spawn(self, presence: str) -> Iterator[Worker]:
-        """Lets workers go that have run as many jobs as they may, and starts others, up to the
-        number there should be; they hold the lock on the file *presence*. A WorkerError says that
-        none can be started."""
+        """Ends workers that have run as many jobs as they may, and starts others that hold the
+        lock on the file *presence*. Raises a WorkerError if none can be started."""
         for worker in self.workers:
             if worker.jobs_left <= 0 and not worker.runs:
                 if worker.exit_by == math.inf:
@@ -8919,7 +8923,7 @@ class WorkerPool:
             if not self.workers:
                 raise WorkerError(f"no worker can be started: {self._failure}")
             if not any(worker.ready for worker in self.workers):
-                return  # Those that are starting now decide.
+                return  # Wait until those that are starting are ready or have failed.
         size = self.size + (self.jobs_per_worker < math.inf)
         size += sum(worker.exit_by < math.inf for worker in self.workers)
         starting = sum(not worker.ready for worker in self.workers)
@@ -8937,8 +8941,8 @@ class WorkerPool:
             yield worker
 
     def start_failed(self, problem: str) -> None:
-        """The system lacks what a worker takes, or its source files are just being replaced:
-        that may be different later. Those that fail during the pause were started before it."""
+        """Logs that a worker could not start, and pauses: the system may have too little memory, or
+        source files are being replaced. Workers that fail in the pause were started before it."""
         now = time.monotonic()
         if now >= self._start_at:
             logger.error("a worker cannot be started and will be tried again: %s", problem)
@@ -8947,38 +8951,38 @@ class WorkerPool:
             self._failure = problem
 
     def replace(self) -> None:
-        """Has other processes take the places of all, of each when it has ended its jobs."""
+        """Has each process replaced when it has ended its jobs."""
         for worker in self.workers:
             worker.jobs_left = 0 if worker.is_process else worker.jobs_left
 
     def available(self) -> list[Worker]:
-        """Those that may be given jobs; a spare one waits until another leaves."""
+        """The workers that may be given jobs; a spare one only when another ends."""
         ready = [each for each in self.workers if each.ready and (each.jobs_left > 0 or each.runs)]
         return [worker for worker in ready[: self.size] if worker.jobs_left > 0]
 
     def runs(self) -> list[Run]:
-        """What they have in hand."""
+        """The jobs that all workers have in hand."""
         return [run for worker in self.workers for run in worker.runs.values()]
 
     def close_in_fork(self) -> None:
-        """Closes a fork's ends of what one talks to them through, above all their lifelines."""
+        """Closes the connections in a forked process, above all the lifelines."""
         for worker in self.workers:
             worker.channel.socket.close()
             if worker.lifeline is not None:
                 worker.lifeline.close()
 
 
-# Assign: whose each ready job is to be, by how long those of its definition have been taking.
+# Assign: which worker gets each ready job, by how long those of its definition have been taking.
 
 PREFETCH = 10_000
-"""Microseconds of work that a worker should have in hand: enough that it need not wait
-for the next exchange, little enough that no job waits for a worker."""
+"""Microseconds of work that a worker should have in hand: enough that it need not wait for the next
+exchange, little enough that no job waits behind others while another worker is idle."""
 PREFETCH_JOBS = 256
 """How many jobs a worker has in hand at most, however short they are."""
 PREFETCH_BEHIND = 100_000
-"""Microseconds of work behind which a worker may already have its next job in hand."""
+"""A worker with less work in hand than so many microseconds may be given its next job already."""
 OVERHEAD = 10
-"""Microseconds that a worker spends on a job beside running it."""
+"""Microseconds that a worker spends on a job besides running it."""
 
 
 def assign(
@@ -8988,9 +8992,9 @@ def assign(
     durations: Mapping[str, float],
     async_names: frozenset[str],
 ) -> None:
-    """Takes ready jobs as long as a worker has room for the next one: a plain job goes to the
-    worker with the least work, an async one to that with most free places. Puts them into the
-    *plan*, by id."""
+    """Takes ready jobs while workers have room for them, and enters the worker of each into
+    *plan*, by the job's id: for a plain job the worker with the least work, for an async one that
+    with the most free places."""
     loads = [load_of(worker) for worker in workers]
     counts = [worker.plain for worker in workers]
     places = [len(worker.free) for worker in workers]
@@ -9003,7 +9007,7 @@ def assign(
         else:
             which = loads.index(min(loads))
             fits = has_room(counts[which], loads[which], more)
-            if fits and ready.has_rate:  # It has to start now.
+            if fits and ready.has_rate:  # A job of a queue with a rate has to start now.
                 fits = not workers[which].plain and loads[which] <= BURST_SECONDS * 1e6
         if not fits:
             if not async_names:
@@ -9023,36 +9027,36 @@ def assign(
 
 
 def estimate(name: str, durations: Mapping[str, float]) -> float:
-    """Microseconds that a worker will need for a job; of what has never run, so many that one is
-    tried at a time."""
+    """Microseconds that a worker will need for a job; for a definition that has never run, so many
+    that a worker gets one such job at a time."""
     return durations.get(name, PREFETCH_BEHIND) + OVERHEAD
 
 
 def load_of(worker: Worker) -> float:
-    """Microseconds of work in a worker's hands; a job that has run for longer than expected may
-    well run for as long again."""
+    """Microseconds of work that a worker has in hand. A job that has run for longer than expected
+    is expected to run for as long again."""
     running = worker.runs.get(worker.board.running)
     began = 0 if running is None else worker.board.began(running)
     return max(worker.load, (time.monotonic_ns() - began) / 1000 if began else 0.0)
 
 
 def has_room(count: int, load: float, more: float) -> bool:
-    """Whether a worker with so much in hand may have *more*: a first job, however long; a
-    second one to go on with at once, unless it would wait for long; others if all are short."""
+    """Whether a worker with *count* jobs of *load* microseconds may be given one of *more*: a first
+    one, however long; a second one, unless it would wait for long; others if all are short."""
     if count < 2:
         return count == 0 or load < PREFETCH_BEHIND
     return count < PREFETCH_JOBS and load + more <= PREFETCH
 
 
-# Settle: most attempts report how they ended; here it is decided for those that were asked to end,
-# or whose worker has died.
+# Settle: the worker reports how an attempt ended, unless the job was asked to end or the worker has
+# died: then it is decided here.
 
 SETTLE_AT, SETTLE_WITHIN = 128, 0.008
-"""Results, and seconds, after which results are settled although no worker needs a job."""
+"""Results, and seconds, after which results are settled even if no worker needs a job."""
 
 
 def not_begun(now: int, cancelled: bool) -> Report:
-    """The report of a job that its node had claimed and no worker has begun."""
+    """The report of a job that was claimed and never begun."""
     report = GIVEN_BACK._replace(finished_at=now)
     if not cancelled:
         return report
@@ -9063,8 +9067,8 @@ def not_begun(now: int, cancelled: bool) -> Report:
 def final_report(
     run: Run, report: Report, registry: Registry, rng: random.Random, crash: str = ""
 ) -> Report:
-    """The report of a job that may have been asked to end, which counts more than how it ended;
-    or whose worker has died by a *crash*. When its node stops, the worker knows how it ended."""
+    """The report of a job that was asked to end or whose worker has died by a *crash*: why it was
+    asked counts more than how it ended, except when the node stops."""
     claimed, options = run.claimed, registry.options(run.claimed.name)
     if run.reason == "cancel":
         return report._replace(
@@ -9090,7 +9094,7 @@ def final_report(
 
 
 def exit_description(exitcode: int | None) -> str:
-    """How a worker ended that its node did not kill."""
+    """Says how a worker ended that its node did not kill."""
     if exitcode is None:
         why = "the program ignores SIGCHLD, or waits for children that are not its own"
         return f"its worker ended, and its exit code is not known: {why}"
@@ -9104,32 +9108,32 @@ def exit_description(exitcode: int | None) -> str:
 
 Until = Literal["empty"]
 LOCK_SLICE = 0.05
-"""Seconds for which a node waits for the write lock before it looks after its workers again."""
+"""Seconds for which a node waits for the write lock before it attends to its workers again."""
 MAX_DATAGRAMS = 256
-"""How many datagrams are taken from the wakeup socket at a time."""
+"""How many datagrams are read from the wakeup socket at a time."""
 FALSE_WAKES, WAKE_PAUSE = 8, 0.01
-"""After so many datagrams without a commit, the node rests for so many seconds at each."""
+"""Datagrams without a commit, and the seconds for which the node pauses at each further one."""
 FINAL_LOCK_WAIT = 1.0
 """Seconds for which a node that is to end at once waits for the write lock."""
 RETRY_PAUSE = 0.5
 """Seconds until an exchange that failed is tried again."""
 SLOW, VERY_SLOW = 0.010, 0.100
-"""Seconds that a job may run before those behind it are taken back: for a worker that is
-idle here, and for whoever else may want them."""
+"""Seconds that a job may run before those behind it are taken back: if another worker of this
+node is idle, and otherwise, since other nodes may have room."""
 CANCEL_PART = 0.25
-"""Of the grace: when only so much is left, what a stopping node asked to end is cancelled."""
+"""The part of the grace that is left when a stopping node cancels its async jobs."""
 MEMORY_CHECK = 0.1
-"""Seconds between two looks at the memory of workers whose job may use only so much."""
+"""Seconds between checks of the memory of workers that run a job with `max_memory`."""
 RETRY_SOON = 0.05
-"""Seconds until a kill is tried again."""
+"""Seconds until the next try if a worker held the lock of its board."""
 FROZEN_AFTER = 1.0
-"""Seconds: when the supervisor gets no turn for longer, the whole node may have been stopped, as
-by SIGSTOP, `docker pause` or a laptop that sleeps. That time counts towards no timeout."""
+"""Seconds by which the supervisor's loop has to be late for the node to count as stopped, as by
+SIGSTOP, `docker pause` or a laptop that sleeps. That time counts towards no timeout."""
 
 
 @attrs.define(eq=False, repr=False)
 class Supervisor:
-    """A node: it claims jobs for its workers and settles what comes back."""
+    """A node: it claims jobs for its workers and settles their results."""
 
     store: Store
     registry: Registry
@@ -9139,17 +9143,17 @@ class Supervisor:
     grace: float
     clock: Clock
     declared: tuple[Sequence[Schedule], str]
-    """The schedules of the program, and the program."""
+    """The schedules that the program declares, and which program it is."""
     events: Events
     joined: threading.Event = attrs.field(factory=threading.Event)
-    """Set when the node is listed."""
+    """Set when the node is listed, or has failed to join."""
     unresponsive_after: float = 5.0
-    """Seconds after which a worker that begins nothing of what it has in hand is replaced."""
+    """Seconds after which a worker that begins none of the jobs it has in hand is replaced."""
     slow_after: float = 60.0
     """Seconds of running after which a job is logged as slow; again after twice the time."""
     _rng: random.Random = attrs.field(factory=random.Random)
     _wakeup: socket.socket = attrs.field(init=False)
-    """Where datagrams arrive that wake the node; their content is never looked at."""
+    """Receives the datagrams that wake the node; their content is ignored."""
     _selector: selectors.BaseSelector = attrs.field(factory=selectors.DefaultSelector)
     _async_names: frozenset[str] = attrs.field(init=False)
     _duties: Duties = attrs.field(init=False)
@@ -9159,41 +9163,42 @@ class Supervisor:
     """Microseconds that jobs of each definition have been taking."""
     _stops: int = 0
     _stop_at: float = math.inf
-    """When a node that stops has waited long enough for what runs."""
+    """When the grace of a stopping node is over."""
     _claim_due: bool = True
-    """Whether there may be ready jobs, and room for them, since the last look."""
+    """Whether there may be ready jobs that the last exchange did not see."""
     _pending: list[Settlement] = attrs.field(factory=list)
     """What the next exchange settles."""
     _exchange_by: float = math.inf
-    """When that is at the latest: for results, progress, or the next job that a rate lets start."""
+    """When the next exchange is due: for results, progress, or a job that a rate lets start."""
     _wanted: frozenset[EventKind] = frozenset()
-    """The kinds of events that are wanted, as of this round of the loop."""
+    """The kinds of events that have listeners, as of this round of the loop."""
     _ended_events: list[Event] = attrs.field(factory=list)
-    """The events to be emitted when all is settled."""
+    """The events to emit when all is settled."""
     _progress: dict[tuple[int, int], str] = attrs.field(factory=dict)
-    """The progress that is not in the file yet, by id and claim."""
+    """Progress that is not in the file yet, by id and claim."""
     _changes: int = 0
-    """The number of others' commits that was seen."""
+    """What `File.changes` returned last."""
     _may_hold_orphans: bool = False
-    """Whether the file may say that this node holds jobs of which it does not know."""
+    """Whether jobs may be claimed by this node in the file that it does not have in hand."""
     _quiet_until: float = 0.0
     """When an exchange that failed is tried again."""
     _failing_since: float = math.inf
-    """Since when nothing could be claimed or settled."""
+    """Since when exchanges fail."""
     _locked_since: float = math.inf
-    """Since when others have held the write lock, in each turn."""
+    """Since when the write lock could not be taken."""
     _give_up_at: float = 0.0
     """When it stops waiting for the write lock while it joins or leaves."""
     _false_wakes: int = 0
     _paused: frozenset[str] | None = None
-    """The queues that were, when somebody looked."""
+    """The queues that were paused at the last check; `None` before the first one."""
     _cancelled: frozenset[int] = frozenset()
     """The ids of jobs in hand that were cancelled."""
     _recall: int | None = None
-    """The number of the recall for which jobs were taken back that are not in the file yet."""
+    """The number of the recall whose jobs were taken back and are not settled yet."""
     _watch_at: float = math.inf
+    """When something is due with a job in hand."""
     _expected_at: float = 0.0
-    """By when the supervisor should have its next turn."""
+    """When the loop should go on at the latest."""
 
     def __attrs_post_init__(self) -> None:
         self.store.file.may_wait = self._may_wait
@@ -9201,13 +9206,14 @@ class Supervisor:
         if not self._async_names:
             self.pool.concurrency = 0
         IN_FORKS[self.pool] = WorkerPool.close_in_fork
-        own: dict[str, tuple[float, Duty]] = {
+        duties: dict[str, tuple[float, Duty]] = {
             "check_commits": (POLL_INTERVAL, self._check_commits),
             "check_workers": (POLL_INTERVAL, self._check_workers),
             "requests": (math.inf, self._check_requests),
+            **DUTIES,
         }
         self._duties = Duties(
-            self.store, 0, self.events, self.subscription.node, self._wake, {**own, **DUTIES}
+            self.store, 0, self.events, self.subscription.node, self._wake, duties
         )
         self._wakeup = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._wakeup.bind(("127.0.0.1", 0))
@@ -9238,25 +9244,25 @@ class Supervisor:
             self._leave()
 
     def stop(self) -> None:
-        """Takes no more jobs, and ends when those that run have ended or the grace is
-        over; called again, ends at once. Safe in signal handlers and other threads."""
+        """Makes the node claim no more jobs, and end when those that run have ended or the grace
+        is over; called again, at once. Safe in signal handlers and other threads."""
         self._stops += 1
         if self._stops > 1 or not self.joined.is_set():
             self._give_up_at = min(self._give_up_at, time.monotonic() + FINAL_LOCK_WAIT)
         with contextlib.suppress(OSError):
             self._wakeup.sendto(b"", self._wakeup.getsockname())
 
-    # The write lock, which any program may hold for as long as it likes
+    # The write lock, which other programs may hold for any length of time
 
     def _may_wait(self, waited: float) -> bool:
-        """Whether to go on waiting for the write lock: while there are workers to look after,
-        only for a slice in each turn."""
+        """Whether to go on waiting for the write lock: while there are workers to attend to, only
+        for LOCK_SLICE at a time."""
         if self._give_up_at < math.inf:
             return time.monotonic() < self._give_up_at
         return waited < LOCK_SLICE
 
     def _unless_locked(self, *steps: Callable[[], None]) -> None:
-        """Takes steps that need the write lock; if others hold it, they stay to be done."""
+        """Takes steps that need the write lock; if others hold it, they stay due."""
         busy: BusyError | None = None
         for step in steps:
             try:
@@ -9279,7 +9285,7 @@ class Supervisor:
         self._duties.node = self._node
 
     def _join_again(self) -> None:
-        """Others have taken the node for dead, and its jobs may run elsewhere: here they end."""
+        """Ends all jobs, which may run elsewhere since other nodes took this one for dead."""
         problem = "node %s is not in the list any more: it ends its jobs, and joins anew"
         logger.error(problem, self.subscription.node)
         for worker in self.pool.workers:
@@ -9296,8 +9302,7 @@ class Supervisor:
     def _done(self) -> bool:
         busy = bool(self._pending) or any(worker.runs for worker in self.pool.workers)
         if self._stops:
-            # Threads that do not end, and what cannot be settled, with a full disk say, must
-            # not keep it for ever.
+            # It must end even if threads do not, or results cannot be settled on a full disk.
             rest = 0.0 if self.pool.threads else self.grace + 1.0
             return self._stops > 1 or not busy or time.monotonic() > self._stop_at + rest
         if self.until is None or self._claim_due or busy:
@@ -9329,8 +9334,8 @@ class Supervisor:
         self._settle_last()
 
     def _wait_for_threads(self) -> None:
-        """Waits for threads that nothing could end. Until then the node stays listed and
-        holds their jobs, so that nobody runs them a second time meanwhile."""
+        """Waits for threads that did not end. Until they do, the node stays listed and holds
+        their jobs, so that no other node runs them."""
         try:
             while self.pool.workers:
                 self._receive_all(60.0)
@@ -9353,7 +9358,7 @@ class Supervisor:
             raise
 
     def _close(self) -> None:
-        with contextlib.ExitStack() as closing:  # All of it, even if the file is gone.
+        with contextlib.ExitStack() as closing:  # Each step runs, even if the file is gone.
             closing.callback(self.events.close, max(self.grace, CLOSE_TIMEOUT))
             closing.callback(self._duties.emit, "node_left")
             closing.callback(logger.info, "node %s left", self.subscription.node)
@@ -9372,8 +9377,8 @@ class Supervisor:
                 self._selector.register(source, selectors.EVENT_READ, worker)
 
     def _listen(self) -> None:
-        """The one place that blocks: until a worker or a producer sends something, a worker
-        dies, or something is due."""
+        """Waits until a worker or a producer sends something, a worker dies, or something is due.
+        Nothing else in the loop blocks."""
         self._wanted = frozenset(filter(self.events.wants, EVENT_KINDS))
         exchange_at = 0.0 if self._may_exchange() else self._exchange_by
         due = [max(exchange_at, self._quiet_until), self._duties.next_due_at, self._watch_at]
@@ -9383,7 +9388,7 @@ class Supervisor:
         self._expected_at = max(now, min(due))
         self._receive_all(self._expected_at - now)
 
-    def _receive_all(self, patience: float) -> None:
+    def _receive_all(self, seconds: float) -> None:
         for worker in self.pool.workers:
             events = selectors.EVENT_READ
             if worker.channel.unsent:
@@ -9391,10 +9396,10 @@ class Supervisor:
             if worker.events != events:
                 worker.events = events
                 self._selector.modify(worker.channel.socket, events, worker)
-        until = time.monotonic() + patience
-        # Not a millisecond longer, in which selectors count.
-        selected = self._selector.select(math.floor(patience * 1000) / 1000)
-        if not selected and patience:
+        until = time.monotonic() + seconds
+        # Rounded down, since selectors round up to milliseconds.
+        selected = self._selector.select(math.floor(seconds * 1000) / 1000)
+        if not selected and seconds:
             time.sleep(max(0.0, until - time.monotonic()))
             selected = self._selector.select(0)
         for key, _ in selected:
@@ -9403,7 +9408,7 @@ class Supervisor:
                 with contextlib.suppress(OSError):
                     for _ in range(MAX_DATAGRAMS):
                         self._wakeup.recv(16)
-                if self._false_wakes >= FALSE_WAKES:  # A flood is not worth a look each.
+                if self._false_wakes >= FALSE_WAKES:  # Limits what a flood of datagrams costs.
                     time.sleep(WAKE_PAUSE)
                 self._false_wakes += 1
                 self._duties.make_due("check_commits")
@@ -9440,8 +9445,8 @@ class Supervisor:
                     self._exchange_by = min(self._exchange_by, soon)
 
     def _reap(self, worker: Worker) -> None:
-        """Takes a dead worker off the list: what it ran has failed, the rest is given back."""
-        worker.kill()  # And what it has started.
+        """Removes a dead worker: the jobs that it ran have failed, the rest is given back."""
+        worker.kill()  # The processes that it has started may still run.
         worker.process.join()
         self._receive(worker, dead=True)
         if self._stops > 1:
@@ -9459,16 +9464,16 @@ class Supervisor:
         worker.close()
 
     def _wake(self) -> None:
-        """Somebody committed something: there may be jobs, due times, cancellations."""
+        """Checks after a commit by others for ready and due jobs, cancellations and ticks."""
         self._claim_due = True
         self._duties.make_due("stage", "expire", "requests")
-        # A little later, since each producer's wake-up comes along here.
+        # Ticks a little later, since this is called for each enqueue.
         self._duties.make_due("fire", within=FIRE_DELAY)
 
     # Settle and claim
 
     def _settle(self, run: Run, report: Report) -> None:
-        """Has an attempt settled that has ended."""
+        """Has the next exchange settle an attempt."""
         if report.kind or report.state in self._wanted:
             report = report._replace(worker=run.worker.pid)
             for event in attempt_ended(run.claimed, report, self.subscription.node):
@@ -9483,9 +9488,9 @@ class Supervisor:
         self._settle(run, not_begun(self.clock(), run.claimed.id in self._cancelled))
 
     def _settle_crashed(self, run: Run) -> None:
-        """The worker has died that ran the job, which failed, and so did each async job that had
-        begun there, since nobody can know which one was to blame. If the node has killed the
-        worker for one of them, the others are given back."""
+        """Settles a job whose worker has died: it has failed, like each async job that had begun
+        there, since it is unknown which one was to blame. If the node has killed the worker,
+        only jobs that were asked to end have failed; the others are given back."""
         worker, now = run.worker, self.clock()
         began = worker.board.began(run)
         took = (time.monotonic_ns() - began) // 1000
@@ -9494,7 +9499,7 @@ class Supervisor:
         report = GIVEN_BACK._replace(
             started_at=now - took, finished_at=now, took=took, memory=memory,
             exit_code=exit_code, output=worker.board.output_of(run.number),
-            # What async jobs used they used together.
+            # The CPU time of async jobs cannot be told apart.
             cpu=None if cpu is None or run.place else worker.board.cpu_since(began, cpu),
         )  # fmt: skip
         self._announce(run, report.started_at)
@@ -9502,7 +9507,7 @@ class Supervisor:
         self._settle(run, final_report(run, report, self.registry, self._rng, crash))
 
     def _announce(self, run: Run, at: int) -> None:
-        """Emits that a job has started, once."""
+        """Emits the "started" event of a job, once."""
         if "started" in self._wanted and not run.announced:
             run.announced = True
             pid, node = run.worker.pid, self.subscription.node
@@ -9514,7 +9519,7 @@ class Supervisor:
             self.events.emit(event)
 
     def _exchange(self) -> None:
-        """Settles all that came back and claims all that fits, in one transaction."""
+        """Settles all results and claims as many jobs as fit, in one transaction."""
         if not self._may_exchange() or time.monotonic() < self._quiet_until:
             return
         plan: dict[int, Worker] = {}
@@ -9526,7 +9531,7 @@ class Supervisor:
             nonlocal short
             file = self.store.file
             if file.lacks_space(file.connection(), DISK_RESERVE // 2) is not None:
-                # What runs has to be settled; the others had better wait.
+                # The space that is left is for settling the jobs that run.
                 short = next(ready, None) is not None
                 return []
             assign(plan, workers, ready, durations, names)
@@ -9536,7 +9541,7 @@ class Supervisor:
 
         try:
             if self._may_hold_orphans:
-                # What has ended is held until that is in the file.
+                # A job that has ended is held until it is settled.
                 held = [run.claimed[:2] for run in self.pool.runs()]
                 held += [claimed[:2] for claimed, _ in self._pending]
                 self.store.nodes.release_orphans(self._node, held)
@@ -9585,14 +9590,14 @@ class Supervisor:
         for worker in workers:
             if has_room(worker.plain, load_of(worker), PREFETCH / 2):
                 return True
-        # While all are at work, more results will come along.
+        # While no worker needs a job, waiting lets one transaction settle more results.
         return self._stops > 0 or (not pending and any(worker.free for worker in workers))
 
     def _postpone(self, error: FileError) -> None:
-        """Settles one at a time what could not be settled together, as one that is to blame must
-        not keep the others, and a small transaction may fit where a large one does not. Then keeps
-        what is left, and tries again in a while; but not for ever, where the node is to end by
-        itself: if nothing has moved for BUSY_TIMEOUT, and nothing runs, the error is raised."""
+        """Settles one at a time what could not be settled together: a result that cannot be stored
+        must not keep the others, and a small transaction may fit on a full disk. What is left is
+        tried again later. With *until*, the error is raised if exchanges have failed for
+        BUSY_TIMEOUT and nothing runs."""
         if isinstance(error.__cause__, (*ROW_ERRORS, apsw.FullError)):
             self._progress.clear()
             try:
@@ -9612,11 +9617,11 @@ class Supervisor:
         self._duties.make_due("stage", "requests")
         self._quiet_until = now + RETRY_PAUSE
 
-    # Watch: jobs that are over their time or memory, or cancelled, or in the way of a node that
-    # stops, are asked to end, and have the grace for it; then their worker is killed.
+    # Watch: jobs that are over their time or memory, that are cancelled, or whose node stops, are
+    # asked to end within their grace; then their worker is killed.
 
     def _watch(self) -> None:
-        """Asks and kills whatever must end, and takes back what waits behind slow jobs."""
+        """Ends jobs that must end, and takes back those that wait behind slow jobs."""
         workers, now = self.pool.workers, time.monotonic()
         if (missed := now - self._expected_at) >= FROZEN_AFTER:
             self._stop_at += missed
@@ -9651,8 +9656,8 @@ class Supervisor:
                     self._take_back(worker)
 
     def _watch_run(self, run: Run, now: float) -> float:
-        """Asks one job to end that must, and kills its worker if it does not; returns when
-        something may be due with it."""
+        """Asks a job to end if it must, and kills its worker if it does not; returns when the job
+        has to be checked next."""
         claimed, worker, board = run.claimed, run.worker, run.worker.board
         options = self.registry.options(claimed.name)
         began = board.began(run) / 1e9
@@ -9678,8 +9683,8 @@ class Supervisor:
             if run.place:
                 worker.channel.send("cancel", run.number, within)
         if now >= run.kill_at:
-            # Where it has its own turn at the board, a plain job is over, and to kill it then
-            # might hit the next one: a moment later that is known.
+            # While the worker holds the lock of the board, a plain job is just ending, and a kill
+            # might hit the next one.
             with board.held() as locked:
                 sure = locked or run.place > 0
                 run.kill_at = math.inf if sure else now + RETRY_SOON
@@ -9691,12 +9696,12 @@ class Supervisor:
         due = math.inf if claimed.timeout is None else now + claimed.timeout / 1e6 - took
         if options.max_memory:
             due = min(due, now + MEMORY_CHECK)
-        if run.place:  # Does it begin, and has it been running for long?
+        if run.place:  # To see that it begins, or is slow.
             due = min(due, now + (1.0 if began else 0.1))
         return due
 
     def _reason(self, run: Run, took: float, limit: int | None) -> Reason | None:
-        """Why a job that has run for so many seconds has to end, if it has."""
+        """Why a job that has run for *took* seconds has to end, if it does."""
         claimed, worker, now = run.claimed, run.worker, time.monotonic()
         if claimed.id in self._cancelled:
             return "cancel"
@@ -9710,9 +9715,8 @@ class Supervisor:
         return "stop" if self._stop_at < math.inf else None
 
     def _replace_if_unresponsive(self, worker: Worker, now: float) -> None:
-        """Kills a worker that gets no turn to begin its next job, or any of its async jobs, which
-        have no timeout before they have begun: a thread that an earlier job has left there may
-        hold the interpreter."""
+        """Kills a worker that begins none of its jobs, which have no timeout before they begin: a
+        thread that an earlier job has left there may hold the interpreter lock."""
         if not worker.is_process or now < worker.progress_at + self.unresponsive_after:
             return
         with worker.board.held():  # Else it may begin one before it is dead.
@@ -9723,8 +9727,8 @@ class Supervisor:
         logger.error("worker %d is replaced: it begins nothing", worker.pid)
 
     def _take_back(self, worker: Worker) -> bool:
-        """Makes those of a worker's plain jobs ready again that have not started; says whether
-        that could be done now."""
+        """Makes a worker's plain jobs that have not started ready again; returns whether that could
+        be done now."""
         if (running := worker.board.revoke(next(self._numbers))) is None:
             return False
         self._receive(worker)
@@ -9737,7 +9741,7 @@ class Supervisor:
     # Attend: the duties that a supervisor has beside those of Duties
 
     def _check_commits(self, duties: Duties) -> None:
-        """Looks whether others have committed something."""
+        """Checks whether others have committed something."""
         if (changes := self.store.file.changes()) == self._changes:
             return
         if not self.store.nodes.is_listed(self._node):
@@ -9753,7 +9757,7 @@ class Supervisor:
                 self._duties.emit("queue_resumed", queue=queue)
 
     def _check_workers(self, duties: Duties) -> None:
-        """Sees which workers died unnoticed, and whether the file that they hold is there."""
+        """Checks for workers that died unnoticed, and that the file whose lock they hold exists."""
         for worker in list(self.pool.workers):
             if worker.dead:
                 self._reap(worker)
@@ -9765,8 +9769,8 @@ class Supervisor:
             self.pool.replace()
 
     def _check_requests(self, duties: Duties) -> float | None:
-        """Learns which of the node's jobs were cancelled, which the next turn asks to end, and
-        whether what has not begun is to be claimed anew, under other settings of its queue."""
+        """Reads which of the node's jobs were cancelled, for `_watch`, and whether jobs that have
+        not begun are recalled, to be claimed anew under other settings of their queue."""
         cancelled, recall = self.store.nodes.requests(self._node)
         self._cancelled, recalled = frozenset(cancelled), recall not in (None, self._recall)
         taken_back = True
