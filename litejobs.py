@@ -861,6 +861,7 @@ class Linear:
     jitter: Jitter = attrs.field(default="none", converter=_jitter, kw_only=True)
 
     def curve(self, attempt: int) -> float:
+        """Seconds after this failed attempt, before cap and jitter."""
         return self.base.total_seconds() * attempt
 
 
@@ -874,6 +875,7 @@ class Exponential:
     jitter: Jitter = attrs.field(default="equal", converter=_jitter, kw_only=True)
 
     def curve(self, attempt: int) -> float:
+        """Seconds after this failed attempt, before cap and jitter."""
         return self.base.total_seconds() * math.pow(self.factor, attempt - 1)
 
 
@@ -887,6 +889,7 @@ class Polynomial:
     jitter: Jitter = attrs.field(default="equal", converter=_jitter, kw_only=True)
 
     def curve(self, attempt: int) -> float:
+        """Seconds after this failed attempt, before cap and jitter."""
         return self.base.total_seconds() * math.pow(attempt, self.exponent)
 
 
