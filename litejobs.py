@@ -2875,7 +2875,7 @@ define = Define()
 
 class Retry(Exception):
     """This attempt failed; try again, after *delay* if it is given (then even past
-    the limit of attempts), else as the job's backoff says."""
+    the limit of attempts), else after the job's backoff."""
 
     def __init__(
         self, delay: Duration | None = None, reason: str = "the handler asked for a retry"
@@ -2920,8 +2920,8 @@ EnqueueLayer = TypeVar("EnqueueLayer", bound=AroundEnqueue)
 
 @attrs.define(eq=False, repr=False)
 class Middleware:
-    """What a program puts around every run and every enqueue, each in the order in which
-    it was added: the first is the outermost."""
+    """The functions around every run and every enqueue, in the order in which they were
+    added: the first is the outermost."""
 
     runs: tuple[AroundRun, ...] = ()
     enqueues: tuple[AroundEnqueue, ...] = ()
@@ -2930,9 +2930,9 @@ class Middleware:
 
     def run(self, layer: RunLayer) -> RunLayer:
         """Puts a function `(context, call_next)` around every run, in workers and in
-        `drain`; returns it unchanged. `call_next()` runs what is inside and returns the
-        handler's return value; what the function returns is the result instead. It may
-        raise whatever a handler may, and need not call on.
+        `drain`; returns it unchanged. `call_next()` runs the inner layers and the handler, and
+        returns the handler's value; what the function returns becomes the result. It may
+        raise whatever a handler may, and need not call `call_next`.
 
         An `async def` has to await `call_next()`, also around sync handlers.
 
@@ -2945,9 +2945,9 @@ class Middleware:
 
     def enqueue(self, layer: EnqueueLayer) -> EnqueueLayer:
         """Puts a function `(works, call_next)` around every enqueue; returns it unchanged.
-        *works* are the jobs of one transaction, bound; `call_next(works)` puts them, or
-        others made of them with `using`, into the file and returns the jobs, which the
-        function has to return. It refuses them all by raising.
+        *works* are the bound jobs of one transaction; `call_next(works)` inserts them, or
+        others derived from them with `using`, and returns the jobs, which the function has
+        to return. If it raises, none of them is enqueued.
 
         Raises:
             OptionError: it cannot be called, or is async, or work has started.
@@ -2971,7 +2971,7 @@ def _is_async(layer: Any) -> bool:
 
 class Report(NamedTuple):
     """How an attempt ended, in plain values that marshal takes: written by the worker, and settled
-    together with the claimed job. The defaults are those of one that completed without a result."""
+    together with the claimed job. The defaults mean: completed, without a result."""
 
     started_at: int = 0
     """0 if it never began."""
@@ -2986,7 +2986,7 @@ class Report(NamedTuple):
     """Whether the attempt was used up."""
     result: str | None = None
     kind: str = ""
-    """What went wrong, as in `Failure`, or cancelled."""
+    """As in `Failure`, or "cancelled"; empty if nothing went wrong."""
     type: str = ""
     message: str = ""
     traceback: str = ""
@@ -3012,9 +3012,9 @@ Settlement = tuple[Claimed, Report]
 def report_of_error(
     error: BaseException, claimed: Claimed, options: Options, rng: random.Random
 ) -> Report:
-    """The report, without times, of an attempt whose handler raised. In this order: the handler's
-    own outcome, `fail_on`, the first exception of `retry_on` that fits, the limit and backoff."""
-    own = options.backoff
+    """The report, without times, of an attempt whose handler raised. This is decided by the first
+    that applies: the handler's `Outcome`, `fail_on`, `retry_on`, the limit and the backoff."""
+    backoff = options.backoff
     if isinstance(error, Cancel):
         return Report(state="cancelled")
     if isinstance(error, Snooze):
@@ -3025,22 +3025,22 @@ def report_of_error(
     elif isinstance(error, (Fail, *options.fail_on)):
         return Report(state="failed")
     elif options.retry_on is not None:
-        fitting = [kind for kind in options.retry_on if isinstance(error, kind)]
-        if not fitting:
+        matching = [kind for kind in options.retry_on if isinstance(error, kind)]
+        if not matching:
             return Report(state="failed")
-        if (policy := options.retry_on[fitting[0]]) is not None:
-            own, claimed = policy, claimed._replace(backoff=CUSTOM)
-    return retry_or_fail(claimed, own, rng)
+        if (policy := options.retry_on[matching[0]]) is not None:
+            backoff, claimed = policy, claimed._replace(backoff=CUSTOM)
+    return retry_or_fail(claimed, backoff, rng)
 
 
-def retry_or_fail(claimed: Claimed, own: Backoff, rng: random.Random) -> Report:
-    """The report, without times, of an attempt that failed: a retry, with the backoff of the row
-    or the definition's *own*, unless all attempts are used up."""
+def retry_or_fail(claimed: Claimed, defined: Backoff, rng: random.Random) -> Report:
+    """The report, without times, of an attempt that failed: a retry, after the row's backoff or
+    else the *defined* one, unless all attempts are used up."""
     if claimed.max_attempts is not None and claimed.attempt >= claimed.max_attempts:
         return Report(state="failed")
     try:
-        wait = backoff_delay(load_backoff(claimed.backoff, own), claimed.attempt, rng)
-    except BaseException:  # After a crash, this runs in the supervisor.
+        wait = backoff_delay(load_backoff(claimed.backoff, defined), claimed.attempt, rng)
+    except BaseException:  # After a crash, this runs in the supervisor, which has to go on.
         logger.exception("the backoff of %r failed; the default is used", claimed.name)
         wait = backoff_delay(DEFAULT_BACKOFF, claimed.attempt, rng)
     return Report(state="retrying", delay=wait // MICROSECOND)
@@ -3051,8 +3051,8 @@ ReportProgress = Callable[[Claimed, Progress], None]
 
 @attrs.define(eq=False, repr=False)
 class Executor:
-    """Runs attempts with the state that one worker has: one after the other with `run`,
-    and coroutines beside them with `run_async`."""
+    """Runs attempts with the state of one worker: one at a time with `run`, and coroutines
+    concurrently with `run_async`."""
 
     registry: Registry
     state: Any = None
@@ -3062,11 +3062,11 @@ class Executor:
     around: tuple[AroundRun, ...] = ()
     """The middleware of the program."""
     noticed: set[tuple[Any, ...]] = attrs.field(factory=set)
-    """The attempts, by id and claim, whose handler knows that it was asked to end."""
+    """The attempts, by id and claim, whose handler has seen that it was asked to end."""
     forked: bool = False
-    """Whether a job has forked this process off its worker."""
+    """Whether this process was forked by a job."""
     _runner: Any = None
-    """An asyncio.Runner, once there was a coroutine to run."""
+    """An asyncio.Runner, made for the first coroutine."""
 
     def __attrs_post_init__(self) -> None:
         IN_FORKS[self] = Executor._set_forked
@@ -3080,18 +3080,18 @@ class Executor:
         asked: WhyAsked = lambda: None,
         progress: ReportProgress = lambda claimed, progress: None,
     ) -> Report:
-        """One attempt of one job, in a context of its own. Whatever the handler raises is in
-        the report."""
-        attempt = self._attempt(claimed, asked, progress, self._compose, self._wait)
+        """Runs one attempt, with its own copy of the context variables. The report says what
+        the handler raised."""
+        attempt = self._attempt(claimed, asked, progress, self._compose, self._run_blocking)
         try:
             contextvars.copy_context().run(attempt.send, None)
         except StopIteration as ended:
             report: Report = ended.value
             return report
-        raise AssertionError("what never suspends was suspended")
+        raise AssertionError("an attempt without an event loop was suspended")
 
-    async def _wait(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        return self._await(coroutine)
+    async def _run_blocking(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        return self._run_coroutine(coroutine)
 
     async def run_async(
         self,
@@ -3099,8 +3099,8 @@ class Executor:
         asked: WhyAsked,
         progress: ReportProgress = lambda claimed, progress: None,
     ) -> Report:
-        """The same for a coroutine, in the event loop that runs. That its task is cancelled
-        is in the report, too."""
+        """The same for a coroutine, in the running event loop. A cancelled task is reported,
+        too."""
         return await self._attempt(claimed, asked, progress, compose_async, _same)
 
     async def _attempt(
@@ -3111,32 +3111,31 @@ class Executor:
         compose: Callable[..., Any],
         wait: Callable[[Coroutine[Any, Any, Any]], Awaitable[Any]],
     ) -> Report:
-        """One attempt, which is suspended only where *wait* is."""
+        """Runs one attempt, and suspends only where *wait* does."""
         started_at, began = self.clock(), time.perf_counter_ns()
         fits = False  # Whether there is a definition, and the payload fits it.
 
-        def context() -> Context[Any]:
+        def make_context() -> Context[Any]:
             def why_asked() -> Reason | None:
                 if reason := asked():
                     self.noticed.add(claimed[:2])
                 return reason
 
-            now, timeout = started_at, claimed.timeout
-            job: Job[Any] = Job(*claimed, state="running", started_at=now, source=self.source)
-            deadline = None if timeout is None else from_micros(now + timeout)
-            pass_on = functools.partial(progress, claimed)
-            return Context(job, self.state, deadline, why_asked, pass_on)
+            timeout, report = claimed.timeout, functools.partial(progress, claimed)
+            job = Job[Any](*claimed, state="running", started_at=started_at, source=self.source)
+            deadline = None if timeout is None else from_micros(started_at + timeout)
+            return Context(job, self.state, deadline, why_asked, report)
 
         try:
             body = self.registry.named(claimed.name).body
             payload, (_, codec, call) = body.decode(claimed.payload), body.shape
             fits = True
             if self.around:
-                made = context()
-                handler = functools.partial(call, payload, lambda: made)
-                value = compose(self.around, made, handler)
+                context = make_context()
+                handler = functools.partial(call, payload, lambda: context)
+                value = compose(self.around, context, handler)
             else:
-                value = call(payload, context)
+                value = call(payload, make_context)
             if value is not None and inspect.iscoroutine(value):
                 value = await wait(value)
             given_back = bool(self.noticed) and self._ended_by_stop(claimed, asked)
@@ -3158,9 +3157,9 @@ class Executor:
             # The supervisor decides about jobs that were asked to end, unless the node stops.
             if hook is not None and report.state == "failed" and asked() in (None, "stop"):
                 try:
-                    rest = hook(context(), error)
-                    if inspect.iscoroutine(rest):
-                        await wait(rest)
+                    value = hook(make_context(), error)
+                    if inspect.iscoroutine(value):
+                        await wait(value)
                 except BaseException:
                     logger.exception("on_failure failed for job %d (%s)", claimed.id, claimed.name)
             return report
@@ -3168,7 +3167,7 @@ class Executor:
     def _failed(
         self, claimed: Claimed, error: BaseException, fits: bool, given_back: bool
     ) -> Report:
-        """The report, without times, after an error of the handler or from before it began."""
+        """The report, without times, after an error in the handler or before it began."""
         options = self.registry.options(claimed.name)
         try:
             if not fits and isinstance(error, LitejobsError):
@@ -3182,8 +3181,8 @@ class Executor:
             else:
                 report = report_of_error(error, claimed, options, self.rng)
             kind = "cancelled" if isinstance(error, Cancel) else "exception"
-        except BaseException as worse:  # An isinstance() that asks the error's own code.
-            report, error = retry_or_fail(claimed, options.backoff, self.rng), worse
+        except BaseException as another:  # isinstance() can run code of the error's class.
+            report, error = retry_or_fail(claimed, options.backoff, self.rng), another
             kind = "exception"
         if not report.counted:
             return report
@@ -3193,14 +3192,14 @@ class Executor:
     def _ended_by_stop(
         self, claimed: Claimed, asked: WhyAsked, error: BaseException | None = None
     ) -> bool:
-        """Whether it ended because its node stops, as its handler knew."""
+        """Whether its handler ended because it had seen that the node stops."""
         noticed = claimed[:2] in self.noticed
         self.noticed.discard(claimed[:2])
         return noticed and asked() == "stop" and not issubclass(type(error), Outcome)
 
     def _exit_fork(self, claimed: Claimed, error: BaseException | None = None) -> NoReturn:
-        """Ends a process that the job has forked and that leaves the handler as its parent does:
-        it would report the outcome a second time, and read messages meant for its parent."""
+        """Ends a process that the job has forked and that leaves the handler: it would report the
+        outcome a second time, and read messages meant for the worker."""
         if isinstance(error, SystemExit):
             os._exit(error.code if isinstance(error.code, int) else bool(error.code))
         problem = "a process that job %d (%s) forked came out of it: end it with os._exit()"
@@ -3210,8 +3209,7 @@ class Executor:
     def _compose(
         self, layers: Sequence[AroundRun], context: Context[Any], handler: Callable[[], Any]
     ) -> Any:
-        """Runs a handler inside *layers*, the first outermost; returns what comes out, which may
-        be a coroutine."""
+        """Runs a handler inside *layers*, the first outermost; the value may be a coroutine."""
         if not layers:
             return handler()
         if _is_async(layers[0]):
@@ -3219,13 +3217,13 @@ class Executor:
 
         def call_next() -> Any:
             value = self._compose(layers[1:], context, handler)
-            return self._await(value) if inspect.iscoroutine(value) else value
+            return self._run_coroutine(value) if inspect.iscoroutine(value) else value
 
         return layers[0](context, call_next)
 
-    def _await(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+    def _run_coroutine(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         if self._runner is None:
-            import asyncio  # Late: a fifth of what a worker's start takes, and few need it.
+            import asyncio  # Here, since it takes a fifth of a worker's start.
 
             self._runner = asyncio.Runner()
         run = functools.partial(self._runner.run, context=contextvars.copy_context())
@@ -3240,8 +3238,8 @@ class Executor:
 async def compose_async(
     layers: Sequence[AroundRun], context: Context[Any], handler: Callable[[], Any]
 ) -> Any:
-    """`Executor._compose` where an event loop runs. A sync layer goes to a thread of its own,
-    where it may wait for what is inside; context variables go along, both ways in."""
+    """`Executor._compose` in a running event loop. A sync layer runs in its own thread, where it
+    may wait for the layers inside; context variables reach the thread and those layers."""
     import asyncio
 
     if not layers:
@@ -3251,30 +3249,30 @@ async def compose_async(
     if _is_async(layers[0]):
         return await layers[0](context, inside)
     loop = asyncio.get_running_loop()
-    running = []
+    futures = []
 
     def call_next() -> Any:
-        running.append(asyncio.run_coroutine_threadsafe(inside(), loop))
-        return running[-1].result()
+        futures.append(asyncio.run_coroutine_threadsafe(inside(), loop))
+        return futures[-1].result()
 
     try:
         return await asyncio.to_thread(layers[0], context, call_next)
     finally:
-        for future in running:  # Of a run that was cancelled; the others have ended.
+        for future in futures:  # If this task was cancelled; otherwise they are done.
             future.cancel()
 
 
 def _outside_running_loops(act: Callable[..., Any], *arguments: Any) -> Any:
-    """Does what runs an event loop; in a thread if this one runs another already, as it
-    does when a coroutine calls `drain`."""
+    """Calls a function that runs an event loop; in another thread if this one already runs
+    a loop, as when a coroutine calls `drain`."""
     from asyncio import _get_running_loop
 
     if _get_running_loop() is None:
         return act(*arguments)
     from concurrent.futures import ThreadPoolExecutor
 
-    with ThreadPoolExecutor(1) as apart:
-        return apart.submit(act, *arguments).result()
+    with ThreadPoolExecutor(1) as threads:
+        return threads.submit(act, *arguments).result()
 
 
 def _result(codec: Codec[Any], value: object) -> str:
@@ -3289,11 +3287,11 @@ def _result(codec: Codec[Any], value: object) -> str:
 
 
 TEXT_LIMIT, TRACEBACK_LIMIT = 2_000, 16_000
-"""Characters that are kept of a message, and of a traceback from its end."""
+"""Characters: a message is cut at its end, a traceback at its beginning."""
 
 
 def describe(error: BaseException) -> tuple[str, str, str]:
-    """Type, message and traceback of an error, bounded; even of one that cannot be shown."""
+    """Type, message and traceback of an error, truncated; also if its `__str__` raises."""
 
     def trace() -> str:
         frames = error.__traceback__
@@ -3308,15 +3306,15 @@ def describe(error: BaseException) -> tuple[str, str, str]:
 
 
 PROGRESS_INTERVAL = 0.1
-"""Seconds between two reports of the progress of a job."""
+"""Seconds between two reports of a job's progress."""
 
 
 @attrs.define(eq=False, repr=False)
 class ProgressReporter:
-    """Passes the progress of one attempt on: at once, then at most ten times a second, and
-    what was reported last in any case. Jobs may report it from several threads."""
+    """Forwards the progress of one attempt: the first report at once, later ones at most ten
+    times a second, and the last one in any case. Thread-safe."""
 
-    _pass_on: Callable[[str], None]
+    _forward: Callable[[str], None]
     _pending: Progress | None = None
     _quiet_until: float = 0.0
     _timer: threading.Timer | None = None
@@ -3324,10 +3322,10 @@ class ProgressReporter:
     _lock: threading.RLock = attrs.field(factory=threading.RLock)
 
     def report(self, progress: Progress) -> None:
-        """Passes progress on, now or soon."""
+        """Forwards progress, now or soon."""
         with self._lock:
             if self._closed:
-                return  # A thread that the job has left behind.
+                return  # From a thread that outlived the attempt.
             self._pending = progress
             if self._timer is not None:
                 return
@@ -3339,7 +3337,7 @@ class ProgressReporter:
             self._timer.start()
 
     def close(self) -> None:
-        """Passes on what was held back; what comes later is not of this attempt."""
+        """Forwards what was held back, and ignores later reports."""
         with self._lock:
             self._closed = True
             if self._timer is not None:
@@ -3350,7 +3348,7 @@ class ProgressReporter:
         with self._lock:
             self._timer = None
             if self._pending is not None:
-                self._pass_on(store_progress(self._pending))
+                self._forward(store_progress(self._pending))
                 self._pending = None
                 self._quiet_until = time.monotonic() + PROGRESS_INTERVAL
 
@@ -3358,9 +3356,9 @@ class ProgressReporter:
 ################################################################################
 # Tracing
 #
-# Spans of OpenTelemetry, which is an extra: two middlewares. One call of enqueue is a producer's
-# span, whose trace goes along in the headers of its jobs; each attempt is a consumer's span, the
-# root of a trace of its own that is linked to the producer's.
+# Two middleware functions that make OpenTelemetry spans (an optional extra). One call of enqueue
+# is a producer span, whose context travels in the headers of its jobs; each attempt is a consumer
+# span, the root of its own trace, with a link to the producer span.
 ################################################################################
 
 _OUTCOMES: Mapping[type[BaseException], str] = {
@@ -3375,38 +3373,40 @@ _OUTCOMES: Mapping[type[BaseException], str] = {
 def trace_enqueue(
     works: Sequence[Bound[Any]], call_next: Callable[[Sequence[Bound[Any]]], Sequence[Job[Any]]]
 ) -> Sequence[Job[Any]]:
-    """Middleware around enqueue: a span, whose context the jobs' headers carry."""
+    """Middleware around enqueue: a producer span, whose context goes into the jobs' headers."""
     from opentelemetry import propagate, trace
 
-    about = _attributes("send", "enqueue", {work.options.queue for work in works})
+    attributes = _attributes("send", "enqueue", {work.options.queue for work in works})
     names = {work.name for work in works}
     if len(works) > 1:
-        about["messaging.batch.message_count"] = len(works)
+        attributes["messaging.batch.message_count"] = len(works)
     with trace.get_tracer("litejobs", __version__).start_as_current_span(
         f"enqueue {names.pop() if len(names) == 1 else 'jobs'}",
         kind=trace.SpanKind.PRODUCER,
-        attributes=about,
+        attributes=attributes,
     ) as span:
-        sent: dict[str, str] = {}
-        propagate.inject(sent)
-        jobs = call_next([work.using(headers={**work.options.headers, **sent}) for work in works])
+        carrier: dict[str, str] = {}
+        propagate.inject(carrier)
+        jobs = call_next(
+            [work.using(headers={**work.options.headers, **carrier}) for work in works]
+        )
         if len(jobs) == 1:
             span.set_attribute("messaging.message.id", str(jobs[0].id))
         return jobs
 
 
 def trace_run(context: Context[Any], call_next: Callable[[], T]) -> T:
-    """Middleware around a run: a span for the attempt, linked to the one that enqueued."""
-    from opentelemetry import context as surroundings
+    """Middleware around a run: a consumer span, linked to the span that enqueued the job."""
+    from opentelemetry import context as otel_context
     from opentelemetry import propagate, trace
 
     job = context.job
-    sender = trace.get_current_span(propagate.extract(job.headers)).get_span_context()
+    producer = trace.get_current_span(propagate.extract(job.headers)).get_span_context()
     with trace.get_tracer("litejobs", __version__).start_as_current_span(
         job.name,
-        context=surroundings.Context(),
+        context=otel_context.Context(),
         kind=trace.SpanKind.CONSUMER,
-        links=[trace.Link(sender)] if sender.is_valid else [],
+        links=[trace.Link(producer)] if producer.is_valid else [],
         attributes=_attributes("process", "run", {job.queue})
         | {
             "messaging.message.id": str(job.id),
@@ -3431,7 +3431,7 @@ def trace_run(context: Context[Any], call_next: Callable[[], T]) -> T:
 
 
 def _attributes(kind: str, name: str, queues: set[str]) -> dict[str, Any]:
-    """Attributes by the semantic conventions for messaging."""
+    """Span attributes by the semantic conventions for messaging."""
     destination = {"messaging.destination.name": next(iter(queues))} if len(queues) == 1 else {}
     operation = {"messaging.operation.type": kind, "messaging.operation.name": name}
     return {"messaging.system": "litejobs", **operation, **destination}
@@ -5111,7 +5111,8 @@ def bulk(
     time: a million rows in one transaction would keep the nodes waiting. If *rework*, which makes
     their new payloads, raises, the jobs of that transaction stay as they were."""
     with file.transaction(read_only=True) as tx:
-        ids = _column(tx, _ids_of(match), {**match.bindings, "limit": -1})
+        rows: Any = tx.execute(_ids_of(match), {**match.bindings, "limit": -1})
+        ids = array.array("q", (id for (id,) in rows))
     moved = 0
     for start in range(0, len(ids), BATCH):
         page = attrs.evolve(match, ids=tuple(ids[start : start + BATCH]))
@@ -5122,7 +5123,7 @@ def bulk(
                 found = _column(tx, _ids_of(part), {**part.bindings, "limit": -1})
                 if rework is not None:
                     sql = "SELECT name, payload, id FROM litejobs_job WHERE id IN carray(?)"
-                    rows: Any = tx.execute(sql, (_carray(found),)).fetchall()
+                    rows = tx.execute(sql, (_carray(found),)).fetchall()
                     tx.connection.executemany(
                         "UPDATE litejobs_job SET payload = ? WHERE id = ?",
                         [(rework(name, payload), id) for name, payload, id in rows],
@@ -5702,9 +5703,9 @@ class Schedules:
 
     file: File
     _rng: random.Random = attrs.field(factory=random.Random)
-    _latest: int = 0
+    _last_fired_at: int = 0
     """The time of the last firing: if it is earlier now, the clock was set back."""
-    _unusable: set[str] = attrs.field(factory=set)
+    _logged_unusable: set[str] = attrs.field(factory=set)
     """The schedules that were logged because this machine cannot fire them."""
 
     def fire(
@@ -5713,10 +5714,10 @@ class Schedules:
         """Enqueues the jobs of all schedules that are due by *now*; returns how many, and
         when the next one is due. Any number of nodes may do this: each tick fires once, and
         *on_fired* is called with its jobs where that was."""
-        if now < self._latest:
+        if now < self._last_fired_at:
             with self.file.transaction() as tx:
                 self._plan(tx, now)
-        self._latest = now
+        self._last_fired_at = now
         if (next_at := self._next_at(-1)) is None or next_at > now:
             return 0, next_at
         with self.file.transaction(read_only=True) as tx:
@@ -5738,9 +5739,9 @@ class Schedules:
 
     def _usable(self, schedule: Schedule) -> bool:
         """Whether this machine can fire a schedule; if not, another one may."""
-        if schedule.problem is not None and schedule.name not in self._unusable:
+        if schedule.problem is not None and schedule.name not in self._logged_unusable:
             logger.error("schedule %s cannot fire: %s", schedule.name, schedule.problem)
-            self._unusable.add(schedule.name)
+            self._logged_unusable.add(schedule.name)
         return schedule.problem is None
 
     def _fire(
@@ -5900,10 +5901,10 @@ def _with_state(new: Schedule, known: Schedule) -> Schedule:
 
 BURST_SECONDS = 0.01
 """Seconds of a queue's rate that may start at once, unless its burst says otherwise."""
-A_YEAR = 366 * 86_400.0
+LONGEST_WAIT = 366 * 86_400.0
 """Seconds after which a queue is looked at again, however small its rate is."""
-LONG_LOOK = 0.001
-LOOK_REST = 5
+SLOW_SCAN = 0.001
+SCAN_PAUSE = 5
 """A look at all lanes that takes more than so many seconds is not repeated for so many times
 as long."""
 
@@ -5942,7 +5943,7 @@ Lane = tuple[str, str, str]
 
 
 @attrs.frozen
-class Serves:
+class Subscription:
     """Which lanes a node takes jobs from."""
 
     names: frozenset[str]
@@ -5956,22 +5957,22 @@ class Serves:
         return here and name in self.names and (self.queues is None or queue in self.queues)
 
 
-Place = tuple[int, int, int]
+Position = tuple[int, int, int]
 """Where a ready job stands: its priority (with all bits inverted, which turns the order round and
 never overflows), due time and id."""
-_PLACE = "coalesce(~priority, 0), coalesce(~~run_at, 0), id"
+_POSITION = "coalesce(~priority, 0), coalesce(~~run_at, 0), id"
 """Integers whatever is in the columns."""
 
-FIRST_LOOK = 8
+FEW_JOBS = 8
 """With fewer ready jobs than this, each is read as a lane of its own."""
 _FIRST_FEW = f"""
-    SELECT queue, name, node, {_PLACE} FROM litejobs_job INDEXED BY litejobs_ready
-    WHERE state = 'pending' ORDER BY queue, name, node LIMIT {FIRST_LOOK}
+    SELECT queue, name, node, {_POSITION} FROM litejobs_job INDEXED BY litejobs_ready
+    WHERE state = 'pending' ORDER BY queue, name, node LIMIT {FEW_JOBS}
 """
-_HEADS = f"""
+_LANE_HEADS = f"""
     WITH RECURSIVE head (queue, name, node, urgency, run_at, id) AS (
         SELECT * FROM (
-            SELECT queue, name, node, {_PLACE}
+            SELECT queue, name, node, {_POSITION}
             FROM litejobs_job INDEXED BY litejobs_ready WHERE state = 'pending'
             ORDER BY queue, name, node, priority DESC, run_at, id LIMIT 1
         )
@@ -5996,8 +5997,8 @@ _HEADS = f"""
 """
 """The first job of each lane, by a few steps into the index for each. (To find it by such a
 comparison of row values would walk through all the jobs of a lane.)"""
-_OF_LANE = f"""
-    SELECT {_PLACE} FROM litejobs_job INDEXED BY litejobs_ready
+_JOBS_OF_LANE = f"""
+    SELECT {_POSITION} FROM litejobs_job INDEXED BY litejobs_ready
     WHERE state = 'pending' AND queue = ? AND name = ? AND node = ?
 """
 _IN_ORDER = "ORDER BY priority DESC, run_at, id"
@@ -6017,16 +6018,16 @@ class LaneReader:
     ended: bool = False
     """Whether there is nothing more to read."""
     _page: int = 4
-    _rows: deque[Place] = attrs.field(factory=deque)
+    _rows: deque[Position] = attrs.field(factory=deque)
 
-    def take(self, tx: Transaction | None) -> Place | None:
+    def take(self, tx: Transaction | None) -> Position | None:
         """Gives out the first; gives the next one's place, for which more is read if there
         is a transaction."""
         self.taken += 1
         if tx is not None and not self._rows and not self.ended:
             self._page = min(256, self._page * 2)
             one = "" if self.priority is None else f"AND priority = {self.priority}"
-            sql = f"{_OF_LANE} {one} {_IN_ORDER} LIMIT ? OFFSET ?"
+            sql = f"{_JOBS_OF_LANE} {one} {_IN_ORDER} LIMIT ? OFFSET ?"
             lane = self.queue, self.name, self.node
             rows: Any = tx.execute(sql, (*lane, self._page, self.taken)).fetchall()
             self._rows.extend(rows)
@@ -6047,7 +6048,7 @@ class Ready:
     gives may have been taken by others meanwhile: the claim shows.
     """
 
-    serves: Serves
+    subscription: Subscription
     settings: Mapping[str, QueueSettings] = attrs.field(factory=dict)
     now: int = 0
     taken: list[int] = attrs.field(factory=list)
@@ -6056,15 +6057,15 @@ class Ready:
     """When the rate of a queue that has jobs lets the next one start."""
     version: int | None = None
     """Of the file, when it was read; `None` if there may be more to see by now."""
-    _heads: list[tuple[Rank, Place, LaneReader]] = attrs.field(factory=list)
-    _aside: list[tuple[Rank, Place, LaneReader]] = attrs.field(factory=list)
+    _heads: list[tuple[Rank, Position, LaneReader]] = attrs.field(factory=list)
+    _postponed: list[tuple[Rank, Position, LaneReader]] = attrs.field(factory=list)
     """Of queues that may start no more for now, or for which workers have no room."""
-    _rooms: dict[str, list[float]] = attrs.field(factory=dict)
+    _capacities: dict[str, list[float]] = attrs.field(factory=dict)
     """By queue: how many more may run, and how many its rate lets start."""
     _passes: dict[str, float] = attrs.field(factory=dict)
     """By queue: how much it has had of its share."""
-    _given: set[LaneReader] = attrs.field(factory=set)
-    _rested_at: float = 0.0
+    _used_readers: set[LaneReader] = attrs.field(factory=set)
+    _scan_not_before: float = 0.0
     _tx: Transaction | None = None
     _readable: bool = False
     """Whether lanes are as they were when they were read, so that more of them can be."""
@@ -6073,35 +6074,35 @@ class Ready:
         """Begins a transaction: what was given out in the last one is claimed by now."""
         self._tx, self.now, self.settings = tx, tx.now, tx.cached(read_settings)
         self.taken, self.again_at, self._readable = [], None, True
-        self._rooms.clear()
-        for reader in self._given:
+        self._capacities.clear()
+        for reader in self._used_readers:
             reader.taken = 0
-        self._given.clear()
-        while self._aside:
-            heapq.heappush(self._heads, self._aside.pop())
+        self._used_readers.clear()
+        while self._postponed:
+            heapq.heappush(self._heads, self._postponed.pop())
         if self.version == tx.version:
             return
         self.version = None
         began = time.monotonic()
-        if self._heads and began < self._rested_at:
+        if self._heads and began < self._scan_not_before:
             self._readable = False
             return
         self.look(tx)
         self.version = tx.version
         took = time.monotonic() - began
-        self._rested_at = began + took * LOOK_REST if took > LONG_LOOK else 0.0
+        self._scan_not_before = began + took * SCAN_PAUSE if took > SLOW_SCAN else 0.0
 
     def look(self, tx: Transaction) -> bool:
         """Looks at all lanes; says whether there is a job."""
         # An idle node finds a few jobs.
         rows: Any = tx.execute(_FIRST_FEW).fetchall()
-        few = len(rows) < FIRST_LOOK
+        few = len(rows) < FEW_JOBS
         if not few:
-            rows = tx.execute(_HEADS).fetchall()
-        heads: Iterable[tuple[Place, LaneReader]] = [
+            rows = tx.execute(_LANE_HEADS).fetchall()
+        heads: Iterable[tuple[Position, LaneReader]] = [
             ((urgency, run_at, id), LaneReader(queue, name, node, ended=few))
             for queue, name, node, urgency, run_at, id in rows
-            if (queue, name, node) in self.serves
+            if (queue, name, node) in self.subscription
         ]
         if self.settings:
             # A queue that was empty has not saved up its turns meanwhile.
@@ -6110,7 +6111,7 @@ class Ready:
             self._passes = {each: max(start, self._passes.get(each, start)) for each in queues}
             heads = heads if few else self._by_age(tx, heads)
         self._heads = [(self._rank(place, reader), place, reader) for place, reader in heads]
-        self._aside = []
+        self._postponed = []
         heapq.heapify(self._heads)
         return bool(self._heads)
 
@@ -6121,7 +6122,7 @@ class Ready:
             if not self.settings:
                 return place[2], reader.name
             if not self._allows(reader.queue):
-                self._aside.append(heapq.heappop(self._heads))
+                self._postponed.append(heapq.heappop(self._heads))
             elif (now := self._rank(place, reader)) > rank:
                 # Others of its queue were given out meanwhile.
                 heapq.heapreplace(self._heads, (now, place, reader))
@@ -6130,14 +6131,14 @@ class Ready:
         return None
 
     @property
-    def rated(self) -> bool:
+    def has_rate(self) -> bool:
         """Whether the next job's queue has a rate, which is kept if it starts at once."""
         settings = self.settings.get(self._heads[0][2].queue)
         return settings is not None and settings.per_second is not None
 
-    def pass_over(self, names: frozenset[str]) -> None:
+    def leave_out(self, names: frozenset[str]) -> None:
         """Leaves the jobs of these definitions where they are until the next transaction."""
-        self._aside += [head for head in self._heads if head[2].name in names]
+        self._postponed += [head for head in self._heads if head[2].name in names]
         self._heads = [head for head in self._heads if head[2].name not in names]
         heapq.heapify(self._heads)
 
@@ -6156,10 +6157,10 @@ class Ready:
             raise StopIteration
         _, (_, _, id), reader = self._heads[0]
         self.taken.append(id)
-        self._given.add(reader)
+        self._used_readers.add(reader)
         if self.settings:
             queue = reader.queue
-            self._rooms[queue] = [left - 1 for left in self._room(queue)]
+            self._capacities[queue] = [left - 1 for left in self._room(queue)]
             # Source of the passes: C. Waldspurger and W. Weihl, "Stride Scheduling", MIT, 1995.
             if any(settings.weight for settings in self.settings.values()):
                 settings = self.settings.get(queue)
@@ -6172,7 +6173,7 @@ class Ready:
             heapq.heappop(self._heads)
         return id, reader.name
 
-    def _rank(self, place: Place, reader: LaneReader) -> Rank:
+    def _rank(self, place: Position, reader: LaneReader) -> Rank:
         """What a job is ordered by: its priority, raised by its age; then, the share that
         its queue has had; then the time when it became due."""
         if not self.settings:
@@ -6184,14 +6185,14 @@ class Ready:
         return urgency, self._passes.get(queue, 0.0), run_at, id
 
     def _room(self, queue: str) -> list[float]:
-        if (room := self._rooms.get(queue)) is None:
+        if (room := self._capacities.get(queue)) is None:
             assert self._tx is not None
             settings = self.settings.get(queue) or QueueSettings(queue)
             slots = 0.0 if settings.paused else math.inf
             if slots and settings.concurrency is not None:
                 slots = settings.concurrency - count_running(self._tx, queue)
             room = [slots, count_tokens(self._tx, settings, self.now)]
-            self._rooms[queue] = room
+            self._capacities[queue] = room
         return room
 
     def _allows(self, queue: str) -> bool:
@@ -6200,13 +6201,13 @@ class Ready:
         if slots >= 1 > tokens:
             # Rounded up, and a little more, lest it come a moment too early for ever.
             rate = self.settings[queue].per_second or math.inf
-            at = self.now + math.ceil(min(A_YEAR, (1 - tokens) / rate) * 1e6) + 1
+            at = self.now + math.ceil(min(LONGEST_WAIT, (1 - tokens) / rate) * 1e6) + 1
             self.again_at = min(self.again_at or at, at)
         return min(slots, tokens) >= 1
 
     def _by_age(
-        self, tx: Transaction, heads: Iterable[tuple[Place, LaneReader]]
-    ) -> Iterator[tuple[Place, LaneReader]]:
+        self, tx: Transaction, heads: Iterable[tuple[Position, LaneReader]]
+    ) -> Iterator[tuple[Position, LaneReader]]:
         """The heads of lanes; where jobs age, the first of each priority, since that is the
         oldest one."""
         for place, reader in heads:
@@ -6220,7 +6221,7 @@ class Ready:
                 lane = reader.queue, reader.name, reader.node
                 yield following, LaneReader(*lane, priority)
                 # The plus: in a damaged index one could go round for ever.
-                lower = f"{_OF_LANE} AND priority < ? AND +priority < ? {_IN_ORDER} LIMIT 1"
+                lower = f"{_JOBS_OF_LANE} AND priority < ? AND +priority < ? {_IN_ORDER} LIMIT 1"
                 following = tx.execute(lower, (*lane, priority, priority)).fetchone()
 
 
@@ -6231,7 +6232,7 @@ class Ready:
 # its processes holds a lock, which the operating system releases when the process ends.
 ################################################################################
 
-LOST = "the node ended while it held the job"
+NODE_LOST = "the node ended while it held the job"
 LOST_LIMIT = 5
 """How many nodes may die while they hold a job before it is a dead letter."""
 MISSING_LIMIT = 30.0
@@ -6277,7 +6278,7 @@ class Nodes:
     """The nodes that are listed in the file, and the jobs that they hold."""
 
     file: File
-    _shares: dict[int, tuple[FileId, contextlib.ExitStack]] = attrs.field(factory=dict)
+    _locks: dict[int, tuple[FileId, contextlib.ExitStack]] = attrs.field(factory=dict)
     """Of the nodes of this process: the lock file, and the share that is held of its lock."""
     _missing: dict[int, tuple[int, int]] = attrs.field(factory=dict)
     """Nodes without a lock file: when that was last seen, and for how many microseconds in all,
@@ -6288,14 +6289,14 @@ class Nodes:
         name: str,
         port: int,
         workers: int,
-        serves: Serves,
+        subscription: Subscription,
         known: Sequence[Mapping[str, Any]],
     ) -> int:
         """Lists a node and takes the first share of its lock, before others can see it; gives its
         id. Stores the options of its *known* definitions, for jobs inserted by hand, and the
         hidden fields of their payloads, for programs that open the file without them."""
-        queues = None if serves.queues is None else json.dumps(sorted(serves.queues))
-        columns = name, os.getpid(), port, workers, queues, json.dumps(sorted(serves.names))
+        queues = None if subscription.queues is None else json.dumps(sorted(subscription.queues))
+        columns = name, os.getpid(), port, workers, queues, json.dumps(sorted(subscription.names))
         give_up = time.monotonic() + NAME_TIMEOUT
         node = 0
         while not node:
@@ -6316,9 +6317,9 @@ class Nodes:
                         )
                         node = tx.connection.last_insert_rowid()
                         _store_definitions(tx, known)
-                        self._take_share(node)
+                        self._create_lock(node)
             except BaseException:
-                self.let_go(node)
+                self.release_lock(node)
                 raise
             if pid is not None:
                 if time.monotonic() > give_up:
@@ -6337,10 +6338,10 @@ class Nodes:
         with contextlib.suppress(OSError):
             for path in map(str, self.file.path.parent.iterdir()):
                 if path.startswith(self.file.presence_path("")) and path not in listed:
-                    with gone(path):
+                    with lock_of_dead(path):
                         pass
 
-    def _take_share(self, node: int) -> None:
+    def _create_lock(self, node: int) -> None:
         """Creates the lock file with the mode and group of the queue's file, and as root its
         owner, as SQLite does with the WAL: every user of the queue has to find out whether this
         node lives."""
@@ -6356,24 +6357,24 @@ class Nodes:
                     except OSError:
                         mode &= ~0o060  # It would be for another group.
                     os.fchmod(made, mode)
-        self._shares[node] = _file_id(path), hold(path)
+        self._locks[node] = _file_id(path), lock_shared(path)
 
     def renew(self, node: int) -> bool:
         """Creates the lock file of a node here again if it was removed or replaced, and takes the
         first share; says whether it did. Other processes still hold their shares of the old one."""
         path = self.file.presence_path(node)
-        if node not in self._shares or _file_id(path) == self._shares[node][0]:
+        if node not in self._locks or _file_id(path) == self._locks[node][0]:
             return False
-        old = self._shares[node]
+        old = self._locks[node]
         with _translated_errors(path), contextlib.suppress(FileNotFoundError):
             os.unlink(path)
-        self._take_share(node)
+        self._create_lock(node)
         old[1].close()
         return True
 
-    def let_go(self, node: int) -> None:
+    def release_lock(self, node: int) -> None:
         """Gives back the share of a node here."""
-        if share := self._shares.pop(node, None):
+        if share := self._locks.pop(node, None):
             share[1].close()
 
     def hidden(self) -> dict[str, frozenset[str]]:
@@ -6407,7 +6408,7 @@ class Nodes:
         """Whether a node is listed; if not, another one has found it dead."""
         return bool(self.file.read("SELECT 1 FROM litejobs_node WHERE id = ?", (node,)))
 
-    def refuse_unlisted(self, node: int) -> None:
+    def check_listed(self, node: int) -> None:
         """Raises an error if a node is not listed: no other node would rescue its jobs."""
         if not self.is_listed(node):
             problem = "this process is not listed any more as one at work: it has to join anew"
@@ -6420,7 +6421,7 @@ class Nodes:
     def is_alive(self, node: int, if_unknown: bool = False) -> bool:
         """Whether one of its processes is there."""
         try:
-            alone = lock_alone(self.file.presence_path(node))
+            alone = lock_exclusive(self.file.presence_path(node))
         except FileError:
             return if_unknown
         if alone is not None:
@@ -6435,7 +6436,7 @@ class Nodes:
         LOST_LIMIT losses a job is a dead letter. If it cannot be known whether the node lives, it
         keeps its jobs, unless its lock file stays missing.
         """
-        with gone(self.file.presence_path(node)) as dead:
+        with lock_of_dead(self.file.presence_path(node)) as dead:
             if dead is not None:
                 self._missing.pop(node, None)
                 return self._take_over(node) if dead else []
@@ -6478,7 +6479,7 @@ class Nodes:
                 WHERE id IN carray(:ids)
                 """,
                 limit=LOST_LIMIT,
-                problem=LOST,
+                problem=NODE_LOST,
             )
             cancel_returned(tx)
             tx.execute("DELETE FROM litejobs_node WHERE id = ?", (node,))
@@ -6499,7 +6500,7 @@ class Nodes:
             )
             cancel_returned(tx)
 
-    def asked(self, node: int) -> tuple[list[int], int | None]:
+    def requests(self, node: int) -> tuple[list[int], int | None]:
         """The ids of cancelled jobs that a node still runs; and the number of the recall, if it
         has to take back the jobs that its workers have not started."""
         sql = "SELECT id FROM litejobs_job WHERE cancel_at IS NOT NULL AND holder = ?"
@@ -6507,7 +6508,7 @@ class Nodes:
         with self.file.transaction(read_only=True) as tx:
             return _column(tx, sql, (node,)), _one_number(tx, recall, (node,))
 
-    def recalled(self, node: int, recall: int) -> None:
+    def confirm_recall(self, node: int, recall: int) -> None:
         """Notes that a node has taken back its jobs, unless there is another recall by now."""
         with self.file.transaction() as tx:
             sql = "UPDATE litejobs_node SET recall = NULL WHERE id = ? AND recall = ?"
@@ -6527,7 +6528,7 @@ def _store_definitions(tx: Transaction, known: Sequence[Mapping[str, Any]]) -> N
     )
 
 
-def hold(path: str) -> contextlib.ExitStack:
+def lock_shared(path: str) -> contextlib.ExitStack:
     """Takes a share of the lock of a node, in one of its processes."""
     with _translated_errors(path):
         held = lock(path, exclusive=False, wait=BUSY_TIMEOUT)
@@ -6540,7 +6541,7 @@ def hold(path: str) -> contextlib.ExitStack:
 _log_once = functools.lru_cache(100)(logger.error)
 
 
-def lock_alone(path: str) -> contextlib.ExitStack | None:
+def lock_exclusive(path: str) -> contextlib.ExitStack | None:
     """Takes the whole lock, unless a process holds a share. A `FileError` means that this cannot
     be known."""
     try:
@@ -6554,13 +6555,13 @@ def lock_alone(path: str) -> contextlib.ExitStack | None:
 
 
 @contextlib.contextmanager
-def gone(path: str) -> Iterator[bool | None]:
+def lock_of_dead(path: str) -> Iterator[bool | None]:
     """Whether certainly no process holds a share; `None` if there is no lock file. If so, none
     can take one until the block ends; then the file is removed. Processes that ask at the same
     moment may all get the answer no, so callers have to ask again."""
     alone, missing = None, False
     try:
-        alone = lock_alone(path)
+        alone = lock_exclusive(path)
     except FileError as error:
         missing = isinstance(error.__cause__, FileNotFoundError)
     if alone is None:
@@ -6582,9 +6583,9 @@ Span = Literal["minute", "hour", "day"]
 SPANS: Mapping[str, int] = {"minute": 60_000_000, "hour": 3_600_000_000, "day": 86_400_000_000}
 """In microseconds."""
 MEASURED: tuple[State, ...] = ("completed", "failed", "retrying", "cancelled")
-SAMPLE = 8
+SAMPLE_SIZE = 8
 """How many jobs of an exchange are measured."""
-METRICS_KEPT = 90 * SPANS["day"]
+METRIC_RETENTION = 90 * SPANS["day"]
 _METRIC = "span, time, queue, name, measure, bucket, number"
 
 
@@ -6633,7 +6634,7 @@ class Meter:
     )
     """By minute, queue, name, measure and bucket."""
 
-    def note(self, settlements: Sequence[Settlement], groups: Mapping[Group, int]) -> None:
+    def count(self, settlements: Sequence[Settlement], groups: Mapping[Group, int]) -> None:
         """Counts all jobs, and measures a sample of them."""
         counts, now = self._counts, self.file.clock()
         minute = now - now % SPANS["minute"]
@@ -6641,7 +6642,7 @@ class Meter:
             if state in MEASURED:
                 counts[minute, queue, name, state, 0] += number
         size = len(settlements)
-        step = -(-size // SAMPLE) or 1
+        step = -(-size // SAMPLE_SIZE) or 1
         for start in range(0, size, step):
             weight = min(step, size - start)
             # At random: every second job may be of another kind.
@@ -6668,10 +6669,10 @@ class Meter:
                 )
             self._counts = defaultdict(int)
 
-    def fold(self, now: int) -> bool:
+    def roll_up(self, now: int) -> bool:
         """Adds up minutes that are older than a day into hours, one hour at a time, and deletes
-        hours after METRICS_KEPT; says whether it did anything."""
-        hour, old = SPANS["hour"], now - METRICS_KEPT
+        hours after METRIC_RETENTION; says whether it did anything."""
+        hour, old = SPANS["hour"], now - METRIC_RETENTION
         end = now - now % hour - SPANS["day"]
         minutes = "SELECT min(time) FROM litejobs_metric WHERE span = 60 AND time < ?"
         outdated = "FROM litejobs_metric WHERE span = 3600 AND time < ?"
@@ -6792,7 +6793,7 @@ OVERDUE = 60_000_000
 LATE = 3_600_000_000
 """Microseconds that a job may be ready: while no node is at work, and while one is."""
 LARGE_WAL = 128 * MEBIBYTE
-_RECOUNTED = f"""
+_ACTUAL_COUNTS = f"""
     SELECT state, queue, name, count(*) AS number FROM litejobs_job INDEXED BY litejobs_shelf
     WHERE {COUNTED} AND queue IS NOT NULL GROUP BY queue, name, state
 """
@@ -6803,11 +6804,11 @@ def _when(moment: datetime | int | None) -> str:
     return f"{moment:%Y-%m-%d %H:%M:%S} UTC"
 
 
-def _many(number: int, noun: str) -> str:
+def _quantity(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _many_in_sql(noun: str, number: str = "count(*)") -> str:
+def _quantity_in_sql(noun: str, number: str = "count(*)") -> str:
     return f"{number} || iif({number} = 1, ' {noun}', ' {noun}s')"
 
 
@@ -6821,16 +6822,16 @@ def _out_of_bounds(table: str, id: str, *completed: str) -> str:
     return f"SELECT * FROM ({sql}) WHERE wrong IS NOT NULL LIMIT 10"
 
 
-_MISCOUNTED = f"""
+_WRONG_COUNTS = f"""
     SELECT state, queue, name, sum(kept), sum(number) FROM (
         SELECT state, queue, name, number AS kept, 0 AS number FROM litejobs_count
-        UNION ALL SELECT state, queue, name, 0, number FROM ({_RECOUNTED})
+        UNION ALL SELECT state, queue, name, 0, number FROM ({_ACTUAL_COUNTS})
     ) GROUP BY state, queue, name HAVING sum(kept) <> sum(number)
 """
 _UNKNOWN = ":known IS NOT NULL AND {} NOT IN (SELECT value FROM json_each(:known))"
 _PENDING = "litejobs_job INDEXED BY litejobs_ready WHERE state = 'pending'"
 _PAUSED = "SELECT name FROM litejobs_queue WHERE paused"
-_JOB_COUNT, _WAITING_COUNT = _many_in_sql("job"), _many_in_sql("waiting job", "sum(number)")
+_JOB_COUNT, _WAITING_COUNT = _quantity_in_sql("job"), _quantity_in_sql("waiting job", "sum(number)")
 PROBLEMS: Sequence[tuple[Level, str, str, str, str]] = (
     (
         "error", "job {0!r}", "its {1} is out of bounds",
@@ -6843,7 +6844,7 @@ PROBLEMS: Sequence[tuple[Level, str, str, str, str]] = (
     ),
     (
         "error", "{0} jobs of {2!r} in queue {1!r}", "counted as {3}, but there are {4}",
-        "`litejobs doctor … --repair` counts them anew", _MISCOUNTED,
+        "`litejobs doctor … --repair` counts them anew", _WRONG_COUNTS,
     ),
     (
         "warning", "a program",
@@ -6863,7 +6864,7 @@ PROBLEMS: Sequence[tuple[Level, str, str, str, str]] = (
     (
         "warning", "node {0}", "is not listed, and holds {1}",
         "a node at work takes them over within a minute: `litejobs run …`",
-        f"SELECT holder, {_many_in_sql('job', 'number')} FROM ({_UNLISTED})",
+        f"SELECT holder, {_quantity_in_sql('job', 'number')} FROM ({_UNLISTED})",
     ),
     (
         "warning", "definition {0!r}", "{who} has it, for {1}",
@@ -6906,7 +6907,7 @@ PROBLEMS: Sequence[tuple[Level, str, str, str, str]] = (
         "warning", "queue {0!r}", "is paused, with {1}",
         "when they may run: `litejobs queue … {quoted} --resume`",
         f"""
-        SELECT queue, {_many_in_sql("waiting job")}
+        SELECT queue, {_quantity_in_sql("waiting job")}
         FROM {_PENDING} AND queue IN ({_PAUSED}) GROUP BY queue
         """,
     ),
@@ -6932,7 +6933,7 @@ PROBLEMS: Sequence[tuple[Level, str, str, str, str]] = (
         "warning", "definition {1!r}", "{2} in queue {0!r}",
         "see `litejobs list … --state failed`, then retry or delete them",
         f"""
-        SELECT queue, name, {_many_in_sql("dead letter", "number")}
+        SELECT queue, name, {_quantity_in_sql("dead letter", "number")}
         FROM litejobs_count WHERE state = 'failed' AND number > 0
         """,
     ),
@@ -6945,13 +6946,13 @@ def find_problems(nodes: Nodes) -> Iterator[Finding]:
     """All problems of a queue, in sentences for the person in charge; none, if all is well."""
     file, live = nodes.file, list[Node]()
     with file.second_connection() as connection:
-        if broken := [*_broken(connection)]:
+        if broken := [*_find_damage(connection)]:
             yield from broken  # The rest of the file cannot be trusted.
             return
         for node in nodes.all():
             alone = None
             try:
-                alone = lock_alone(file.presence_path(node.id))
+                alone = lock_exclusive(file.presence_path(node.id))
             except FileError as error:
                 yield Finding(
                     "error", f"node {node.name!r}", f"whether it lives cannot be known: {error}",
@@ -6963,7 +6964,7 @@ def find_problems(nodes: Nodes) -> Iterator[Finding]:
             else:
                 alone.close()
         tx = Transaction(file, connection, own=False)
-        yield from _checked(tx, live)
+        yield from _find_problems_in(tx, live)
         for schedule in read_schedules(tx, "NOT paused"):
             right = None if schedule.problem else schedule.planned(tx.now).next_tick
             if schedule.problem:
@@ -6987,7 +6988,7 @@ def find_problems(nodes: Nodes) -> Iterator[Finding]:
             )  # fmt: skip
 
 
-def _checked(tx: Transaction, live: Sequence[Node]) -> Iterator[Finding]:
+def _find_problems_in(tx: Transaction, live: Sequence[Node]) -> Iterator[Finding]:
     """The PROBLEMS that there are, while these nodes are at work."""
     if live:
         names = [node.names for node in live]
@@ -7014,7 +7015,7 @@ def _checked(tx: Transaction, live: Sequence[Node]) -> Iterator[Finding]:
             yield Finding(level, *(text.format(*row, **texts) for text in sentences))
 
 
-def _broken(connection: apsw.Connection) -> Iterator[Finding]:
+def _find_damage(connection: apsw.Connection) -> Iterator[Finding]:
     """What makes the file unreadable, or ours no more."""
     advice = "restore a backup, or save what can be read: sqlite3 FILE .recover"
     try:
@@ -7041,7 +7042,7 @@ def _broken(connection: apsw.Connection) -> Iterator[Finding]:
                     ids.append(str(id))
             if ids:
                 yield Finding(
-                    "error", f"the {column} of {_many(len(ids), 'job')}",
+                    "error", f"the {column} of {_quantity(len(ids), 'job')}",
                     f"cannot be read as JSON: {', '.join(ids[:5])}",
                     "restore a backup, or enqueue these jobs anew and `litejobs delete …` them",
                 )  # fmt: skip
@@ -7074,10 +7075,10 @@ def repair(file: File) -> int:
     with file.transaction() as tx:
         for index in sorted(damaged):
             tx.execute(f"REINDEX {index}")
-        repaired = len(damaged) + len(tx.execute(_MISCOUNTED).fetchall())
+        repaired = len(damaged) + len(tx.execute(_WRONG_COUNTS).fetchall())
         tx.execute("DELETE FROM litejobs_meta WHERE name = 'old_sqlite'")
         tx.execute("DELETE FROM litejobs_count")
-        tx.execute(f"INSERT INTO litejobs_count (state, queue, name, number) {_RECOUNTED}")
+        tx.execute(f"INSERT INTO litejobs_count (state, queue, name, number) {_ACTUAL_COUNTS}")
     return repaired
 
 
@@ -7120,7 +7121,7 @@ def _explanation(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> str:
         "paused": "a person holds it, until it is released",
         "scheduled": f"it is due at {due}",
         "retrying": f"attempt {job.attempt} failed ({job.error}), and the next one is due at {due}",
-        "failed": f"it failed at {ended}, after {_many(job.attempt, 'attempt')}: {job.error}",
+        "failed": f"it failed at {ended}, after {_quantity(job.attempt, 'attempt')}: {job.error}",
         "cancelled": f"it was cancelled at {ended}{f': {job.error}' if cancelled else ''}",
     }.get(job.state, f"it completed at {ended}")
 
@@ -7157,7 +7158,7 @@ def _pending_reason(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> str
     """
     position = job.queue, job.priority, to_micros(job.run_at), job.id
     if ahead := tx.execute(sql, position).get:
-        return f"it is ready, behind {_many(ahead, 'more urgent job')} of its queue"
+        return f"it is ready, behind {_quantity(ahead, 'more urgent job')} of its queue"
     return "it is ready, and next in its queue"
 
 
@@ -7213,14 +7214,14 @@ class Store:
         settlements: Sequence[Settlement],
         node: int,
         choose: Callable[[Ready], list[int]],
-        serves: Serves,
+        subscription: Subscription,
         progress: Mapping[tuple[int, int], str] = {},
     ) -> Exchanged:
         """Stores progress, settles jobs, and claims those that *choose* picks from the ready ones,
         in one transaction."""
         ready, self._ready = self._ready, None  # Read again after an error.
-        if ready is None or ready.serves is not serves:
-            ready = Ready(serves)
+        if ready is None or ready.subscription is not subscription:
+            ready = Ready(subscription)
         with self.file.transaction() as tx:
             if progress:
                 _keep_progress(tx, progress)
@@ -7231,7 +7232,7 @@ class Store:
             ids = choose(ready)
             claimed = _claim(tx, ids, node) if ids else []
             ready.spend(claimed)
-        self.meter.note(settled, groups)
+        self.meter.count(settled, groups)
         ready.version = tx.version + 1 if ready.version and ids == ready.taken else None
         self._ready = ready
         late = len(settlements) - len(settled)
@@ -7245,7 +7246,7 @@ class Store:
             try:
                 with self.file.transaction() as tx:
                     settled, groups, _ = _settle(tx, settlements[:1])
-                self.meter.note(settled, groups)
+                self.meter.count(settled, groups)
             except FileError as error:
                 if not isinstance(error.__cause__, ROW_ERRORS):
                     raise
@@ -7413,7 +7414,7 @@ class Store:
         """Removes a node from the list, and rescues the jobs that it still holds."""
         with contextlib.suppress(FileError):
             self.nodes.renew(node)  # Without a lock file, nobody would know that it has ended.
-        self.nodes.let_go(node)
+        self.nodes.release_lock(node)
         try:
             with contextlib.suppress(FileReplacedError):
                 self.nodes.rescue(node)
@@ -7421,12 +7422,12 @@ class Store:
         finally:
             self.file.node_count -= 1
 
-    def unserved(self, serves: Serves) -> bool:
-        """Whether jobs that *serves* takes are pending, running or retrying, in queues that are
-        not paused."""
+    def has_work(self, subscription: Subscription) -> bool:
+        """Whether a job of the subscription is pending in a queue that is not paused, or running or
+        retrying in any queue."""
         with self.file.transaction(read_only=True) as tx:
             paused = {name for name, known in read_settings(tx).items() if known.paused}
-            if Ready(attrs.evolve(serves, paused=frozenset(paused))).look(tx):
+            if Ready(attrs.evolve(subscription, paused=frozenset(paused))).look(tx):
                 return True
             served = """
                 name IN (SELECT value FROM json_each(:names)) AND node IN ('', :node)
@@ -7439,9 +7440,11 @@ class Store:
                 WHERE state IN ('scheduled', 'retrying') AND state = 'retrying' AND {served}
                 LIMIT 1
             """
-            queues = None if serves.queues is None else json.dumps(sorted(serves.queues))
-            names = json.dumps(sorted(serves.names))
-            bindings = {"names": names, "queues": queues, "node": serves.node}
+            queues = (
+                None if subscription.queues is None else json.dumps(sorted(subscription.queues))
+            )
+            names = json.dumps(sorted(subscription.names))
+            bindings = {"names": names, "queues": queues, "node": subscription.node}
             return tx.execute(sql, bindings).get is not None
 
 
@@ -7690,9 +7693,9 @@ class Events:
         """Logs an event and passes it on. It never blocks, and never fails."""
         if event.kind in _LEVELS:
             logger.log(_LEVELS[event.kind], "%s", event)
-        self.pass_on(event)
+        self.dispatch(event)
 
-    def pass_on(self, event: Event) -> None:
+    def dispatch(self, event: Event) -> None:
         """Has the callbacks called: soon, in their thread, or here and now in a drain."""
         if event.kind not in self.listened:
             return
@@ -7716,7 +7719,7 @@ class Events:
                 self._warn_of_dropped()
 
     @contextlib.contextmanager
-    def called_at_once(self) -> Iterator[None]:
+    def dispatched_at_once(self) -> Iterator[None]:
         """Inside, callbacks are called where events happen; earlier events come first."""
         self.close()
         self._at_once += 1
@@ -7771,7 +7774,7 @@ POLL_INTERVAL = 0.5
 """Seconds between two checks for commits that sent no wake-up."""
 FIRE_DELAY = 0.05
 """Seconds within which a node that was woken checks whether a schedule has changed."""
-EARLIEST = 0.02
+EARLY_BY = 0.02
 """Seconds by which a duty may come early, so that an idle node wakes once for several."""
 
 Duty = Callable[["Duties"], float | None]
@@ -7802,12 +7805,12 @@ def take_over(duties: Duties, id: int, node: str, pid: int) -> None:
         return
     logger.warning("rescued %d jobs of node %s (pid %d)", len(lost), node, pid)
     duties.on_ready()
-    now, error = from_micros(duties.store.clock()), f"NodeLost: {LOST}"
+    now, error = from_micros(duties.store.clock()), f"NodeLost: {NODE_LOST}"
     for job, name, queue, attempt, given_up in lost:
         crashed = Event("crashed", now, node, job, name, queue, attempt, error=error)
-        duties.events.pass_on(crashed)
+        duties.events.dispatch(crashed)
         if given_up:
-            duties.events.pass_on(attrs.evolve(crashed, kind="failed"))
+            duties.events.dispatch(attrs.evolve(crashed, kind="failed"))
 
 
 def prune(duties: Duties) -> float | None:
@@ -7815,25 +7818,25 @@ def prune(duties: Duties) -> float | None:
     time, with pauses nine times as long for others to write."""
     began = time.monotonic()
     more = duties.store.prune(duties.store.clock()) or duties.store.shrink()
-    return max(4 * EARLIEST, 9 * (time.monotonic() - began)) if more else None
+    return max(4 * EARLY_BY, 9 * (time.monotonic() - began)) if more else None
 
 
 DUTIES: Mapping[str, tuple[float, Duty]] = {
     "rescue": (1.0, rescue),
     "rescue_from_unlisted": (60.0, rescue_from_unlisted),
-    "expire": (60.0, lambda duties: duties.do_due(duties.store.expire)),
+    "expire": (60.0, lambda duties: duties.do_until(duties.store.expire)),
     "fire": (
         60.0,
-        lambda duties: duties.do_due(lambda now: duties.store.schedules.fire(now, duties.fired)),
+        lambda duties: duties.do_until(lambda now: duties.store.schedules.fire(now, duties.fired)),
     ),
-    "stage": (60.0, lambda duties: duties.do_due(duties.store.stage)),
-    "admit": (60.0, lambda duties: duties.do_due(lambda now: (duties.store.admit(), None))),
+    "stage": (60.0, lambda duties: duties.do_until(duties.store.stage)),
+    "admit": (60.0, lambda duties: duties.do_until(lambda now: (duties.store.admit(), None))),
     "prune": (60.0, prune),
     "forget_statistics": (60.0, lambda duties: duties.store.forget_statistics()),
     "flush_metrics": (5.0, lambda duties: duties.store.meter.flush()),
-    "fold_metrics": (
+    "roll_up_metrics": (
         600.0,
-        lambda duties: 1.0 if duties.store.meter.fold(duties.store.clock()) else None,
+        lambda duties: 1.0 if duties.store.meter.roll_up(duties.store.clock()) else None,
     ),
     "extend_wal": (60.0, lambda duties: duties.store.file.extend_wal()),
 }
@@ -7862,20 +7865,20 @@ class Duties:
         for name in names:
             self.table[name][1](self)
 
-    def call(self, *names: str, within: float = 0.0) -> None:
+    def make_due(self, *names: str, within: float = 0.0) -> None:
         """Makes these due within so many seconds."""
         by = time.monotonic() + within
         for name in names:
             self._due[name] = min(self._due[name], by)
 
     @property
-    def soonest(self) -> float:
+    def next_due_at(self) -> float:
         """When the next one is due."""
         return min(self._due[name] for name in self.table)
 
-    def attend(self) -> None:
+    def do_due(self) -> None:
         """Does those that are due. After a BusyError, they stay due."""
-        soon = time.monotonic() + EARLIEST
+        soon = time.monotonic() + EARLY_BY
         for name, (interval, duty) in self.table.items():
             if self._due[name] > soon:
                 continue
@@ -7888,7 +7891,7 @@ class Duties:
                 wanted = 1.0
             self._due[name] = time.monotonic() + (interval if wanted is None else wanted)
 
-    def do_due(self, act: Callable[[int], tuple[int, int | None]]) -> float | None:
+    def do_until(self, act: Callable[[int], tuple[int, int | None]]) -> float | None:
         """Does what is due by now; returns the seconds until more is, no more than one, since the
         clock may be set."""
         now = self.store.clock()
@@ -7931,7 +7934,7 @@ IMPORTING = contextvars.ContextVar("IMPORTING", default=False)
 """Whether a worker is importing the program, which must not work or enqueue meanwhile."""
 IS_FROZEN = hasattr(sys, "frozen")
 """Whether a tool such as PyInstaller packed the program, so that it is `sys.executable`."""
-THAW = (
+FREEZE_HINT = (
     "call multiprocessing.freeze_support() right after "
     '`if __name__ == "__main__":`, before anything else, or use threads='
 )
@@ -8049,35 +8052,35 @@ def check_frozen() -> None:
             with contextlib.suppress(Exception):  # A loader may fail in any way.
                 codes.append(module.__spec__.loader.get_code(name))  # type: ignore[union-attr]
     if not any(code and b"freeze_support" in marshal.dumps(code) for code in codes):
-        raise WorkerError(f"a frozen program has no workers without freeze_support: {THAW}")
+        raise WorkerError(f"a frozen program has no workers without freeze_support: {FREEZE_HINT}")
 
 
 ################################################################################
 # Worker
 #
-# A process, or thread, that runs jobs. They come through a channel, and it reports on a
-# board: memory that its supervisor reads at any moment, and still when the worker is dead.
-# So that knows which job runs without asking, can take back those that have not started,
-# and charges a crash to the job that ran. Async jobs run beside, in an event loop.
+# A process, or thread, that runs jobs. They arrive through a channel, and the worker reports on a
+# board: memory that its supervisor can read at any moment, even after the worker has died.
+# So the supervisor knows which job runs without asking, can take back those that have not
+# started, and charges a crash to the job that ran. Async jobs run beside, in an event loop.
 ################################################################################
 
 STOP_SIGNALS: Mapping[int, Any] = {
     signal.SIGTERM: signal.SIG_DFL,
     signal.SIGINT: signal.default_int_handler,
 }
-"""The signals that ask a node to end, and what they do by default. Workers leave them to it."""
+"""The signals that ask a node to end, and what they do by default. Workers ignore them."""
 LONGEST_MESSAGE = 2**30
-"""Bytes: a message that claims to be longer was written into the channel by a job."""
+"""Bytes. Whatever claims to be longer is not a message: a job has written into the channel."""
 
 
 def pack(*message: Any) -> bytes:
-    """A message, after its length."""
+    """A message, preceded by its length."""
     packed = marshal.dumps(message)
     return len(packed).to_bytes(4, "big") + packed
 
 
 def unpack(arrived: bytearray) -> Iterator[tuple[Any, ...]]:
-    """Takes the whole messages out of what has arrived."""
+    """Removes the complete messages from what has arrived."""
     while len(arrived) >= 4:
         end = 4 + int.from_bytes(arrived[:4], "big")
         if end > LONGEST_MESSAGE:
@@ -8091,8 +8094,8 @@ def unpack(arrived: bytearray) -> Iterator[tuple[Any, ...]]:
 
 @attrs.define(eq=False, repr=False)
 class Channel:
-    """One end of the connection between a worker and its supervisor, whose end never blocks, since
-    the worker may have been stopped in the midst of a message."""
+    """One end of the connection between a worker and its supervisor. The supervisor's end never
+    blocks, since the worker may have been stopped in the middle of a message."""
 
     socket: socket.socket
     unsent: bytearray = attrs.field(factory=bytearray)
@@ -8100,13 +8103,13 @@ class Channel:
     _lock: threading.Lock = attrs.field(factory=threading.Lock)
 
     def send(self, *message: Any) -> None:
-        """Sends a message, or keeps what the socket does not take."""
+        """Sends a message; what the socket does not take is kept for `flush`."""
         with self._lock:
             self.unsent += pack(*message)
             self.flush()
 
     def flush(self) -> None:
-        """Sends what was kept. If the other side is gone, that shows when one reads."""
+        """Sends what was kept. If the other side is gone, `receive` will raise."""
         try:
             while self.unsent:
                 del self.unsent[: self.socket.send(self.unsent)]
@@ -8116,7 +8119,7 @@ class Channel:
             self.unsent.clear()
 
     def receive(self) -> Iterator[tuple[Any, ...]]:
-        """The messages that arrive; on the supervisor's end, those that have arrived."""
+        """Waits for messages; on the supervisor's end, returns those that have arrived."""
         while True:
             try:
                 data = self.socket.recv(2**16)
@@ -8131,24 +8134,24 @@ class Channel:
 # The board
 
 OUTBOX = 2**18
-"""Bytes for reports that the supervisor has not read; larger ones go through the channel."""
+"""Bytes for reports that the supervisor has not read; the channel takes what does not fit."""
 OUTPUT_LIMIT = 4_096
-"""Bytes that are kept of what a job writes."""
+"""Bytes of a job's output that are stored."""
 OUTPUT_KEPT = OUTPUT_LIMIT + 1
-"""Bytes that are kept meanwhile: by the first one it shows that there was more."""
+"""Bytes that are kept while a job runs: one more shows that the beginning was cut off."""
 _REVOKED, _USED, _WRITER, _WRITTEN, _CPU, _NUMBER, _BEGAN, _ASKED = range(8)
-"""Words of the board. The last three are of the plain job that runs; three more follow for each
-place of an async job: its number, when it began, and which one was asked to end."""
+"""Indexes of words on the board. The last three words are about the plain job that runs: its
+number, when it began, and which job was asked to end. Three such follow for each async place."""
 
 
 class Board:
-    """The memory that a worker and its supervisor share. The worker writes what it runs, its
-    reports, and facts about an attempt that it may not survive; the supervisor writes what is
-    revoked and which job is asked to end."""
+    """The memory that a worker and its supervisor share. The worker writes which jobs it runs, its
+    reports, and facts about an attempt that it may not survive; the supervisor writes which jobs
+    are revoked and which are asked to end."""
 
     def __init__(self, concurrency: int, context: Any = None, shared: Any = None) -> None:
-        """Of a worker with so many places for async jobs: a thread, or a process of this
-        multiprocessing context, in which memory and lock are *shared* already."""
+        """*concurrency* is the number of places for async jobs. With a multiprocessing *context*
+        the worker is a process, else a thread; *shared* is the memory and lock, if made already."""
         size = OUTBOX + 8 * (_NUMBER + 3 * (1 + concurrency)) + OUTPUT_KEPT
         if shared is None:
             memory = context.RawArray("B", size) if context else bytearray(size)
@@ -8156,10 +8159,10 @@ class Board:
         self.concurrency = concurrency
         self._shared, self._lock = shared, shared[1]
         view = memoryview(shared[0]).cast("B")
-        # First the outbox: a job that writes to all that it finds open writes to the beginning.
+        # The outbox comes first: a job that writes to every open file overwrites the beginning.
         self._outbox, self._output = view[:OUTBOX], view[-OUTPUT_KEPT:]
         self._words = view[OUTBOX:-OUTPUT_KEPT].cast("q")
-        self._taken = bytearray()  # What the supervisor has taken away, and not read yet.
+        self._taken = bytearray()  # Reports that the supervisor has removed and not read yet.
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Board, (self.concurrency, None, self._shared)
@@ -8167,8 +8170,8 @@ class Board:
     # The worker's side
 
     def start_next(self, report: bytes, number: int) -> int:
-        """Leaves the report of the job that ran, if any, and says that the next one runs
-        from now, or none (0). Returns that moment; 0 if the next one was revoked."""
+        """Stores the *report* of the job that ran, if any, and marks the next one as running, or
+        none (0). Returns when that one began; 0 if it was revoked."""
         began = time.monotonic_ns()
         words = self._words
         with self._lock:
@@ -8183,7 +8186,7 @@ class Board:
         return began
 
     def begin(self, number: int, place: int) -> None:
-        """Says that an async job runs from now."""
+        """Marks an async job as running."""
         self._words[_BEGAN + 3 * place] = time.monotonic_ns()
         self._words[_NUMBER + 3 * place] = number
 
@@ -8197,8 +8200,8 @@ class Board:
         return REASONS[why] if asked == number else None
 
     def keep_output(self, text: str) -> None:
-        """Keeps the end of what the running job writes. There is no lock that a process which
-        it forks, or a signal, could find held: of two writes at once, one may be lost."""
+        """Keeps the end of what the running job writes. It takes no lock, which a forked process
+        or a signal handler could find held: of two writes at once, one may be lost."""
         words = self._words
         if number := words[_NUMBER]:
             before = self._output[: words[_WRITTEN]] if words[_WRITER] == number else b""
@@ -8207,19 +8210,19 @@ class Board:
             words[_WRITTEN], words[_WRITER] = len(output), number
 
     def mark_cpu(self, spent: int) -> None:
-        """Notes how many nanoseconds of CPU time were spent until now."""
+        """Stores how many nanoseconds of CPU time the worker has spent so far."""
         self._words[_CPU] = spent - time.monotonic_ns()
 
     # Both sides
 
     def output_of(self, number: int) -> str:
-        """The last lines that a job wrote; none, if another has written since."""
+        """The last lines that a job wrote; empty if another job has written since."""
         own = number and self._words[_WRITER] == number
         return last_lines(bytes(self._output[: self._words[_WRITTEN]])) if own else ""
 
     def cpu_since(self, began: int, spent: int) -> int:
-        """Microseconds of CPU time since a job began, of all that was *spent* until now. Since
-        the mark there were only short jobs before it, which count as all work."""
+        """Microseconds of CPU time since a job began, of the nanoseconds *spent* so far. Between
+        `mark_cpu` and that job only short ones ran: they count as if they had never waited."""
         return int(max(0, spent - self._words[_CPU] - began) // 1000)
 
     # The supervisor's side
@@ -8236,8 +8239,8 @@ class Board:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[bool]:
-        """Keeps the worker from starting or finishing a job meanwhile. False if it was stopped,
-        or died, inside its own turn: then waiting longer would not help."""
+        """Keeps the worker from starting or finishing a job meanwhile. False if the worker was
+        stopped or died while it held the lock: then waiting longer would not help."""
         locked = self._lock.acquire(timeout=0.05)
         try:
             yield locked
@@ -8246,7 +8249,7 @@ class Board:
                 self._lock.release()
 
     def collect(self, dead: bool = False) -> Iterator[tuple[Any, ...]]:
-        """Takes the reports away: messages, as in the channel."""
+        """Removes the reports and returns them, as messages like those of the channel."""
         if self._words[_USED]:
             with self.held() as locked:
                 if locked or dead:
@@ -8257,9 +8260,9 @@ class Board:
             raise ValueError("not a report of litejobs")
 
     def revoke(self, until: int) -> int | None:
-        """Takes back all plain jobs with lower numbers that have not started; returns the number
-        of the one that runs (0: none). Those before it have started, too: their reports are
-        taken away in the same moment, to be collected next. `None` if it could not be done now."""
+        """Revokes all plain jobs with lower numbers that have not started; returns the number of
+        the one that runs (0: none), or `None` if the lock could not be taken. The reports of
+        those that have ended are removed at the same time, for the next `collect`."""
         with self.held() as locked:
             if not locked:
                 return None
@@ -8270,7 +8273,7 @@ class Board:
             return self.running
 
     def ask_to_end(self, number: int, place: int, why: Reason) -> bool:
-        """Asks a job to end; false if it is a plain one that does not run any more."""
+        """Asks a job to end; false if it is a plain one that no longer runs."""
         with self.held() as locked:
             if not place and (not locked or self.running != number):
                 return False
@@ -8279,19 +8282,19 @@ class Board:
 
 
 def end_of(output: bytes, text: str) -> bytes:
-    """What is kept of an output after more text."""
+    """The end of an output with *text* added, as long as is kept."""
     return (output + text[-OUTPUT_KEPT:].encode(errors="backslashreplace"))[-OUTPUT_KEPT:]
 
 
 def last_lines(output: bytes) -> str:
-    """The end of an output, from the beginning of a line if a whole one fits."""
+    """The end of an output, from the start of a line if it has one."""
     text = output[-OUTPUT_LIMIT:].decode(errors="ignore")
     return text if len(output) <= OUTPUT_LIMIT else text.partition("\n")[2] or text
 
 
 def peak_memory(pid: int) -> int | None:
-    """Bytes that a process has occupied at the most; `None` where nobody counts them, or only for
-    this process. (On Linux, `getrusage` begins with the memory of the process that started it.)"""
+    """The peak memory of a process in bytes; `None` where the system does not say. (`getrusage` on
+    Linux starts with the memory of the parent process.)"""
     with contextlib.suppress(OSError):
         if found := re.search(rb"VmHWM:\s*(\d+) kB", Path(f"/proc/{pid}/status").read_bytes()):
             return 1024 * int(found[1])
@@ -8307,12 +8310,12 @@ def peak_memory(pid: int) -> int | None:
 
 MakeExecutor = Callable[[], contextlib.AbstractContextManager[Executor]]
 OUTPUT = contextvars.ContextVar[list[bytes] | None]("OUTPUT", default=None)
-"""What the async job that runs here has written: it is not the job that the board knows."""
+"""The output of the async job of this context; the board keeps only that of plain jobs."""
 
 
 def keep_output(stream: Any, board: Board) -> None:
-    """Keeps the end of what jobs write to a stream, which writes it as before. It stays the
-    same object, since others, such as handlers of logging, may have it already."""
+    """Keeps the end of what jobs write to a stream, besides writing it. The stream stays the same
+    object, since others, such as logging handlers, may hold it already."""
     write = getattr(stream, "write", None)  # There may be no stream, as in pythonw.exe.
 
     def write_and_keep(text: str) -> Any:
@@ -8323,16 +8326,16 @@ def keep_output(stream: Any, board: Board) -> None:
             own[0] = end_of(own[0], text)
         return count
 
-    with contextlib.suppress(AttributeError):  # Of a stream of another kind.
+    with contextlib.suppress(AttributeError):  # Some kinds of streams do not allow it.
         stream.write = write_and_keep
 
 
 @contextlib.contextmanager
 def spawning() -> Iterator[None]:
-    """Blocks the stop signals, in a process that is started meanwhile, too, until it has become
-    a worker: Ctrl-C goes to all processes of a terminal, and would end in a traceback of what the
-    worker is just importing. Hides from multiprocessing a main program that came through a pipe,
-    since new processes cannot import it; one that is missing may be about to be replaced."""
+    """Blocks the stop signals here, and in a process that is started meanwhile, until it is a
+    worker: Ctrl-C goes to all processes of a terminal and would interrupt its imports. Hides from
+    multiprocessing a main program that came through a pipe, which no new process can import; one
+    whose file is missing is not hidden, since it may be about to be replaced."""
     main = sys.modules["__main__"]
     file = str(getattr(main, "__file__", None) or "")
     hidden = not _importable_main(main) and (file.startswith("<") or os.path.exists(file))
@@ -8352,24 +8355,23 @@ def spawning() -> Iterator[None]:
 def work_in_child(
     connection: socket.socket, lifeline: Connection, board: Board, presence: str, make: MakeExecutor
 ) -> None:
-    """The whole life of a worker process, which holds the lock on the file *presence*. It dies
-    with its supervisor, and of nothing else by mistake."""
+    """The main function of a worker process, which holds the lock on the file *presence* and dies
+    with its supervisor."""
     if hasattr(os, "setpgid"):
-        # A group of its own: Ctrl-C in the terminal goes to the supervisor alone, and
-        # whatever the job starts can be killed with it.
+        # In a group of its own it gets no Ctrl-C, and is killed with whatever its jobs start.
         os.setpgid(0, 0)
     for number, default in STOP_SIGNALS.items():
-        # systemd signals every process. Not SIG_IGN, which a job's children would inherit.
+        # systemd signals every process of a service. SIG_IGN would be inherited by children.
         signal.signal(number, lambda number, frame: None)
         if hasattr(os, "register_at_fork"):
-            # What a job forks can be ended like any other process.
+            # A process that a job forks can be ended like any other.
             os.register_at_fork(after_in_child=functools.partial(signal.signal, number, default))
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     if sys.platform == "linux":
-        # The kernel kills the whole group when the lifeline closes: the thread, which is the
-        # portable way, gets no turn while a job loops in C. (PR_SET_PDEATHSIG would spare what
-        # the job has started.)
+        # The kernel kills the whole group when the lifeline closes. The thread below, which is
+        # portable, does not run while a job loops in C; PR_SET_PDEATHSIG would not kill what
+        # the job has started.
         import fcntl
 
         f_setsig = 10  # of <fcntl.h>
@@ -8386,13 +8388,13 @@ def work_in_child(
     threading.Thread(target=end_with_supervisor, daemon=True).start()
     for stream in {sys.stdout, sys.stderr}:
         keep_output(stream, board)
-    with hold(presence):
+    with lock_shared(presence):
         work(connection, board, make, time.process_time_ns)
 
 
 def kill_group(pid: int, alive: bool = True) -> None:
-    """Kills a worker with all that it started, at once; or, if it is not *alive*, what
-    it left behind (another process may have its number by now)."""
+    """Kills a worker with all processes that it started; if it is not *alive*, only those, since
+    another process may have its id by now."""
     if hasattr(os, "killpg"):
         for kill in (os.killpg, os.kill) if alive else (os.killpg,):
             with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -8404,8 +8406,8 @@ def kill_group(pid: int, alive: bool = True) -> None:
 def work(
     connection: socket.socket, board: Board, make: MakeExecutor, cpu_clock: Callable[[], int]
 ) -> None:
-    """Makes what jobs need, says so, and runs them until no more will come."""
-    connection.setblocking(True)  # Whatever default the program has set for sockets.
+    """Makes the executor, tells the supervisor, and runs jobs until no more will come."""
+    connection.setblocking(True)  # The program may have changed the default for sockets.
     channel = Channel(connection)
     with contextlib.ExitStack() as closing:
         if threading.current_thread() is not threading.main_thread():
@@ -8426,13 +8428,13 @@ def work(
 
 
 NOTIFY_AFTER, NOTIFY_AFTER_NS = 64, 8_000_000
-"""Reports, and nanoseconds, after which the supervisor is notified in the midst of a batch."""
+"""Reports, and nanoseconds, after which the supervisor is notified in the middle of a batch."""
 SHORT_RUN = 500
-"""Microseconds: jobs that took no longer share a look at the CPU clock, which takes as long
-as running a very short one."""
+"""Microseconds. The CPU clock is not read after jobs that took no longer: reading it takes as long
+as a very short job."""
 RESTORE_AFTER = 5
-"""Microseconds: closing all that is open takes longer. (That took 35, a look at the socket 1,
-putting back what jobs change 2.)"""
+"""Microseconds. Jobs that took no longer cannot have closed all open files, which takes 35.
+(Checking the socket takes 1, restoring what jobs change 2.)"""
 
 
 @attrs.define(eq=False, repr=False)
@@ -8446,13 +8448,13 @@ class JobRunner:
     restore: Callable[[], bool]
     cpu_clock: Callable[[], int]
     _reporters: dict[int, ProgressReporter] = attrs.field(factory=dict)
-    """By the job's id, of those that have reported progress."""
+    """By id of the jobs that have reported progress."""
     _loop: Any = None
     _tasks: dict[int, tuple[Any, Claimed]] = attrs.field(factory=dict)
-    """By number, of async jobs."""
+    """The async jobs, by number."""
 
     def messages(self) -> Iterator[tuple[Any, ...]]:
-        """What the supervisor sends, until no more will come."""
+        """The messages of the supervisor, until it sends "end" or is gone."""
         with contextlib.suppress(EOFError, OSError):
             for message in self.channel.receive():
                 if message == ("end",):
@@ -8460,51 +8462,52 @@ class JobRunner:
                 yield message
 
     def run(self, batch: list[tuple[int, tuple[Any, ...]]]) -> bool:
-        """Runs a batch of jobs; false, if the worker cannot go on after one of them."""
+        """Runs a batch of jobs; false if the worker cannot go on after one of them."""
         channel, board, restore, cpu_clock = self.channel, self.board, self.restore, self.cpu_clock
         if not restore():
             return False
         board.mark_cpu(cpu_clock())
-        unseen, seen_at, report = 0, time.monotonic_ns(), b""
+        unnotified, notified_at, packed = 0, time.monotonic_ns(), b""
         for number, fields in batch:
-            began = board.start_next(report, number)
-            unseen += bool(report)
-            report = b""
+            began = board.start_next(packed, number)
+            unnotified += bool(packed)
+            packed = b""
             if not began:
                 continue
-            if unseen >= NOTIFY_AFTER or (unseen and began - seen_at > NOTIFY_AFTER_NS):
+            late = unnotified and began - notified_at > NOTIFY_AFTER_NS
+            if late or unnotified >= NOTIFY_AFTER:
                 channel.send("reports")
-                unseen, seen_at = 0, began
+                unnotified, notified_at = 0, began
             asked = functools.partial(board.why_asked, number)
-            made = self.executor.run(Claimed._make(fields), asked, self.progress)
-            if (took := made.took) > SHORT_RUN or made.kind:
-                if made.kind or asked():  # The supervisor will say that it failed.
-                    used = board.cpu_since(began, cpu_clock()), peak_memory(os.getpid())
+            report = self.executor.run(Claimed._make(fields), asked, self.progress)
+            if report.took > SHORT_RUN or report.kind:
+                if report.kind or asked():  # Then the supervisor may settle it as failed.
+                    cpu, memory = board.cpu_since(began, cpu_clock()), peak_memory(os.getpid())
                     output = board.output_of(number)
-                    made = made._replace(cpu=used[0], memory=used[1], output=output)
+                    report = report._replace(cpu=cpu, memory=memory, output=output)
                 board.mark_cpu(cpu_clock())
-            message = "report", number, made[:]
-            report = pack(*message)
-            if (self._reporters and self.end_progress(fields[0])) or not board.fits(report):
-                # Through the channel it comes after the last progress of the job.
+            message = "report", number, report[:]
+            packed = pack(*message)
+            if (self._reporters and self.end_progress(fields[0])) or not board.fits(packed):
+                # Through the channel it arrives after the last progress of the job.
                 channel.send(*message)
-                report = b""
-            if took > RESTORE_AFTER and not restore():
-                board.start_next(report, 0)
-                return False  # Else the next one is blamed, for what cannot be heard, or printed.
-        board.start_next(report, 0)
-        channel.send("reports")  # Also after jobs that were all revoked: the hands are empty.
+                packed = b""
+            if report.took > RESTORE_AFTER and not restore():
+                board.start_next(packed, 0)
+                return False  # Else the next job would be blamed for what this one has broken.
+        board.start_next(packed, 0)
+        channel.send("reports")  # Also if all jobs were revoked: the worker needs others.
         return True
 
     def progress(self, claimed: Claimed, progress: Progress) -> None:
-        """Sends the progress of a job, now or soon; called from any of its threads."""
+        """Sends the progress of a job, now or soon; it may be called from any thread."""
         if (reporter := self._reporters.get(claimed.id)) is None:
             send = functools.partial(self.channel.send, "progress", claimed.id, claimed.claim)
             reporter = self._reporters.setdefault(claimed.id, ProgressReporter(send))
         reporter.report(progress)
 
     def end_progress(self, id: int) -> bool:
-        """Sends the last progress of a job that has ended; says whether there was any."""
+        """Sends the last progress of a job that has ended; returns whether there was any."""
         if (reporter := self._reporters.pop(id, None)) is None:
             return False
         reporter.close()
@@ -8512,9 +8515,9 @@ class JobRunner:
 
     @contextlib.contextmanager
     def async_loop(self) -> Iterator[Iterator[Any]]:
-        """Runs async jobs meanwhile, and gives the batches of plain ones: a third thread reads the
-        channel, also while a job blocks the loop."""
-        import asyncio  # Late, like queue: few programs need it.
+        """Runs async jobs in a thread and returns the batches of plain ones. Another thread reads
+        the channel, so that a job which blocks the loop does not delay plain ones."""
+        import asyncio  # Here, like queue, because few programs need it.
         from queue import SimpleQueue
 
         batches: SimpleQueue[Any] = SimpleQueue()
@@ -8525,7 +8528,7 @@ class JobRunner:
                 try:
                     self._loop.run_forever()
                 except BaseException:
-                    # What a handler's own task raises must not end those of others.
+                    # A KeyboardInterrupt, say, of a handler's own task must not end other jobs.
                     logger.exception("a task of an async handler wanted to end the event loop")
 
         def read() -> None:
@@ -8540,7 +8543,7 @@ class JobRunner:
                 logger.exception("a worker that cannot run its async jobs ends")
             batches.put(None)
 
-        with asyncio.Runner() as runner:  # It cancels what still runs.
+        with asyncio.Runner() as runner:  # At its end it cancels the tasks that still run.
             self._loop = runner.get_loop()
             thread = threading.Thread(target=run_loop, name="litejobs-async", daemon=True)
             thread.start()
@@ -8554,7 +8557,7 @@ class JobRunner:
 
     def _begin(self, jobs: list[tuple[int, int, tuple[Any, ...]]]) -> None:
         if not self._tasks:
-            with self.board.held():  # No plain job begins meanwhile.
+            with self.board.held():  # So that no plain job begins meanwhile.
                 if not self.board.running:
                     self.restore()
         for number, place, fields in jobs:
@@ -8564,7 +8567,7 @@ class JobRunner:
             task.add_done_callback(functools.partial(self._ended, number))
 
     def _cancel(self, number: int, within: float) -> None:
-        """Cancels a task that was asked to end, in so many seconds."""
+        """Cancels the task of a job that was asked to end, *within* seconds from now."""
         if within > 0:
             self._loop.call_later(within, self._cancel, number, 0.0)
         elif number in self._tasks:
@@ -8585,8 +8588,8 @@ class JobRunner:
         return report
 
     def _ended(self, number: int, task: Any) -> None:
-        """A task is over. If it never began its job, that was asked to end already, or another
-        job's handler has cancelled all the tasks that it found."""
+        """Reports a job whose task has ended. The job never began if it had been asked to end
+        before, or if another job's handler cancelled all the tasks that it found."""
         report = GIVEN_BACK if task.cancelled() else task.result()
         if not report.finished_at:
             now = self.executor.clock()
@@ -8598,13 +8601,13 @@ class JobRunner:
 
 
 def make_restore(connection: socket.socket) -> Callable[[], bool]:
-    """Makes a function that puts back what jobs have changed of their process: signal handlers and
-    mask, timer, umask and folder, of which threads have none of their own. False, if that cannot be
-    done, or if the connection or a standard stream is not as it was."""
+    """Makes a function that undoes what jobs have changed in their process: signal handlers and
+    mask, timer, umask and current folder; in a thread, nothing. It returns false if that fails,
+    or if a job has closed the connection or a standard stream."""
     number = connection.fileno()
     file = None if sys.platform == "win32" else _stat_id(os.fstat(number))
     streams = [each for each in (sys.stdout, sys.stderr) if not getattr(each, "closed", True)]
-    # Not the module signal, which takes ten times as long, for an enum of each.
+    # The module signal takes ten times as long, since it converts each number to an enum.
     plain = importlib.import_module("_signal")
     names = ["TERM", "INT", "HUP", "BREAK", "ALRM", "CHLD", "PIPE", "USR1", "USR2"]
     numbers = [getattr(plain, f"SIG{name}", 0) for name in names]
@@ -8614,7 +8617,7 @@ def make_restore(connection: socket.socket) -> Callable[[], bool]:
     blocked = plain.pthread_sigmask(signal.SIG_BLOCK, ()) if masks else ()
     umask = os.umask(0o077) if own_process else 0
     if hasattr(os, "fchdir"):
-        # By descriptor it takes half as long, and finds a folder that was renamed.
+        # By descriptor it takes half as long, and works for a folder that was renamed.
         to_folder = functools.partial(os.fchdir, os.open(".", os.O_RDONLY))
     else:
         to_folder = functools.partial(os.chdir, os.getcwd())
@@ -8636,7 +8639,7 @@ def make_restore(connection: socket.socket) -> Callable[[], bool]:
                 if plain.getsignal(each) != handler:
                     plain.signal(each, handler)
             to_folder()
-        except BaseException:  # Also what the last job's handler of a signal raises.
+        except BaseException:  # Also what a signal handler of the last job raises.
             return False
         return True
 
@@ -8646,23 +8649,23 @@ def make_restore(connection: socket.socket) -> Callable[[], bool]:
 ################################################################################
 # Supervisor
 #
-# The parent of the workers owns the file and the clock. Its loop is a list of verbs around one
-# blocking wait: spawn, watch, listen, attend, exchange. Each job in hand is one Run. It never runs
-# a handler, never decodes a payload, and never blocks on a worker, which may have been stopped.
+# The parent of the workers. It alone uses the file. Its loop is a list of verbs around one blocking
+# wait: spawn, watch, listen, do duties, exchange. Each job in hand is one Run. It never runs a
+# handler, never decodes a payload, and never blocks on a worker, which may have been stopped.
 ################################################################################
 
 STARTS_AT_ONCE = max(1, (os.cpu_count() or 1) - 1)
-"""How many workers start at a time: more would only delay each other, and the first job."""
+"""How many workers start at the same time: more would only delay each other, and the first job."""
 RESTART_PAUSE = 1.0
-"""Seconds until a worker is tried again that could not start; twice as many each time."""
+"""Seconds until the next try after a worker could not start; doubled each time."""
 FAILED_STARTS = 3
-"""How many starts in a row may fail while no worker is ready; twice as many if there was one."""
+"""How many starts in a row may fail while no worker is ready; twice as many if one ever was."""
 ASYNC_CHECK = 0.01
-"""Seconds after which an async job that was handed over is looked at: it runs by then."""
+"""Seconds after which an async job that was handed over is first checked: it has begun by then."""
 UNKNOWN_EXIT_CODE = 255
-"""Passes for the exit code of a process that somebody else has waited for."""
+"""The exit code recorded for a process that other code has waited for."""
 CHANNEL_ERRORS = EOFError, OSError, ValueError, TypeError, LookupError
-"""What reading from a worker raises that is gone, or whose jobs wrote over what it sends."""
+"""Raised by reading from a worker that is gone, or if a job has overwritten what it sends."""
 
 
 @attrs.define(eq=False, repr=False)
@@ -8670,24 +8673,25 @@ class Run:
     """A job in hand, and all that its supervisor knows about it."""
 
     number: int
-    """Its place in the order of the hand-overs."""
+    """Rises with each job that is handed over."""
     claimed: Claimed
     worker: Worker
     expected: float
     """Microseconds that it will take, by estimate."""
     place: int = 0
-    """Of an async job, on the board."""
+    """The place of an async job on the board; 0 for a plain one."""
     reason: Reason | None = None
     kill_at: float = math.inf
     grace: float = 0.0
-    """Seconds that it was granted after it was asked."""
+    """Seconds that it was granted after it was asked to end."""
     frozen: float = 0.0
-    """Seconds of its running for which the node got no turn: they count towards no timeout."""
+    """Seconds for which the whole node was stopped while it ran: they count towards no timeout."""
     memory_at: float = 0.0
-    """When the memory of its worker is looked at."""
+    """When the memory of its worker is checked next."""
     announced: bool = False
+    """Whether its "started" event was emitted."""
     slow_after: float = 0.0
-    """Seconds of running after which it is logged as slow once more."""
+    """Seconds of running after which it is logged as slow again."""
 
 
 @attrs.define(eq=False, repr=False)
@@ -8699,38 +8703,39 @@ class Worker:
     channel: Channel
     board: Board
     free: list[int]
-    """The places on the board for further async jobs."""
+    """The free places on the board for async jobs."""
     sources: list[Any]
-    """What is waited for to notice it: its socket, and what tells of the death of a process."""
+    """What the selector waits for: its socket, and what becomes readable when a process dies."""
     lifeline: Connection | None = None
+    """A pipe that closes when the supervisor dies; `None` for a thread."""
     ready: bool = False
     failure: str = "it died while it started; its error output says why"
     jobs_left: float = math.inf
     """How many more jobs it may be given."""
     exit_by: float = math.inf
-    """When it was dismissed: the moment by which it must be gone."""
+    """When it is killed, once it was told to end because it has run as many jobs as it may."""
     blameless: bool = False
     """Whether its node has killed it: then only jobs that were asked to end are to blame."""
     runs: dict[int, Run] = attrs.field(factory=dict)
-    """What it has in hand, by number, in the order of the hand-overs."""
+    """The jobs that it has in hand, by number, in the order of the hand-overs."""
     plain: int = 0
     """How many of these are plain jobs, which it runs one after another."""
     load: float = 0.0
-    """Microseconds of work that these will take, by estimate."""
+    """Microseconds that the plain jobs will take, by estimate."""
     check_at: float = math.inf
-    """Until when nothing can be due with any of its async jobs."""
+    """When its async jobs are checked next."""
     progress_at: float = 0.0
-    """When it was given the first job that it has in hand, or had ended one."""
+    """When it last ended a job, or was given one after it had none."""
     events: int = selectors.EVENT_READ
     """What the selector waits for on its channel."""
     broken: bool = False
-    """Whether nothing more can be heard of it."""
+    """Whether its channel or board can no longer be read."""
     usage: tuple[int | None, int | None] | None = None
-    """By the end; see `usage_of`."""
+    """What it had used when it ended; see `usage_of`."""
 
     @property
     def is_process(self) -> bool:
-        """Whether it can be killed."""
+        """Whether it is a process, which can be killed."""
         return self.lifeline is not None
 
     @property
@@ -8738,22 +8743,22 @@ class Worker:
         """Whether it has ended."""
         if not self.is_process:
             return not self.process.is_alive()
-        used = usage_of(self.pid)  # Of one that has ended, the next line waits for the last time.
+        used = usage_of(self.pid)  # Before the next line, which reaps a process that has ended.
         if self.process.exitcode is not None:
             self.usage = self.usage or used
             return True
         if sys.platform == "win32":
             return False
-        # No exit code will ever tell of a process that somebody else has waited for, as programs
-        # do that ignore SIGCHLD or wait for all children.
+        # There is never an exit code if other code has waited for the process, as in programs
+        # that ignore SIGCHLD or wait for all children.
         try:
             os.kill(self.pid, 0)
-        except OSError as error:  # Not permitted: its number belongs to somebody else.
+        except OSError as error:  # If it exists and is not permitted, another process has its id.
             return isinstance(error, ProcessLookupError)
         return False
 
     def hand_over(self, runs: list[Run]) -> None:
-        """Gives it jobs."""
+        """Sends jobs to it."""
         now = time.monotonic()
         if not self.runs:
             self.progress_at = now
@@ -8773,7 +8778,7 @@ class Worker:
             self.channel.send("begin", beside)
 
     def take(self, number: int) -> Run | None:
-        """Takes a job out of its hands."""
+        """Removes a job that it has in hand."""
         if run := self.runs.pop(number, None):
             self.progress_at = time.monotonic()
             if run.place:
@@ -8784,11 +8789,11 @@ class Worker:
         return run
 
     def receive(self, dead: bool) -> list[tuple[Any, ...]]:
-        """The messages that have arrived, reports on the board included. It is killed if it is
-        gone, or if one of its jobs has written over what it sends."""
+        """The messages that have arrived, reports on the board included. If they cannot be read,
+        since one of its jobs has overwritten them, say, the worker is killed."""
         messages = []
         self.channel.flush()
-        # The board comes later: the message that something is there has been read then.
+        # The board comes second, so that it holds all reports which the channel has announced.
         for arrived in (self.channel.receive(), self.board.collect(dead)):
             try:
                 for message in arrived:
@@ -8807,8 +8812,8 @@ class Worker:
             kill_group(self.pid, alive)
 
     def close(self) -> None:
-        """Gives back what it took to talk to it."""
-        self.runs.clear()  # Each of them refers to it, and so to its shared memory.
+        """Closes the connections to a worker that has ended."""
+        self.runs.clear()  # Each of them refers to the worker, and so to its shared memory.
         self.channel.socket.close()
         if self.lifeline is not None:
             self.lifeline.close()
@@ -8816,14 +8821,14 @@ class Worker:
                 if source != self.process.sentinel:
                     os.close(source)
             if self.process.exitcode is None:
-                # Else multiprocessing would keep it, and its files, for ever.
+                # Else multiprocessing would keep the process and its files forever.
                 self.process._popen.returncode = UNKNOWN_EXIT_CODE
             self.process.close()
 
 
 def start_worker(make: MakeExecutor, presence: str | None, concurrency: int) -> Worker:
-    """Starts a worker with so many places for async jobs: a process that holds the lock on the
-    file *presence*; or a thread."""
+    """Starts a worker with *concurrency* places for async jobs: a process that holds the lock on
+    the file *presence*, or a thread if that is `None`."""
     free = list(range(1, concurrency + 1))
     with contextlib.ExitStack() as opened:
         ours, theirs = map(opened.enter_context, socket.socketpair())
@@ -8852,14 +8857,14 @@ def start_worker(make: MakeExecutor, presence: str | None, concurrency: int) -> 
         sources.append(os.pidfd_open(pid))
     except (AttributeError, OSError):
         if sys.platform != "win32":
-            # A pipe, which stays open in what the process has forked: then a look shows its death.
+            # A pipe. If a forked process keeps it open, `_check_workers` notices the death.
             sources.append(process.sentinel)
     return Worker(process, pid, Channel(ours), board, free, sources, held)
 
 
 def usage_of(pid: int) -> tuple[int | None, int | None]:
-    """Nanoseconds of CPU time and the peak of bytes that a process has used, where Linux's /proc
-    says it: of one that has ended, only the first, and until somebody has waited for it."""
+    """Nanoseconds of CPU time and peak bytes of memory of a process, where there is /proc. Of a
+    process that has ended, only the CPU time is known, until it is reaped."""
     try:
         ticks = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[11:13]
     except OSError:
@@ -8889,7 +8894,7 @@ def memory_of(pid: int) -> int:
 
 @attrs.define(eq=False, repr=False)
 class WorkerPool:
-    """The workers of a node, as many as there should be."""
+    """The workers of a node."""
 
     make: MakeExecutor
     threads: bool
@@ -8898,20 +8903,21 @@ class WorkerPool:
     concurrency: int
     """How many async jobs each may run at a time."""
     jobs_per_worker: float
-    """After so many a worker is replaced: a spare one stands by then."""
+    """Jobs after which a worker is replaced; if finite, a spare worker is ready then."""
     grace: float
+    """Seconds for a worker that was told to end."""
     workers: list[Worker] = attrs.field(factory=list)
     ever_ready: bool = False
-    """Whether one of them was ever ready."""
+    """Whether any worker was ever ready."""
     failed_starts: int = 0
+    """Since a worker was last ready."""
     _failure: str = ""
     _start_at: float = 0.0
-    """When the next one may be started."""
+    """When the next worker may be started."""
 
     def spawn(self, presence: str) -> Iterator[Worker]:
-        """Lets workers go that have run as many jobs as they may, and starts others, up to the
-        number there should be; they hold the lock on the file *presence*. A WorkerError says that
-        none can be started."""
+        """Ends workers that have run as many jobs as they may, and starts others that hold the
+        lock on the file *presence*. Raises a WorkerError if none can be started."""
         for worker in self.workers:
             if worker.jobs_left <= 0 and not worker.runs:
                 if worker.exit_by == math.inf:
@@ -8923,7 +8929,7 @@ class WorkerPool:
             if not self.workers:
                 raise WorkerError(f"no worker can be started: {self._failure}")
             if not any(worker.ready for worker in self.workers):
-                return  # Those that are starting now decide.
+                return  # Wait until those that are starting are ready or have failed.
         size = self.size + (self.jobs_per_worker < math.inf)
         size += sum(worker.exit_by < math.inf for worker in self.workers)
         starting = sum(not worker.ready for worker in self.workers)
@@ -8941,8 +8947,8 @@ class WorkerPool:
             yield worker
 
     def start_failed(self, problem: str) -> None:
-        """The system lacks what a worker takes, or its source files are just being replaced:
-        that may be different later. Those that fail during the pause were started before it."""
+        """Logs that a worker could not start, and pauses: the system may have too little memory, or
+        source files are being replaced. Workers that fail in the pause were started before it."""
         now = time.monotonic()
         if now >= self._start_at:
             logger.error("a worker cannot be started and will be tried again: %s", problem)
@@ -8951,38 +8957,38 @@ class WorkerPool:
             self._failure = problem
 
     def replace(self) -> None:
-        """Has other processes take the places of all, of each when it has ended its jobs."""
+        """Has each process replaced when it has ended its jobs."""
         for worker in self.workers:
             worker.jobs_left = 0 if worker.is_process else worker.jobs_left
 
     def available(self) -> list[Worker]:
-        """Those that may be given jobs; a spare one waits until another leaves."""
+        """The workers that may be given jobs; a spare one only when another ends."""
         ready = [each for each in self.workers if each.ready and (each.jobs_left > 0 or each.runs)]
         return [worker for worker in ready[: self.size] if worker.jobs_left > 0]
 
     def runs(self) -> list[Run]:
-        """What they have in hand."""
+        """The jobs that all workers have in hand."""
         return [run for worker in self.workers for run in worker.runs.values()]
 
     def close_in_fork(self) -> None:
-        """Closes a fork's ends of what one talks to them through, above all their lifelines."""
+        """Closes the connections in a forked process, above all the lifelines."""
         for worker in self.workers:
             worker.channel.socket.close()
             if worker.lifeline is not None:
                 worker.lifeline.close()
 
 
-# Assign: whose each ready job is to be, by how long those of its definition have been taking.
+# Assign: which worker gets each ready job, by how long those of its definition have been taking.
 
 PREFETCH = 10_000
-"""Microseconds of work that a worker should have in hand: enough that it need not wait
-for the next exchange, little enough that no job waits for a worker."""
+"""Microseconds of work that a worker should have in hand: enough that it need not wait for the next
+exchange, little enough that no job waits behind others while another worker is idle."""
 PREFETCH_JOBS = 256
 """How many jobs a worker has in hand at most, however short they are."""
 PREFETCH_BEHIND = 100_000
-"""Microseconds of work behind which a worker may already have its next job in hand."""
+"""A worker with less work in hand than so many microseconds may be given its next job already."""
 OVERHEAD = 10
-"""Microseconds that a worker spends on a job beside running it."""
+"""Microseconds that a worker spends on a job besides running it."""
 
 
 def assign(
@@ -8992,9 +8998,9 @@ def assign(
     durations: Mapping[str, float],
     async_names: frozenset[str],
 ) -> None:
-    """Takes ready jobs as long as a worker has room for the next one: a plain job goes to the
-    worker with the least work, an async one to that with most free places. Puts them into the
-    *plan*, by id."""
+    """Takes ready jobs while workers have room for them, and enters the worker of each into
+    *plan*, by the job's id: for a plain job the worker with the least work, for an async one that
+    with the most free places."""
     loads = [load_of(worker) for worker in workers]
     counts = [worker.plain for worker in workers]
     places = [len(worker.free) for worker in workers]
@@ -9007,12 +9013,12 @@ def assign(
         else:
             which = loads.index(min(loads))
             fits = has_room(counts[which], loads[which], more)
-            if fits and ready.rated:  # It has to start now.
+            if fits and ready.has_rate:  # A job of a queue with a rate has to start now.
                 fits = not workers[which].plain and loads[which] <= BURST_SECONDS * 1e6
         if not fits:
             if not async_names:
                 return
-            ready.pass_over(async_names if is_async else ready.serves.names - async_names)
+            ready.leave_out(async_names if is_async else ready.subscription.names - async_names)
             continue
         next(ready)
         plan[id] = worker = workers[which]
@@ -9027,36 +9033,36 @@ def assign(
 
 
 def estimate(name: str, durations: Mapping[str, float]) -> float:
-    """Microseconds that a worker will need for a job; of what has never run, so many that one is
-    tried at a time."""
+    """Microseconds that a worker will need for a job; for a definition that has never run, so many
+    that a worker gets one such job at a time."""
     return durations.get(name, PREFETCH_BEHIND) + OVERHEAD
 
 
 def load_of(worker: Worker) -> float:
-    """Microseconds of work in a worker's hands; a job that has run for longer than expected may
-    well run for as long again."""
+    """Microseconds of work that a worker has in hand. A job that has run for longer than expected
+    is expected to run for as long again."""
     running = worker.runs.get(worker.board.running)
     began = 0 if running is None else worker.board.began(running)
     return max(worker.load, (time.monotonic_ns() - began) / 1000 if began else 0.0)
 
 
 def has_room(count: int, load: float, more: float) -> bool:
-    """Whether a worker with so much in hand may have *more*: a first job, however long; a
-    second one to go on with at once, unless it would wait for long; others if all are short."""
+    """Whether a worker with *count* jobs of *load* microseconds may be given one of *more*: a first
+    one, however long; a second one, unless it would wait for long; others if all are short."""
     if count < 2:
         return count == 0 or load < PREFETCH_BEHIND
     return count < PREFETCH_JOBS and load + more <= PREFETCH
 
 
-# Settle: most attempts report how they ended; here it is decided for those that were asked to end,
-# or whose worker has died.
+# Settle: the worker reports how an attempt ended, unless the job was asked to end or the worker has
+# died: then it is decided here.
 
 SETTLE_AT, SETTLE_WITHIN = 128, 0.008
-"""Results, and seconds, after which results are settled although no worker needs a job."""
+"""Results, and seconds, after which results are settled even if no worker needs a job."""
 
 
 def not_begun(now: int, cancelled: bool) -> Report:
-    """The report of a job that its node had claimed and no worker has begun."""
+    """The report of a job that was claimed and never begun."""
     report = GIVEN_BACK._replace(finished_at=now)
     if not cancelled:
         return report
@@ -9067,8 +9073,8 @@ def not_begun(now: int, cancelled: bool) -> Report:
 def final_report(
     run: Run, report: Report, registry: Registry, rng: random.Random, crash: str = ""
 ) -> Report:
-    """The report of a job that may have been asked to end, which counts more than how it ended;
-    or whose worker has died by a *crash*. When its node stops, the worker knows how it ended."""
+    """The report of a job that was asked to end or whose worker has died by a *crash*: why it was
+    asked counts more than how it ended, except when the node stops."""
     claimed, options = run.claimed, registry.options(run.claimed.name)
     if run.reason == "cancel":
         return report._replace(
@@ -9094,7 +9100,7 @@ def final_report(
 
 
 def exit_description(exitcode: int | None) -> str:
-    """How a worker ended that its node did not kill."""
+    """Says how a worker ended that its node did not kill."""
     if exitcode is None:
         why = "the program ignores SIGCHLD, or waits for children that are not its own"
         return f"its worker ended, and its exit code is not known: {why}"
@@ -9108,52 +9114,52 @@ def exit_description(exitcode: int | None) -> str:
 
 Until = Literal["empty"]
 LOCK_SLICE = 0.05
-"""Seconds for which a node waits for the write lock before it looks after its workers again."""
+"""Seconds for which a node waits for the write lock before it attends to its workers again."""
 MAX_DATAGRAMS = 256
-"""How many datagrams are taken from the wakeup socket at a time."""
+"""How many datagrams are read from the wakeup socket at a time."""
 FALSE_WAKES, WAKE_PAUSE = 8, 0.01
-"""After so many datagrams without a commit, the node rests for so many seconds at each."""
+"""Datagrams without a commit, and the seconds for which the node pauses at each further one."""
 FINAL_LOCK_WAIT = 1.0
 """Seconds for which a node that is to end at once waits for the write lock."""
 RETRY_PAUSE = 0.5
 """Seconds until an exchange that failed is tried again."""
 SLOW, VERY_SLOW = 0.010, 0.100
-"""Seconds that a job may run before those behind it are taken back: for a worker that is
-idle here, and for whoever else may want them."""
+"""Seconds that a job may run before those behind it are taken back: if another worker of this
+node is idle, and otherwise, since other nodes may have room."""
 CANCEL_PART = 0.25
-"""Of the grace: when only so much is left, what a stopping node asked to end is cancelled."""
+"""The part of the grace that is left when a stopping node cancels its async jobs."""
 MEMORY_CHECK = 0.1
-"""Seconds between two looks at the memory of workers whose job may use only so much."""
+"""Seconds between checks of the memory of workers that run a job with `max_memory`."""
 RETRY_SOON = 0.05
-"""Seconds until a kill is tried again."""
+"""Seconds until the next try if a worker held the lock of its board."""
 FROZEN_AFTER = 1.0
-"""Seconds: when the supervisor gets no turn for longer, the whole node may have been stopped, as
-by SIGSTOP, `docker pause` or a laptop that sleeps. That time counts towards no timeout."""
+"""Seconds by which the supervisor's loop has to be late for the node to count as stopped, as by
+SIGSTOP, `docker pause` or a laptop that sleeps. That time counts towards no timeout."""
 
 
 @attrs.define(eq=False, repr=False)
 class Supervisor:
-    """A node: it claims jobs for its workers and settles what comes back."""
+    """A node: it claims jobs for its workers and settles their results."""
 
     store: Store
     registry: Registry
     pool: WorkerPool
-    serves: Serves
+    subscription: Subscription
     until: Until | None
     grace: float
     clock: Clock
     declared: tuple[Sequence[Schedule], str]
-    """The schedules of the program, and the program."""
+    """The schedules that the program declares, and which program it is."""
     events: Events
     joined: threading.Event = attrs.field(factory=threading.Event)
-    """Set when the node is listed."""
+    """Set when the node is listed, or has failed to join."""
     unresponsive_after: float = 5.0
-    """Seconds after which a worker that begins nothing of what it has in hand is replaced."""
+    """Seconds after which a worker that begins none of the jobs it has in hand is replaced."""
     slow_after: float = 60.0
     """Seconds of running after which a job is logged as slow; again after twice the time."""
     _rng: random.Random = attrs.field(factory=random.Random)
     _wakeup: socket.socket = attrs.field(init=False)
-    """Where datagrams arrive that wake the node; their content is never looked at."""
+    """Receives the datagrams that wake the node; their content is ignored."""
     _selector: selectors.BaseSelector = attrs.field(factory=selectors.DefaultSelector)
     _async_names: frozenset[str] = attrs.field(init=False)
     _duties: Duties = attrs.field(init=False)
@@ -9163,41 +9169,42 @@ class Supervisor:
     """Microseconds that jobs of each definition have been taking."""
     _stops: int = 0
     _stop_at: float = math.inf
-    """When a node that stops has waited long enough for what runs."""
+    """When the grace of a stopping node is over."""
     _claim_due: bool = True
-    """Whether there may be ready jobs, and room for them, since the last look."""
+    """Whether there may be ready jobs that the last exchange did not see."""
     _pending: list[Settlement] = attrs.field(factory=list)
     """What the next exchange settles."""
     _exchange_by: float = math.inf
-    """When that is at the latest: for results, progress, or the next job that a rate lets start."""
+    """When the next exchange is due: for results, progress, or a job that a rate lets start."""
     _wanted: frozenset[EventKind] = frozenset()
-    """The kinds of events that are wanted, as of this round of the loop."""
+    """The kinds of events that have listeners, as of this round of the loop."""
     _ended_events: list[Event] = attrs.field(factory=list)
-    """The events to be emitted when all is settled."""
+    """The events to emit when all is settled."""
     _progress: dict[tuple[int, int], str] = attrs.field(factory=dict)
-    """The progress that is not in the file yet, by id and claim."""
+    """Progress that is not in the file yet, by id and claim."""
     _changes: int = 0
-    """The number of others' commits that was seen."""
+    """What `File.changes` returned last."""
     _may_hold_orphans: bool = False
-    """Whether the file may say that this node holds jobs of which it does not know."""
+    """Whether jobs may be claimed by this node in the file that it does not have in hand."""
     _quiet_until: float = 0.0
     """When an exchange that failed is tried again."""
     _failing_since: float = math.inf
-    """Since when nothing could be claimed or settled."""
+    """Since when exchanges fail."""
     _locked_since: float = math.inf
-    """Since when others have held the write lock, in each turn."""
+    """Since when the write lock could not be taken."""
     _give_up_at: float = 0.0
     """When it stops waiting for the write lock while it joins or leaves."""
     _false_wakes: int = 0
     _paused: frozenset[str] | None = None
-    """The queues that were, when somebody looked."""
+    """The queues that were paused at the last check; `None` before the first one."""
     _cancelled: frozenset[int] = frozenset()
     """The ids of jobs in hand that were cancelled."""
     _recall: int | None = None
-    """The number of the recall for which jobs were taken back that are not in the file yet."""
+    """The number of the recall whose jobs were taken back and are not settled yet."""
     _watch_at: float = math.inf
+    """When something is due with a job in hand."""
     _expected_at: float = 0.0
-    """By when the supervisor should have its next turn."""
+    """When the loop should go on at the latest."""
 
     def __attrs_post_init__(self) -> None:
         self.store.file.may_wait = self._may_wait
@@ -9205,13 +9212,14 @@ class Supervisor:
         if not self._async_names:
             self.pool.concurrency = 0
         IN_FORKS[self.pool] = WorkerPool.close_in_fork
-        own: dict[str, tuple[float, Duty]] = {
+        duties: dict[str, tuple[float, Duty]] = {
             "check_commits": (POLL_INTERVAL, self._check_commits),
             "check_workers": (POLL_INTERVAL, self._check_workers),
             "requests": (math.inf, self._check_requests),
+            **DUTIES,
         }
         self._duties = Duties(
-            self.store, 0, self.events, self.serves.node, self._wake, {**own, **DUTIES}
+            self.store, 0, self.events, self.subscription.node, self._wake, duties
         )
         self._wakeup = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._wakeup.bind(("127.0.0.1", 0))
@@ -9227,7 +9235,7 @@ class Supervisor:
             self._join()
             self._selector.register(self._wakeup, selectors.EVENT_READ)
             what = "threads" if self.pool.threads else "workers"
-            logger.info("node %s started with %d %s", self.serves.node, self.pool.size, what)
+            logger.info("node %s started with %d %s", self.subscription.node, self.pool.size, what)
             self._duties.emit("node_joined")
             unjoined.pop_all()
         self._give_up_at = math.inf
@@ -9237,30 +9245,30 @@ class Supervisor:
                 self._spawn()
                 self._watch()
                 self._listen()
-                self._unless_locked(self._duties.attend, self._exchange)
+                self._unless_locked(self._duties.do_due, self._exchange)
         finally:
             self._leave()
 
     def stop(self) -> None:
-        """Takes no more jobs, and ends when those that run have ended or the grace is
-        over; called again, ends at once. Safe in signal handlers and other threads."""
+        """Makes the node claim no more jobs, and end when those that run have ended or the grace
+        is over; called again, at once. Safe in signal handlers and other threads."""
         self._stops += 1
         if self._stops > 1 or not self.joined.is_set():
             self._give_up_at = min(self._give_up_at, time.monotonic() + FINAL_LOCK_WAIT)
         with contextlib.suppress(OSError):
             self._wakeup.sendto(b"", self._wakeup.getsockname())
 
-    # The write lock, which any program may hold for as long as it likes
+    # The write lock, which other programs may hold for any length of time
 
     def _may_wait(self, waited: float) -> bool:
-        """Whether to go on waiting for the write lock: while there are workers to look after,
-        only for a slice in each turn."""
+        """Whether to go on waiting for the write lock: while there are workers to attend to, only
+        for LOCK_SLICE at a time."""
         if self._give_up_at < math.inf:
             return time.monotonic() < self._give_up_at
         return waited < LOCK_SLICE
 
     def _unless_locked(self, *steps: Callable[[], None]) -> None:
-        """Takes steps that need the write lock; if others hold it, they stay to be done."""
+        """Takes steps that need the write lock; if others hold it, they stay due."""
         busy: BusyError | None = None
         for step in steps:
             try:
@@ -9278,36 +9286,35 @@ class Supervisor:
     def _join(self) -> None:
         port, known = self._wakeup.getsockname()[1], self.registry.listing()
         self._node = self.store.nodes.join(
-            self.serves.node, port, self.pool.size, self.serves, known
+            self.subscription.node, port, self.pool.size, self.subscription, known
         )
         self._duties.node = self._node
 
     def _join_again(self) -> None:
-        """Others have taken the node for dead, and its jobs may run elsewhere: here they end."""
+        """Ends all jobs, which may run elsewhere since other nodes took this one for dead."""
         problem = "node %s is not in the list any more: it ends its jobs, and joins anew"
-        logger.error(problem, self.serves.node)
+        logger.error(problem, self.subscription.node)
         for worker in self.pool.workers:
             self._take_back(worker)
             if worker.runs:
                 worker.blameless = True
                 worker.kill()
         self.pool.replace()
-        self.store.nodes.let_go(self._node)
+        self.store.nodes.release_lock(self._node)
         self._join()
         self.store.file.node_count -= 1
-        self._duties.call("rescue_from_unlisted")
+        self._duties.make_due("rescue_from_unlisted")
 
     def _done(self) -> bool:
         busy = bool(self._pending) or any(worker.runs for worker in self.pool.workers)
         if self._stops:
-            # Threads that do not end, and what cannot be settled, with a full disk say, must
-            # not keep it for ever.
+            # It must end even if threads do not, or results cannot be settled on a full disk.
             rest = 0.0 if self.pool.threads else self.grace + 1.0
             return self._stops > 1 or not busy or time.monotonic() > self._stop_at + rest
         if self.until is None or self._claim_due or busy:
             return False
         try:
-            return not self.store.unserved(self.serves)
+            return not self.store.has_work(self.subscription)
         except BusyError:
             return False
 
@@ -9333,8 +9340,8 @@ class Supervisor:
         self._settle_last()
 
     def _wait_for_threads(self) -> None:
-        """Waits for threads that nothing could end. Until then the node stays listed and
-        holds their jobs, so that nobody runs them a second time meanwhile."""
+        """Waits for threads that did not end. Until they do, the node stays listed and holds
+        their jobs, so that no other node runs them."""
         try:
             while self.pool.workers:
                 self._receive_all(60.0)
@@ -9349,16 +9356,18 @@ class Supervisor:
         self._pending, self._progress = [], {}
         try:
             if pending or progress:
-                self.store.exchange(pending, self._node, lambda ready: [], self.serves, progress)
+                self.store.exchange(
+                    pending, self._node, lambda ready: [], self.subscription, progress
+                )
         except FileError:
             logger.error("%d results are lost: the next node runs these jobs again", len(pending))
             raise
 
     def _close(self) -> None:
-        with contextlib.ExitStack() as closing:  # All of it, even if the file is gone.
+        with contextlib.ExitStack() as closing:  # Each step runs, even if the file is gone.
             closing.callback(self.events.close, max(self.grace, CLOSE_TIMEOUT))
             closing.callback(self._duties.emit, "node_left")
-            closing.callback(logger.info, "node %s left", self.serves.node)
+            closing.callback(logger.info, "node %s left", self.subscription.node)
             for opened in (self._wakeup, self._selector, self.store.file):
                 closing.callback(opened.close)
             closing.callback(self.store.leave, self._node)
@@ -9374,18 +9383,18 @@ class Supervisor:
                 self._selector.register(source, selectors.EVENT_READ, worker)
 
     def _listen(self) -> None:
-        """The one place that blocks: until a worker or a producer sends something, a worker
-        dies, or something is due."""
+        """Waits until a worker or a producer sends something, a worker dies, or something is due.
+        Nothing else in the loop blocks."""
         self._wanted = frozenset(filter(self.events.wants, EVENT_KINDS))
         exchange_at = 0.0 if self._may_exchange() else self._exchange_by
-        due = [max(exchange_at, self._quiet_until), self._duties.soonest, self._watch_at]
+        due = [max(exchange_at, self._quiet_until), self._duties.next_due_at, self._watch_at]
         if self._stops and self.pool.threads:
             due.append(self._stop_at + 0.001)
         now = time.monotonic()
         self._expected_at = max(now, min(due))
         self._receive_all(self._expected_at - now)
 
-    def _receive_all(self, patience: float) -> None:
+    def _receive_all(self, seconds: float) -> None:
         for worker in self.pool.workers:
             events = selectors.EVENT_READ
             if worker.channel.unsent:
@@ -9393,10 +9402,10 @@ class Supervisor:
             if worker.events != events:
                 worker.events = events
                 self._selector.modify(worker.channel.socket, events, worker)
-        until = time.monotonic() + patience
-        # Not a millisecond longer, in which selectors count.
-        selected = self._selector.select(math.floor(patience * 1000) / 1000)
-        if not selected and patience:
+        until = time.monotonic() + seconds
+        # Rounded down, since selectors round up to milliseconds.
+        selected = self._selector.select(math.floor(seconds * 1000) / 1000)
+        if not selected and seconds:
             time.sleep(max(0.0, until - time.monotonic()))
             selected = self._selector.select(0)
         for key, _ in selected:
@@ -9405,10 +9414,10 @@ class Supervisor:
                 with contextlib.suppress(OSError):
                     for _ in range(MAX_DATAGRAMS):
                         self._wakeup.recv(16)
-                if self._false_wakes >= FALSE_WAKES:  # A flood is not worth a look each.
+                if self._false_wakes >= FALSE_WAKES:  # Limits what a flood of datagrams costs.
                     time.sleep(WAKE_PAUSE)
                 self._false_wakes += 1
-                self._duties.call("check_commits")
+                self._duties.make_due("check_commits")
             elif worker in self.pool.workers:
                 self._receive(worker)
                 if (worker.broken or key.fileobj in worker.sources[1:]) and worker.dead:
@@ -9442,8 +9451,8 @@ class Supervisor:
                     self._exchange_by = min(self._exchange_by, soon)
 
     def _reap(self, worker: Worker) -> None:
-        """Takes a dead worker off the list: what it ran has failed, the rest is given back."""
-        worker.kill()  # And what it has started.
+        """Removes a dead worker: the jobs that it ran have failed, the rest is given back."""
+        worker.kill()  # The processes that it has started may still run.
         worker.process.join()
         self._receive(worker, dead=True)
         if self._stops > 1:
@@ -9461,19 +9470,19 @@ class Supervisor:
         worker.close()
 
     def _wake(self) -> None:
-        """Somebody committed something: there may be jobs, due times, cancellations."""
+        """Checks after a commit by others for ready and due jobs, cancellations and ticks."""
         self._claim_due = True
-        self._duties.call("stage", "expire", "requests")
-        # A little later, since each producer's wake-up comes along here.
-        self._duties.call("fire", within=FIRE_DELAY)
+        self._duties.make_due("stage", "expire", "requests")
+        # Ticks a little later, since this is called for each enqueue.
+        self._duties.make_due("fire", within=FIRE_DELAY)
 
     # Settle and claim
 
     def _settle(self, run: Run, report: Report) -> None:
-        """Has an attempt settled that has ended."""
+        """Has the next exchange settle an attempt."""
         if report.kind or report.state in self._wanted:
             report = report._replace(worker=run.worker.pid)
-            for event in attempt_ended(run.claimed, report, self.serves.node):
+            for event in attempt_ended(run.claimed, report, self.subscription.node):
                 if event.kind in self._wanted:
                     self._ended_events.append(event)
         if not self._pending:
@@ -9485,9 +9494,9 @@ class Supervisor:
         self._settle(run, not_begun(self.clock(), run.claimed.id in self._cancelled))
 
     def _settle_crashed(self, run: Run) -> None:
-        """The worker has died that ran the job, which failed, and so did each async job that had
-        begun there, since nobody can know which one was to blame. If the node has killed the
-        worker for one of them, the others are given back."""
+        """Settles a job whose worker has died: it has failed, like each async job that had begun
+        there, since it is unknown which one was to blame. If the node has killed the worker,
+        only jobs that were asked to end have failed; the others are given back."""
         worker, now = run.worker, self.clock()
         began = worker.board.began(run)
         took = (time.monotonic_ns() - began) // 1000
@@ -9496,7 +9505,7 @@ class Supervisor:
         report = GIVEN_BACK._replace(
             started_at=now - took, finished_at=now, took=took, memory=memory,
             exit_code=exit_code, output=worker.board.output_of(run.number),
-            # What async jobs used they used together.
+            # The CPU time of async jobs cannot be told apart.
             cpu=None if cpu is None or run.place else worker.board.cpu_since(began, cpu),
         )  # fmt: skip
         self._announce(run, report.started_at)
@@ -9504,10 +9513,10 @@ class Supervisor:
         self._settle(run, final_report(run, report, self.registry, self._rng, crash))
 
     def _announce(self, run: Run, at: int) -> None:
-        """Emits that a job has started, once."""
+        """Emits the "started" event of a job, once."""
         if "started" in self._wanted and not run.announced:
             run.announced = True
-            pid, node = run.worker.pid, self.serves.node
+            pid, node = run.worker.pid, self.subscription.node
             self.events.emit(attempt_started(run.claimed, at, pid, node))
 
     def _emit_ended(self) -> None:
@@ -9516,7 +9525,7 @@ class Supervisor:
             self.events.emit(event)
 
     def _exchange(self) -> None:
-        """Settles all that came back and claims all that fits, in one transaction."""
+        """Settles all results and claims as many jobs as fit, in one transaction."""
         if not self._may_exchange() or time.monotonic() < self._quiet_until:
             return
         plan: dict[int, Worker] = {}
@@ -9528,23 +9537,23 @@ class Supervisor:
             nonlocal short
             file = self.store.file
             if file.lacks_space(file.connection(), DISK_RESERVE // 2) is not None:
-                # What runs has to be settled; the others had better wait.
+                # The space that is left is for settling the jobs that run.
                 short = next(ready, None) is not None
                 return []
             assign(plan, workers, ready, durations, names)
             if ready.taken:
-                self.store.nodes.refuse_unlisted(self._node)
+                self.store.nodes.check_listed(self._node)
             return ready.taken
 
         try:
             if self._may_hold_orphans:
-                # What has ended is held until that is in the file.
+                # A job that has ended is held until it is settled.
                 held = [run.claimed[:2] for run in self.pool.runs()]
                 held += [claimed[:2] for claimed, _ in self._pending]
                 self.store.nodes.release_orphans(self._node, held)
                 self._may_hold_orphans = False
             done = self.store.exchange(
-                self._pending, self._node, choose, self.serves, self._progress
+                self._pending, self._node, choose, self.subscription, self._progress
             )
         except (BusyError, FileReplacedError):
             raise
@@ -9554,9 +9563,9 @@ class Supervisor:
         if done.late:
             logger.warning("%d results came too late and were thrown away", done.late)
         if any(report.state in LATER for _, report in self._pending):
-            self._duties.call("stage")
+            self._duties.make_due("stage")
         if self._recall is not None:
-            self._duties.call("requests")
+            self._duties.make_due("requests")
         self._claim_due, self._pending, self._progress = False, [], {}
         self._exchange_by = math.inf
         if done.again_at is not None:
@@ -9587,14 +9596,14 @@ class Supervisor:
         for worker in workers:
             if has_room(worker.plain, load_of(worker), PREFETCH / 2):
                 return True
-        # While all are at work, more results will come along.
+        # While no worker needs a job, waiting lets one transaction settle more results.
         return self._stops > 0 or (not pending and any(worker.free for worker in workers))
 
     def _postpone(self, error: FileError) -> None:
-        """Settles one at a time what could not be settled together, as one that is to blame must
-        not keep the others, and a small transaction may fit where a large one does not. Then keeps
-        what is left, and tries again in a while; but not for ever, where the node is to end by
-        itself: if nothing has moved for BUSY_TIMEOUT, and nothing runs, the error is raised."""
+        """Settles one at a time what could not be settled together: a result that cannot be stored
+        must not keep the others, and a small transaction may fit on a full disk. What is left is
+        tried again later. With *until*, the error is raised if exchanges have failed for
+        BUSY_TIMEOUT and nothing runs."""
         if isinstance(error.__cause__, (*ROW_ERRORS, apsw.FullError)):
             self._progress.clear()
             try:
@@ -9611,14 +9620,14 @@ class Supervisor:
         self._duties.log("the exchange", error)
         self._may_hold_orphans = self._may_hold_orphans or isinstance(error, OutcomeUnknownError)
         self._claim_due = True
-        self._duties.call("stage", "requests")
+        self._duties.make_due("stage", "requests")
         self._quiet_until = now + RETRY_PAUSE
 
-    # Watch: jobs that are over their time or memory, or cancelled, or in the way of a node that
-    # stops, are asked to end, and have the grace for it; then their worker is killed.
+    # Watch: jobs that are over their time or memory, that are cancelled, or whose node stops, are
+    # asked to end within their grace; then their worker is killed.
 
     def _watch(self) -> None:
-        """Asks and kills whatever must end, and takes back what waits behind slow jobs."""
+        """Ends jobs that must end, and takes back those that wait behind slow jobs."""
         workers, now = self.pool.workers, time.monotonic()
         if (missed := now - self._expected_at) >= FROZEN_AFTER:
             self._stop_at += missed
@@ -9653,8 +9662,8 @@ class Supervisor:
                     self._take_back(worker)
 
     def _watch_run(self, run: Run, now: float) -> float:
-        """Asks one job to end that must, and kills its worker if it does not; returns when
-        something may be due with it."""
+        """Asks a job to end if it must, and kills its worker if it does not; returns when the job
+        has to be checked next."""
         claimed, worker, board = run.claimed, run.worker, run.worker.board
         options = self.registry.options(claimed.name)
         began = board.began(run) / 1e9
@@ -9680,8 +9689,8 @@ class Supervisor:
             if run.place:
                 worker.channel.send("cancel", run.number, within)
         if now >= run.kill_at:
-            # Where it has its own turn at the board, a plain job is over, and to kill it then
-            # might hit the next one: a moment later that is known.
+            # While the worker holds the lock of the board, a plain job is just ending, and a kill
+            # might hit the next one.
             with board.held() as locked:
                 sure = locked or run.place > 0
                 run.kill_at = math.inf if sure else now + RETRY_SOON
@@ -9693,12 +9702,12 @@ class Supervisor:
         due = math.inf if claimed.timeout is None else now + claimed.timeout / 1e6 - took
         if options.max_memory:
             due = min(due, now + MEMORY_CHECK)
-        if run.place:  # Does it begin, and has it been running for long?
+        if run.place:  # To see that it begins, or is slow.
             due = min(due, now + (1.0 if began else 0.1))
         return due
 
     def _reason(self, run: Run, took: float, limit: int | None) -> Reason | None:
-        """Why a job that has run for so many seconds has to end, if it has."""
+        """Why a job that has run for *took* seconds has to end, if it does."""
         claimed, worker, now = run.claimed, run.worker, time.monotonic()
         if claimed.id in self._cancelled:
             return "cancel"
@@ -9712,9 +9721,8 @@ class Supervisor:
         return "stop" if self._stop_at < math.inf else None
 
     def _replace_if_unresponsive(self, worker: Worker, now: float) -> None:
-        """Kills a worker that gets no turn to begin its next job, or any of its async jobs, which
-        have no timeout before they have begun: a thread that an earlier job has left there may
-        hold the interpreter."""
+        """Kills a worker that begins none of its jobs, which have no timeout before they begin: a
+        thread that an earlier job has left there may hold the interpreter lock."""
         if not worker.is_process or now < worker.progress_at + self.unresponsive_after:
             return
         with worker.board.held():  # Else it may begin one before it is dead.
@@ -9725,8 +9733,8 @@ class Supervisor:
         logger.error("worker %d is replaced: it begins nothing", worker.pid)
 
     def _take_back(self, worker: Worker) -> bool:
-        """Makes those of a worker's plain jobs ready again that have not started; says whether
-        that could be done now."""
+        """Makes a worker's plain jobs that have not started ready again; returns whether that could
+        be done now."""
         if (running := worker.board.revoke(next(self._numbers))) is None:
             return False
         self._receive(worker)
@@ -9739,7 +9747,7 @@ class Supervisor:
     # Attend: the duties that a supervisor has beside those of Duties
 
     def _check_commits(self, duties: Duties) -> None:
-        """Looks whether others have committed something."""
+        """Checks whether others have committed something."""
         if (changes := self.store.file.changes()) == self._changes:
             return
         if not self.store.nodes.is_listed(self._node):
@@ -9755,7 +9763,7 @@ class Supervisor:
                 self._duties.emit("queue_resumed", queue=queue)
 
     def _check_workers(self, duties: Duties) -> None:
-        """Sees which workers died unnoticed, and whether the file that they hold is there."""
+        """Checks for workers that died unnoticed, and that the file whose lock they hold exists."""
         for worker in list(self.pool.workers):
             if worker.dead:
                 self._reap(worker)
@@ -9767,9 +9775,9 @@ class Supervisor:
             self.pool.replace()
 
     def _check_requests(self, duties: Duties) -> float | None:
-        """Learns which of the node's jobs were cancelled, which the next turn asks to end, and
-        whether what has not begun is to be claimed anew, under other settings of its queue."""
-        cancelled, recall = self.store.nodes.asked(self._node)
+        """Reads which of the node's jobs were cancelled, for `_watch`, and whether jobs that have
+        not begun are recalled, to be claimed anew under other settings of their queue."""
+        cancelled, recall = self.store.nodes.requests(self._node)
         self._cancelled, recalled = frozenset(cancelled), recall not in (None, self._recall)
         taken_back = True
         for worker in self.pool.workers:
@@ -9783,7 +9791,7 @@ class Supervisor:
         if recalled:
             self._recall = recall
         if recall is not None and not self._pending:
-            self.store.nodes.recalled(self._node, recall)
+            self.store.nodes.confirm_recall(self._node, recall)
             self._recall = None
         return None
 
@@ -10486,13 +10494,13 @@ class LiteJobs:
             size = at_least_one(
                 os.cpu_count() or 1 if asked is None else asked, what, most=MAX_WORKERS
             )
-            serves = self._serves(queues, node)
+            subscription = self._subscription(queues, node)
             at_least_one(concurrency, "concurrency", most=MAX_WORKERS)
             jobs_each = math.inf if jobs_per_worker is None else jobs_per_worker
             seconds = duration(grace, "grace").total_seconds()
             pool = WorkerPool(make, threads is not None, size, concurrency, jobs_each, seconds)
             others = self.clock, self._declarations(), self.events
-            return Supervisor(store, self.registry, pool, serves, until, seconds, *others)
+            return Supervisor(store, self.registry, pool, subscription, until, seconds, *others)
         except OSError as error:
             raise WorkerError(f"no node can be started: {error}") from error
 
@@ -10521,7 +10529,7 @@ class LiteJobs:
                 raise OptionError(what, f"workers cannot find it ({error}): {advice}") from None
         return program
 
-    def _serves(self, queues: Iterable[str] | None, node: str | None) -> Serves:
+    def _subscription(self, queues: Iterable[str] | None, node: str | None) -> Subscription:
         self.registry.frozen = self.middleware.frozen = True
         if not self.registry.by_name:
             raise DefinitionError("(none)", "there is nothing to run: use @jobs.define first")
@@ -10531,7 +10539,7 @@ class LiteJobs:
         # Containers may have one host name, and then each has a process 1.
         unique = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
         name = unique if node is None else check_name(node, "node")
-        return Serves(frozenset(d.name for d in self.registry), chosen, name)
+        return Subscription(frozenset(d.name for d in self.registry), chosen, name)
 
     def drain(self, *, queues: Iterable[str] | None = None) -> int:
         """Runs jobs in this process, one after the other, until none is due; gives the number of
@@ -10539,18 +10547,18 @@ class LiteJobs:
         of this process, and a handler that always wants to run again at once runs for ever.
         First it does a node's other duties: it takes over jobs of dead processes, and deletes
         those whose retention is over (not in a test)."""
-        serves = self._serves(queues, None)
+        subscription = self._subscription(queues, None)
         with contextlib.ExitStack() as closing:
             own = self.registry, self.state, self.clock, self, self.middleware.runs
             runs = closing.enter_context(executor(*own))
             known = self.registry.listing()
             self.store.schedules.declare(*self._declarations())
-            node = self.store.nodes.join(serves.node, 0, 0, serves, known)
+            node = self.store.nodes.join(subscription.node, 0, 0, subscription, known)
             closing.callback(self.store.leave, node)
-            closing.enter_context(self.events.called_at_once())
-            duties = Duties(self.store, node, self.events, serves.node)
+            closing.enter_context(self.events.dispatched_at_once())
+            duties = Duties(self.store, node, self.events, subscription.node)
             # What a test has enqueued stays to be looked at.
-            return run_due(duties, runs, serves, prunes=not self.tested)
+            return run_due(duties, runs, subscription, prunes=not self.tested)
 
 
 def _print_bar(left: Sequence[Job[Any]], total: int) -> None:
@@ -10563,11 +10571,11 @@ def _print_bar(left: Sequence[Job[Any]], total: int) -> None:
     print(line, end="\n" if ended == total else "", file=sys.stderr, flush=True)
 
 
-def run_due(duties: Duties, executor: Executor, serves: Serves, prunes: bool) -> int:
+def run_due(duties: Duties, executor: Executor, subscription: Subscription, prunes: bool) -> int:
     """Runs what is due in this process, one job after the other; gives the number of attempts."""
     store, node, events = duties.store, duties.node, duties.events
     # Without a handler, logging would print warnings to stderr: events are not logged then.
-    emit = events.emit if logger.hasHandlers() else events.pass_on
+    emit = events.emit if logger.hasHandlers() else events.dispatch
     ended: Sequence[tuple[Claimed, Report]] = ()
     attempts, interrupted = 0, False
 
@@ -10584,7 +10592,7 @@ def run_due(duties: Duties, executor: Executor, serves: Serves, prunes: bool) ->
     def report_progress(claimed: Claimed, progress: Progress) -> None:
         reporter.report(progress)
 
-    duties.do("rescue", "admit", "forget_statistics", "fold_metrics")
+    duties.do("rescue", "admit", "forget_statistics", "roll_up_metrics")
     while prunes and (store.prune(store.clock()) or store.shrink()):
         pass  # A batch at a time, so that others can write, too.
     while True:
@@ -10592,22 +10600,22 @@ def run_due(duties: Duties, executor: Executor, serves: Serves, prunes: bool) ->
         if not interrupted:
             # First those that expire: with overlap="skip" a tick waits for what has not ended.
             duties.do("expire", "fire", "stage")
-        done = store.exchange(ended, node, choose, serves)
+        done = store.exchange(ended, node, choose, subscription)
         for settled, report in ended:
             if report.kind or events.wants("completed"):
-                for event in attempt_ended(settled, report, serves.node):
+                for event in attempt_ended(settled, report, subscription.node):
                     emit(event)
         if interrupted:
             raise KeyboardInterrupt
         if not done.claimed:
             if done.complete and not ended:  # Otherwise a retry may be due at once.
-                store.nodes.refuse_unlisted(node)
+                store.nodes.check_listed(node)
                 return attempts
             ended = ()
             continue
         (claimed,) = done.claimed
         if events.wants("started"):
-            emit(attempt_started(claimed, store.clock(), os.getpid(), serves.node))
+            emit(attempt_started(claimed, store.clock(), os.getpid(), subscription.node))
         with contextlib.closing(ProgressReporter(keep_progress)) as reporter:
             report = executor.run(claimed, progress=report_progress)
         ended = [(claimed, report._replace(worker=os.getpid()))]
@@ -10883,7 +10891,7 @@ def _refuse_while_importing() -> None:
         word == "--multiprocessing-fork" or word.startswith("from multiprocessing.")
         for word in sys.argv[1:]
     ):
-        raise LitejobsError(f"this copy of the program was started as a worker: {THAW}")
+        raise LitejobsError(f"this copy of the program was started as a worker: {FREEZE_HINT}")
 
 
 @attrs.define(eq=False, repr=False)

@@ -19,7 +19,7 @@ import apsw
 import pytest
 
 import litejobs
-from litejobs import Fail, LiteJobs, Serves
+from litejobs import Fail, LiteJobs, Subscription
 
 PROGRAM = '''\
 """A program whose definitions the command may run."""
@@ -956,11 +956,11 @@ class TestHealth:
 
     def test_nodes_are_listed(self, command: CommandLine, jobs: LiteJobs) -> None:
         assert command("nodes", "jobs.db").code == 1
-        serves = Serves(frozenset(["send"]), frozenset(["default"]), "laptop")
-        node = jobs.store.nodes.join("laptop", 0, 2, serves, [])
+        subscription = Subscription(frozenset(["send"]), frozenset(["default"]), "laptop")
+        node = jobs.store.nodes.join("laptop", 0, 2, subscription, [])
         listed = command("nodes", "jobs.db", "--json").json
         [head, line] = command("nodes", "jobs.db").out.splitlines()
-        jobs.store.nodes.let_go(node)
+        jobs.store.nodes.release_lock(node)
         assert (listed[0]["name"], listed[0]["queues"]) == ("laptop", ["default"])
         assert line.split()[:2] == ["laptop", str(os.getpid())]
         assert head.split()[:2] == ["name", "pid"]

@@ -519,10 +519,10 @@ class TestTheLine:
             received(event)
 
         events.listen([], slow)
-        events.pass_on(event(job=0))
+        events.dispatch(event(job=0))
         assert entered.wait(PATIENT)
         for job in range(1, 21):
-            events.pass_on(event(job=job))
+            events.dispatch(event(job=job))
         release.set()
         events.close(PATIENT)
         assert [e.job for e in received.events] == [0, 1, 2, 3, 4, 5]
@@ -536,7 +536,7 @@ class TestTheLine:
         events = Events()
         events.listen(["completed"], received)
         for job in range(3):
-            events.pass_on(event(job=job))
+            events.dispatch(event(job=job))
             events.close(PATIENT)
             assert [e.job for e in received.events] == list(range(job + 1))
 
@@ -556,7 +556,7 @@ class TestTheLine:
 
         events.listen([], close)
         began = time.monotonic()
-        events.pass_on(event())
+        events.dispatch(event())
         eventually(lambda: received.events)
         assert time.monotonic() - began < PATIENT / 2
 
@@ -565,14 +565,14 @@ class TestTheLine:
             pytest.skip("there are no forks here")
         events = Events()
         events.listen([], received)
-        events.pass_on(event())
+        events.dispatch(event())
         events.close(PATIENT)
-        events.pass_on(event())
+        events.dispatch(event())
         eventually(lambda: len(received.events) == 2)
         child = os.fork()
         if not child:
             try:
-                events.pass_on(event())
+                events.dispatch(event())
                 events.close(5.0)
             finally:
                 os._exit(len(received.events))
@@ -596,7 +596,7 @@ class TestTheLine:
         if not (child := os.fork()):
             signal.alarm(5)
             try:
-                events.pass_on(event())
+                events.dispatch(event())
                 events.close(5.0)
             finally:
                 os._exit(len(received.events))

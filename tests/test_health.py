@@ -26,8 +26,8 @@ from litejobs import (
     JobNotFoundError,
     LiteJobs,
     Options,
-    Serves,
     State,
+    Subscription,
     to_micros,
 )
 
@@ -44,21 +44,23 @@ class Nodes:
     def join(
         self, name: str = "here", names: tuple[str, ...] = ("mail",), queues: Any = None
     ) -> int:
-        serves = Serves(frozenset(names), None if queues is None else frozenset(queues), name)
+        subscription = Subscription(
+            frozenset(names), None if queues is None else frozenset(queues), name
+        )
         own = {**Options().columns, "expires": None, "hidden": ()}
         known = [{**own, "name": name} for name in names]
-        node = self.jobs.store.nodes.join(name, 0, 2, serves, known)
+        node = self.jobs.store.nodes.join(name, 0, 2, subscription, known)
         self.alive.add(node)
         return node
 
     def die(self, node: int) -> None:
         self.alive.discard(node)
-        self.jobs.store.nodes.let_go(node)
+        self.jobs.store.nodes.release_lock(node)
 
     def claim(self, node: int) -> None:
         """Takes all that is ready."""
-        serves = Serves(frozenset(["mail"]), None, "here")
-        self.jobs.store.exchange([], node, lambda ready: [id for id, _ in ready], serves)
+        subscription = Subscription(frozenset(["mail"]), None, "here")
+        self.jobs.store.exchange([], node, lambda ready: [id for id, _ in ready], subscription)
 
 
 @pytest.fixture

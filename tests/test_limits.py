@@ -34,8 +34,8 @@ from litejobs import (
     QueueSettings,
     Ready,
     Retry,
-    Serves,
     Snooze,
+    Subscription,
     from_micros,
     not_begun,
     parse_rate,
@@ -59,15 +59,15 @@ class Hands:
 
     def __init__(self, jobs: LiteJobs) -> None:
         self.jobs = jobs
-        self.serves = jobs._serves(None, None)
+        self.subscription = jobs._subscription(None, None)
         known = jobs.registry.listing()
-        name = self.serves.node
-        self.node = jobs.store.nodes.join(name, 0, 1, self.serves, known)
+        name = self.subscription.node
+        self.node = jobs.store.nodes.join(name, 0, 1, self.subscription, known)
         self.again_at: int | None = None
 
     def die(self) -> None:
         """As when all its processes were killed."""
-        self.jobs.store.nodes.let_go(self.node)
+        self.jobs.store.nodes.release_lock(self.node)
 
     def claim(self, limit: int = 10**6) -> list[Claimed]:
         """Claims what may be claimed, at most so many."""
@@ -79,7 +79,7 @@ class Hands:
 
         claimed: list[Claimed] = []
         while True:
-            done = self.jobs.store.exchange([], self.node, choose, self.serves)
+            done = self.jobs.store.exchange([], self.node, choose, self.subscription)
             claimed += done.claimed
             ready = self.jobs.store._ready
             if len(claimed) >= limit or ready is None or ready.version is not None:
@@ -102,7 +102,7 @@ class Hands:
                     report = Report(state="failed")
                 report = report._replace(kind="exception", type="E", message="e")
             settlements.append((job, report._replace(started_at=now, finished_at=now, worker=1)))
-        self.jobs.store.exchange(settlements, self.node, lambda ready: [], self.serves)
+        self.jobs.store.exchange(settlements, self.node, lambda ready: [], self.subscription)
 
     def names(self, limit: int = 10**6) -> list[int]:
         """What the claimed jobs are, by the number in their payload."""
@@ -282,11 +282,11 @@ class TestPause:
         assert len(hands.claim()) == 1
 
     def test_does_not_keep_a_node_that_works_until_all_is_done(self, jobs: LiteJobs) -> None:
-        serves = jobs._serves(None, "here")
+        subscription = jobs._subscription(None, "here")
         enqueue(jobs, 1, queue="slow")
-        assert jobs.store.unserved(serves)
+        assert jobs.store.has_work(subscription)
         jobs.queue("slow").pause()
-        assert not jobs.store.unserved(serves)
+        assert not jobs.store.has_work(subscription)
 
 
 class TestShares:
@@ -648,7 +648,7 @@ class TestExpiry:
     ) -> None:
         job = jobs.registry.named("note").using(expires=10).enqueue(1)
         given_back = [(c, not_begun(clock(), cancelled=False)) for c in hands.claim()]
-        jobs.store.exchange(given_back, hands.node, lambda ready: [], hands.serves)
+        jobs.store.exchange(given_back, hands.node, lambda ready: [], hands.subscription)
         assert (job.refresh().state, job.refresh().started_at) == ("pending", None)
         clock.turn(10)
         assert jobs.drain() == 0
@@ -892,9 +892,9 @@ def test_a_node_that_does_not_answer_keeps_nobody_from_pausing_a_queue(
 
 
 def test_all_sorts_of_serves_leave_out_paused_queues() -> None:
-    serves = Serves(frozenset({"a"}), None, "here", frozenset({"q"}))
-    assert ("q", "a", "") not in serves
-    assert ("r", "a", "") in serves
+    subscription = Subscription(frozenset({"a"}), None, "here", frozenset({"q"}))
+    assert ("q", "a", "") not in subscription
+    assert ("r", "a", "") in subscription
 
 
 def test_the_schema_knows_the_words_of_the_indexes(jobs: LiteJobs) -> None:
@@ -927,8 +927,8 @@ def test_drain_ends_only_when_all_lanes_were_looked_at(
 ) -> None:
     """A look that takes long, as on a busy machine, is not repeated at once: what had become
     ready meanwhile was left there."""
-    monkeypatch.setattr(litejobs, "LONG_LOOK", 0.0)
-    monkeypatch.setattr(litejobs, "LOOK_REST", 500)
+    monkeypatch.setattr(litejobs, "SLOW_SCAN", 0.0)
+    monkeypatch.setattr(litejobs, "SCAN_PAUSE", 500)
 
     @jobs.define(queue="mail")
     def send(n: int) -> None: ...

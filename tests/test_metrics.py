@@ -45,7 +45,7 @@ def settled(
 
 def note(meter: Meter, *settlements: Settlement) -> None:
     groups = Counter((report.state, job.queue, job.name) for job, report in settlements)
-    meter.note(settlements, groups)
+    meter.count(settlements, groups)
 
 
 def near(time: timedelta | None, micros: float) -> bool:
@@ -170,7 +170,7 @@ class TestFolding:
 
     def fold(self, jobs: LiteJobs) -> int:
         times = 0
-        while jobs.store.meter.fold(jobs.clock()):
+        while jobs.store.meter.roll_up(jobs.clock()):
             times += 1
             assert times < 1000
         return times

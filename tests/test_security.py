@@ -225,14 +225,14 @@ class TestTheFile:
         try:
             jobs.count()
             jobs.backup(tmp_path / "copy.db")
-            serves = litejobs.Serves(frozenset(), None, "here")
-            node = jobs.store.nodes.join("here", 0, 1, serves, [])
+            subscription = litejobs.Subscription(frozenset(), None, "here")
+            node = jobs.store.nodes.join("here", 0, 1, subscription, [])
         finally:
             os.umask(before)
         modes = {each.name: stat.S_IMODE(each.stat().st_mode) for each in tmp_path.iterdir()}
         assert modes == dict.fromkeys(modes, 0o600)
         assert len(modes) == 5
-        jobs.store.nodes.let_go(node)
+        jobs.store.nodes.release_lock(node)
 
     @pytest.mark.parametrize("end", ["", "-wal", "-shm", "-journal"])
     def test_follows_no_link(self, end: str, tmp_path: Path) -> None:
@@ -567,12 +567,12 @@ class TestHiddenFields:
 
     def test_may_be_shown_again(self, jobs: LiteJobs) -> None:
         nodes = jobs.store.nodes
-        serves = litejobs.Serves(frozenset({"send"}), None, "here")
+        subscription = litejobs.Subscription(frozenset({"send"}), None, "here")
         for hidden in ({"payload.to"}, set()):
             known = {**litejobs.Options().columns, "name": "send", "expires": None}
-            node = nodes.join("here", 0, 1, serves, [{**known, "hidden": hidden}])
+            node = nodes.join("here", 0, 1, subscription, [{**known, "hidden": hidden}])
             assert nodes.hidden() == ({"send": hidden} if hidden else {})
-            nodes.let_go(node)
+            nodes.release_lock(node)
 
     def test_are_those_of_all_the_classes_inside(self, jobs: LiteJobs) -> None:
         assert jobs.define(log_in).body.hidden == {"payload.password"}

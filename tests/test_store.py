@@ -60,10 +60,10 @@ from litejobs import (
     OutcomeUnknownError,
     Report,
     Retention,
-    Serves,
     Settlement,
     State,
     Store,
+    Subscription,
     Transaction,
     _carray,
     from_micros,
@@ -77,7 +77,7 @@ START = to_micros(NEW_YEAR)
 SECOND = 1_000_000
 NAMES = ("mail", "report", "thumbnail")
 QUEUES = ("default", "slow")
-ALL = Serves(frozenset(NAMES), None, "here")
+ALL = Subscription(frozenset(NAMES), None, "here")
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def node(store: Store) -> Iterator[int]:
     """A node that is at work."""
     number = store.nodes.join("here", 0, 1, ALL, [])
     yield number
-    store.nodes.let_go(number)
+    store.nodes.release_lock(number)
 
 
 def new(
@@ -147,13 +147,15 @@ def steer(store: Store, verb: str, match: Match) -> Moved:
     return litejobs.bulk(store.file, match, litejobs.VERBS[verb])
 
 
-def take(store: Store, node: int, limit: int = 10**9, serves: Serves = ALL) -> list[Claimed]:
+def take(
+    store: Store, node: int, limit: int = 10**9, subscription: Subscription = ALL
+) -> list[Claimed]:
     """Claims the most urgent jobs."""
 
     def choose(ready: Iterator[tuple[int, str]]) -> list[int]:
         return [id for id, _ in itertools.islice(ready, limit)]
 
-    return store.exchange([], node, choose, serves)[0]
+    return store.exchange([], node, choose, subscription)[0]
 
 
 def settle(store: Store, node: int, *settlements: Settlement) -> int:
@@ -340,7 +342,7 @@ class TestTheConnection:
         assert modes == dict.fromkeys(
             ["jobs.db", "jobs.db-wal", "jobs.db-shm", "jobs.db-node-1"], 0o600
         )
-        store.nodes.let_go(node)
+        store.nodes.release_lock(node)
         store.file.close()
 
     @pytest.mark.skipif(sys.platform == "win32", reason="there are no modes")
@@ -353,7 +355,7 @@ class TestTheConnection:
         node = store.nodes.join("here", 0, 1, ALL, [])
         found = os.stat(store.file.presence_path(node))
         assert (stat.S_IMODE(found.st_mode), found.st_gid) == (0o660, path.stat().st_gid)
-        store.nodes.let_go(node)
+        store.nodes.release_lock(node)
         store.file.close()
 
     def test_leaves_no_other_file_behind_when_it_is_closed(self, path: Path) -> None:
@@ -570,9 +572,9 @@ class TestOtherProcesses:
     ) -> None:
         put(Store(File(path)), [new("note") for _ in range(100)])
         claim = (
-            "(serves := litejobs.Serves(frozenset(['note']), None, 'x')) and"
+            "(subscription := litejobs.Subscription(frozenset(['note']), None, 'x')) and"
             " [job.id for _ in range(30) for job in jobs.store.exchange([], os.getpid(),"
-            " lambda ready: [id for id, _ in [*ready][:3]], serves)[0]]"
+            " lambda ready: [id for id, _ in [*ready][:3]], subscription)[0]]"
         )
         ids = [id for answer in processes.run(claim, path) for id in answer]
         assert sorted(ids) == list(range(1, 101))
@@ -1522,9 +1524,9 @@ class TestClaims:
             for n in range(3000)
         ]
         ids = put(store, rows)
-        serves = Serves(frozenset(f"job{n}" for n in range(7)), None, "here")
+        subscription = Subscription(frozenset(f"job{n}" for n in range(7)), None, "here")
         expected = sorted(ids, key=lambda id: urgency(rows[id - 1], id))
-        assert [job.id for job in take(store, 1, serves=serves)] == expected
+        assert [job.id for job in take(store, 1, subscription=subscription)] == expected
 
     def test_leave_jobs_alone_until_they_are_due(self, store: Store, clock: TurnedClock) -> None:
         put(store, [new(run_at=START + 10), new(), new(run_at=START + 5, priority=9)])
@@ -1547,8 +1549,8 @@ class TestClaims:
                 new("mail", "slow", node="here"),
             ],
         )
-        serves = Serves(frozenset(["mail"]), frozenset(["slow"]), "here")
-        assert [job.id for job in take(store, 1, serves=serves)] == [2, 5]
+        subscription = Subscription(frozenset(["mail"]), frozenset(["slow"]), "here")
+        assert [job.id for job in take(store, 1, subscription=subscription)] == [2, 5]
         assert [row.state for row in find_in(store, Match(ids=(1, 3, 4)), 9)] == ["pending"] * 3
 
     def test_take_what_is_chosen_in_the_order_of_the_choice(self, store: Store) -> None:
@@ -1720,10 +1722,10 @@ class TestSettlements:
         put(store, [new()])
         (claimed,) = take(store, node)
         steer(store, "cancel", Match(ids=(1,)))
-        assert store.nodes.asked(node)[0] == [1]
+        assert store.nodes.requests(node)[0] == [1]
         settle(store, node, ending(claimed, "completed"))
         assert get_in(store, 1).state == "completed"
-        assert store.nodes.asked(node)[0] == []
+        assert store.nodes.requests(node)[0] == []
 
 
 class TestRescue:
@@ -1738,23 +1740,25 @@ class TestRescue:
         self, processes: Processes, store: Store
     ) -> None:
         put(store, [new()])
-        join = "[kept.append(jobs.store.nodes)] and kept[0].join('x', 0, 1, SERVES, [])".replace(
-            "SERVES", "litejobs.Serves(frozenset(), None, 'x')"
+        join = (
+            "[kept.append(jobs.store.nodes)] and kept[0].join('x', 0, 1, SUBSCRIPTION, [])".replace(
+                "SUBSCRIPTION", "litejobs.Subscription(frozenset(), None, 'x')"
+            )
         )
         (node,) = processes.run(join, store.file.path, 1)
         take(store, node)
         assert len(store.nodes.rescue(node)) == 0
-        assert processes.run(f"kept.pop().let_go({node})", store.file.path, 1) == [None]
+        assert processes.run(f"kept.pop().release_lock({node})", store.file.path, 1) == [None]
         assert len(store.nodes.rescue(node)) == 1
 
     def test_takes_over_when_the_last_process_of_a_node_is_gone(
         self, store: Store, clock: TurnedClock
     ) -> None:
         node = store.nodes.join("there", 0, 1, ALL, [])
-        worker = litejobs.hold(store.file.presence_path(node))
+        worker = litejobs.lock_shared(store.file.presence_path(node))
         put(store, [new(), new(), new()])
         take(store, node, 2)
-        store.nodes.let_go(node)
+        store.nodes.release_lock(node)
         assert len(store.nodes.rescue(node)) == 0, "its worker may still run the jobs"
         worker.close()
         clock.turn(1)
@@ -1784,7 +1788,7 @@ class TestRescue:
         assert store.nodes.renew(node)
         assert not store.nodes.renew(node)
         assert len(store.nodes.rescue(node)) == 0, "it lives"
-        store.nodes.let_go(node)
+        store.nodes.release_lock(node)
         os.unlink(store.file.presence_path(node))
         for _ in range(30):
             assert len(store.nodes.rescue(node)) == 0
@@ -1803,7 +1807,7 @@ class TestRescue:
         for _ in range(5):
             assert len(store.nodes.rescue(node)) == 0
             clock.turn(3600)
-        store.nodes.let_go(node)
+        store.nodes.release_lock(node)
 
     def test_takes_over_from_those_who_are_not_in_the_list(
         self, store: Store, node: int, clock: TurnedClock
@@ -1817,7 +1821,7 @@ class TestRescue:
         duties = Duties(store, node)
         duties.do("rescue_from_unlisted")
         assert get_in(store, 1).state == "running", "it holds the lock"
-        store.nodes.let_go(dead)
+        store.nodes.release_lock(dead)
         duties.do("rescue_from_unlisted")
         assert [row.state for row in find_in(store, Match(), 9)] == ["running", "pending"]
         with store.file.transaction() as tx:
@@ -1846,13 +1850,13 @@ class TestRescue:
                 duties.do("rescue")
         assert len(asked) <= 2 * len(listed), "not 870"
         for node in listed[:10] + listed[12:]:
-            store.nodes.let_go(node)
+            store.nodes.release_lock(node)
         each[10].do("rescue")
         each[11].do("rescue")
         assert [node.name for node in store.nodes.all()] == ["n10", "n11"]
         assert [row.id for row in find_in(store, Match(states=("running",)), 99)] == [12, 11]
         for node in listed[10:12]:
-            store.nodes.let_go(node)
+            store.nodes.release_lock(node)
 
     def test_makes_a_dead_letter_of_a_job_that_takes_every_node_down(
         self, store: Store, clock: TurnedClock
@@ -1862,7 +1866,7 @@ class TestRescue:
             assert get_in(store, 1).state == "pending"
             node = store.nodes.join("there", 0, 1, ALL, [])
             take(store, node)
-            store.nodes.let_go(node)
+            store.nodes.release_lock(node)
             assert len(store.nodes.rescue(node)) == 1
             assert row_of(store, 1).lost == count
         row = row_of(store, 1)
@@ -1875,7 +1879,7 @@ class TestRescue:
         dead = store.nodes.join("there", 0, 1, ALL, [])
         put(store, [new()])
         (old,) = take(store, dead)
-        store.nodes.let_go(dead)
+        store.nodes.release_lock(dead)
         store.nodes.rescue(dead)
         assert settle(store, dead, ending(old, "completed")) == 1
         (current,) = take(store, node)
@@ -1887,7 +1891,7 @@ class TestRescue:
         put(store, [new()])
         take(store, node)
         steer(store, "cancel", Match(ids=(1,)))
-        store.nodes.let_go(node)
+        store.nodes.release_lock(node)
         assert len(store.nodes.rescue(node)) == 1
         assert get_in(store, 1).state == "cancelled"
 
@@ -1898,12 +1902,12 @@ class TestRescue:
         put(store, [new()])
         take(store, dead)
         steer(store, "cancel", Match(ids=(1,)))
-        store.nodes.let_go(dead)
+        store.nodes.release_lock(dead)
         store.nodes.rescue(dead)
         steer(store, "cancel", Match(ids=(1,)))
         assert steer(store, "retry", Match(ids=(1,))) == Moved(1)
         assert [job.id for job in take(store, node)] == [1]
-        assert store.nodes.asked(node)[0] == []
+        assert store.nodes.requests(node)[0] == []
 
     def test_leaving_gives_back_what_was_held(self, store: Store) -> None:
         node = store.nodes.join("there", 0, 1, ALL, [])
@@ -1964,11 +1968,11 @@ class TestRescue:
     def test_of_a_lock_that_somebody_has_refuses_new_holders(self, tmp_path: Path) -> None:
         path = str(tmp_path / "lock")
         Path(path).touch()
-        with litejobs.gone(path) as gone:
+        with litejobs.lock_of_dead(path) as gone:
             assert gone
             assert os.path.exists(path)
         assert not os.path.exists(path)
-        with litejobs.gone(path) as gone:
+        with litejobs.lock_of_dead(path) as gone:
             assert not gone, "who lives makes it anew"
 
 
@@ -2103,7 +2107,7 @@ def an_exchange(store: Store, node: int) -> None:
 HOT: dict[str, tuple[Callable[[Store, int], object], str]] = {
     "claiming and settling": (an_exchange, "litejobs_ready"),
     "staging": (lambda store, node: store.stage(START + 1), "litejobs_due"),
-    "asking who was cancelled": (lambda store, node: store.nodes.asked(node), "litejobs_asked"),
+    "asking who was cancelled": (lambda store, node: store.nodes.requests(node), "litejobs_asked"),
     "pruning": (lambda store, node: store.prune(3), "litejobs_prune"),
     "listing nodes": (lambda store, node: store.nodes.all(), "litejobs_held"),
     "rescuing": (lambda store, node: store.nodes._take_over(node + 1), "litejobs_held"),
@@ -2132,7 +2136,7 @@ HOT: dict[str, tuple[Callable[[Store, int], object], str]] = {
         "INTEGER PRIMARY KEY",
     ),
     "looking whether anything is left to do": (
-        lambda store, node: store.unserved(Serves(frozenset(["no"]), None, "here")),
+        lambda store, node: store.has_work(Subscription(frozenset(["no"]), None, "here")),
         "litejobs_held",
     ),
     "turning a page": (
@@ -2313,7 +2317,7 @@ class TestAFullDisk:
             put(store, many)
             assert len(take(store, node)) == 100
             assert [*litejobs.find_problems(store.nodes)] == []
-            store.nodes.let_go(node)
+            store.nodes.release_lock(node)
             store.file.close()
 
     def test_has_room_in_the_wal_that_only_sqlite_has_written(self, store: Store) -> None:
@@ -2470,7 +2474,7 @@ class TestCounting:
                 self.do(store, node, step, other=100 + number)
                 assert counted(store) == scanned(store), step
             self.finds_what_is_there(store, match)
-            store.nodes.let_go(node)
+            store.nodes.release_lock(node)
             store.file.close()
 
     def finds_what_is_there(self, store: Store, match: Match) -> None:
@@ -2631,7 +2635,7 @@ class TestReadingAhead:
     @pytest.fixture(autouse=True)
     def no_look_takes_long(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """After one that did, as on a busy machine, there would be none for a while."""
-        monkeypatch.setattr(litejobs, "LONG_LOOK", math.inf)
+        monkeypatch.setattr(litejobs, "SLOW_SCAN", math.inf)
 
     def test_reads_nothing_twice(self, store: Store, node: int) -> None:
         put(store, [new("mail", f"queue {n % 200}") for n in range(2000)])
@@ -2679,8 +2683,8 @@ class TestReadingAhead:
     def test_gives_nothing_out_twice_while_it_does_not_look(
         self, store: Store, node: int, path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(litejobs, "LONG_LOOK", -1.0)
-        monkeypatch.setattr(litejobs, "LOOK_REST", 1e9)
+        monkeypatch.setattr(litejobs, "SLOW_SCAN", -1.0)
+        monkeypatch.setattr(litejobs, "SCAN_PAUSE", 1e9)
         other = Store(File(path, "fast", clock=store.clock))
         put(store, [new() for _ in range(100)])
         seen: list[int] = []

@@ -699,13 +699,13 @@ def test_a_job_that_cannot_be_settled_fails_alone(
 
 
 def test_a_node_that_died_with_a_row_of_somebody_elses_is_taken_over(jobs: LiteJobs) -> None:
-    listed = jobs.store.nodes.join("gone", 0, 1, jobs._serves(None, "gone"), [])
+    listed = jobs.store.nodes.join("gone", 0, 1, jobs._subscription(None, "gone"), [])
     plain = {"name": "nap", "payload": '{"seconds": 0}', "queue": "default", "priority": 0}
     plain |= {"run_at": 1, "enqueued_at": 1, "state": "running", "holder": listed}
     columns = ("lost", "attempt", "claim")
     rows = [plain | {name: value} for name in columns for value in EXTREMES]
     assert not insert_jobs(jobs, rows, triggers=False)
-    jobs.store.nodes.let_go(listed)
+    jobs.store.nodes.release_lock(listed)
     jobs.work(threads=1, until="empty")
     states = [job.state for job in jobs.find()]
     assert (len(states), set(states)) == (15, {"completed", "failed"})

@@ -303,15 +303,15 @@ def test_what_has_started_is_never_changed_by_a_duplicate(
 ) -> None:
     """A definition may have had another scope when the job was enqueued."""
     noting.using(unique=Unique(key="k", scope=scope)).enqueue(1)
-    store, serves = jobs.store, jobs._serves(None, "here")
-    node = store.nodes.join("here", 0, 1, serves, [])
-    store.exchange([], node, lambda ready: [id for id, _ in ready], serves)
+    store, subscription = jobs.store, jobs._subscription(None, "here")
+    node = store.nodes.join("here", 0, 1, subscription, [])
+    store.exchange([], node, lambda ready: [id for id, _ in ready], subscription)
     before = jobs.get(1)
     with pytest.raises(DuplicateError):
         noting.using(unique=Unique(key="k", on_conflict=on_conflict)).enqueue(2)
     assert jobs.get(1) == before
     assert before.state == "running"
-    store.nodes.let_go(node)
+    store.nodes.release_lock(node)
 
 
 def test_what_has_ended_is_never_changed_by_a_duplicate(noting: Note, jobs: LiteJobs) -> None:

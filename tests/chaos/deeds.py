@@ -23,16 +23,16 @@ from litejobs import (
     LiteJobs,
     Ready,
     Report,
-    Serves,
     Settlement,
     State,
     Store,
+    Subscription,
     Unique,
 )
 
 from .ordeal import Run
 
-SERVES = Serves(frozenset({"work"}), None, "here")
+SUBSCRIPTION = Subscription(frozenset({"work"}), None, "here")
 ROUNDS = 100
 """In how many exchanges a node gets through all jobs that there may be."""
 FAR = litejobs.to_micros(datetime(2040, 1, 1, tzinfo=UTC))
@@ -80,7 +80,7 @@ class Hands:
         self.store.file.close()
 
     def _die(self) -> None:
-        self.store.nodes.let_go(self.node)
+        self.store.nodes.release_lock(self.node)
         self.node = 0
         self.held.clear()
 
@@ -104,9 +104,9 @@ class Hands:
             return [id for id, _ in itertools.islice(ready, claimed)]
 
         # What a node has read ahead, for how long goes by how busy the machine is, is of one
-        # *serves*: with another one, the same jobs are claimed in every run.
-        serves = attrs.evolve(SERVES)
-        self.held += self.store.exchange(settled, self.node, choose, serves).claimed
+        # *subscription*: with another one, the same jobs are claimed in every run.
+        subscription = attrs.evolve(SUBSCRIPTION)
+        self.held += self.store.exchange(settled, self.node, choose, subscription).claimed
         return None
 
     def _ending(self, job: Claimed, state: State) -> Settlement:
@@ -123,7 +123,7 @@ class Hands:
     def join(self) -> None:
         """Lists the node, if it is not."""
         if not self.node:
-            self.node = self.store.nodes.join("here", 0, 1, SERVES, [])
+            self.node = self.store.nodes.join("here", 0, 1, SUBSCRIPTION, [])
 
     def leave(self) -> None:
         """As a node that died with all that it held, and is rescued at once."""

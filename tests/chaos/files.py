@@ -45,9 +45,9 @@ from litejobs import (
     LitejobsError,
     Ready,
     Report,
-    Serves,
     Settlement,
     Store,
+    Subscription,
     system_clock,
 )
 
@@ -589,8 +589,8 @@ def _come(scene: Scene, line: Connection) -> None:
 def _settle(scene: Scene, line: Connection) -> None:
     """Claims and settles jobs one by one, as a node does, until it is refused."""
     store = Store(File(scene.path, "fast"))
-    serves = Serves(frozenset({"note"}), None, "settler")
-    node = store.nodes.join("settler", 0, 1, serves, [])
+    subscription = Subscription(frozenset({"note"}), None, "settler")
+    node = store.nodes.join("settler", 0, 1, subscription, [])
     held: list[Claimed] = []
 
     def exchange() -> Call:
@@ -598,7 +598,7 @@ def _settle(scene: Scene, line: Connection) -> None:
         marks = [f"{json.loads(claimed.payload)['n']} completed" for claimed in held]
 
         def act() -> None:
-            held[:] = store.exchange(settlements, node, _first, serves).claimed
+            held[:] = store.exchange(settlements, node, _first, subscription).claimed
 
         return _call(act, *marks)
 
@@ -612,7 +612,7 @@ def _settle(scene: Scene, line: Connection) -> None:
         calls.append(exchange())
     line.send(calls)
     line.recv()
-    store.nodes.let_go(node)
+    store.nodes.release_lock(node)
     store.file.close()
 
 

@@ -568,7 +568,7 @@ def works(reader: Reader, jobs: LiteJobs) -> None:
 def attends(reader: Reader, jobs: LiteJobs) -> None:
     """What a node's duties do, long after now."""
     store, later = jobs.store, jobs.clock() + 10**14
-    for duty in (store.stage, store.expire, store.prune, store.schedules.fire, store.meter.fold):
+    for duty in (store.stage, store.expire, store.prune, store.schedules.fire, store.meter.roll_up):
         reader.may_refuse(duty.__name__, lambda: duty(later))  # noqa: B023
     for node in store.nodes.all()[:5]:
         reader.may_refuse("rescue", lambda: store.nodes.rescue(node.id))  # noqa: B023

@@ -929,17 +929,17 @@ class Hand:
     name: str
     jobs: LiteJobs
     node: int
-    serves: Any
+    subscription: Any
     held: dict[int, Claimed] = attrs.field(factory=dict)
     """By job."""
 
     @classmethod
     def join(cls, name: str, jobs: LiteJobs) -> Hand:
         """Comes to work."""
-        serves = jobs._serves(None, name)
+        subscription = jobs._subscription(None, name)
         known = jobs.registry.listing()
-        node = jobs.store.nodes.join(name, 0, 1, serves, known)
-        return cls(name, jobs, node, serves)
+        node = jobs.store.nodes.join(name, 0, 1, subscription, known)
+        return cls(name, jobs, node, subscription)
 
     def exchange(self, settlements: Sequence[Any], limit: int) -> tuple[list[Claimed], int]:
         """Settles, and claims at most so many; says also how many settlements were late."""
@@ -952,8 +952,8 @@ class Hand:
         store = self.jobs.store
         if store._ready is not None:
             # On a busy machine a look may take so long that the next one is put off a while.
-            time.sleep(max(0.0, store._ready._rested_at - time.monotonic()))
-        done = store.exchange(settlements, self.node, choose, self.serves)
+            time.sleep(max(0.0, store._ready._scan_not_before - time.monotonic()))
+        done = store.exchange(settlements, self.node, choose, self.subscription)
         return done.claimed, done.late
 
     @property
@@ -1158,7 +1158,7 @@ class LifeOfJobs(RuleBasedStateMachine):
 
     def _close(self) -> None:
         for hand in self.hands.values():
-            hand.jobs.store.nodes.let_go(hand.node)
+            hand.jobs.store.nodes.release_lock(hand.node)
         for jobs in self.programs:
             jobs.close()
         self.comparison.close()
@@ -1312,7 +1312,7 @@ class LifeOfJobs(RuleBasedStateMachine):
     def _die(self, node: str) -> None:
         hand = self.hand(node)
         del self.hands[node]
-        hand.jobs.store.nodes.let_go(hand.node)
+        hand.jobs.store.nodes.release_lock(hand.node)
         self.fallen[hand.node] = [*hand.held.values()]
 
     @step("nodes", node=NODES, times=some(2, 3, 4))
@@ -1492,7 +1492,7 @@ class LifeOfJobs(RuleBasedStateMachine):
     def _sees_the_clock_set_back(self, hand: Hand) -> None:
         """Has all next ticks worked out, which a node does at the start or if the clock is behind
         what it has seen."""
-        hand.jobs.store.schedules._latest = self.model.now + 1
+        hand.jobs.store.schedules._last_fired_at = self.model.now + 1
 
     @step(
         "schedules",

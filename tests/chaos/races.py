@@ -81,11 +81,11 @@ class Racer:
                 next(ready)
             return ready.taken
 
-        serves = self.jobs._serves(None, f"racer {self.number}")
+        subscription = self.jobs._subscription(None, f"racer {self.number}")
         if not self.node:
             known = self.jobs.registry.listing()
-            self.node = self.jobs.store.nodes.join(serves.node, 0, 1, serves, known)
-        return self.jobs.store.exchange(settlements, self.node, all_of_it, serves)
+            self.node = self.jobs.store.nodes.join(subscription.node, 0, 1, subscription, known)
+        return self.jobs.store.exchange(settlements, self.node, all_of_it, subscription)
 
     def claim(self) -> list[int]:
         """Claims everything, and keeps it in hand."""
@@ -102,7 +102,7 @@ class Racer:
     def die(self) -> int:
         """Its node ends as if it were killed; gives which it was."""
         assert self.node
-        self.jobs.store.nodes.let_go(self.node)
+        self.jobs.store.nodes.release_lock(self.node)
         node, self.node = self.node, 0
         return node
 

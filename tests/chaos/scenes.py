@@ -25,9 +25,9 @@ from litejobs import (
     LiteJobs,
     Report,
     Retention,
-    Serves,
     Settlement,
     State,
+    Subscription,
     Unique,
     define,
 )
@@ -39,7 +39,7 @@ NOW = 1_800_000_000_000_000
 """Where the clock of all scenes stands."""
 SECOND = 1_000_000
 DAY = 86_400 * SECOND
-HERE = Serves(frozenset(["note"]), None, "here")
+HERE = Subscription(frozenset(["note"]), None, "here")
 
 
 @define
@@ -107,7 +107,7 @@ def a_full_file(path: Path) -> None:
         for _ in range(2):
             note.using(key="one", queue="slow").enqueue("one at a time")
         jobs.schedule("tick").set("@every 60s", note.bind("tick"))
-        store.nodes.let_go(node)
+        store.nodes.release_lock(node)
 
 
 def a_large_file(path: Path) -> None:
@@ -182,7 +182,7 @@ def settle_and_claim(jobs: LiteJobs) -> object:
 def join(jobs: LiteJobs) -> None:
     """What a node does that starts."""
     nodes = jobs.store.nodes
-    nodes.let_go(nodes.join("here", 9, 2, HERE, jobs.registry.listing()))
+    nodes.release_lock(nodes.join("here", 9, 2, HERE, jobs.registry.listing()))
 
 
 def enqueue_beside(jobs: LiteJobs) -> None:
@@ -202,13 +202,13 @@ def live_node(jobs: LiteJobs, closing: contextlib.ExitStack) -> None:
     node = jobs.store.nodes.join("alive", 9, 2, HERE, jobs.registry.listing())
     assert node == 2
     jobs.store.exchange([], node, lambda ready: [id for id, _ in ready], HERE)
-    closing.callback(jobs.store.nodes.let_go, node)
+    closing.callback(jobs.store.nodes.release_lock, node)
 
 
 def count_metric(jobs: LiteJobs) -> None:
     """Writes down what was counted."""
     meter, done = jobs.store.meter, settled(6, "completed")
-    meter.note([done], {("completed", "default", "note"): 1})
+    meter.count([done], {("completed", "default", "note"): 1})
     meter.flush()
 
 
@@ -302,7 +302,7 @@ SCENES: tuple[Scene, ...] = (
     Scene(lambda jobs: jobs.store.expire(NOW + 61 * SECOND), name="expire", either=True),
     Scene(lambda jobs: jobs.store.prune(NOW + 100 * DAY), name="prune"),
     Scene(lambda jobs: jobs.store.shrink(), a_large_file, name="shrink"),
-    Scene(lambda jobs: jobs.store.meter.fold(NOW + 2 * DAY), name="fold"),
+    Scene(lambda jobs: jobs.store.meter.roll_up(NOW + 2 * DAY), name="fold"),
     Scene(count_metric),
     Scene(lambda jobs: jobs.cancel(state="pending"), name="cancel", either=True),
     Scene(lambda jobs: jobs.retry(state="failed"), name="retry", either=True),
