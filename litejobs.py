@@ -1020,8 +1020,8 @@ _RATE = re.compile(r"(\d+(?:\.\d+)?)\s*/\s*(\d*)\s*(s|sec|second|m|min|minute|h|
 
 def parse_rate(text: object) -> float:
     """The number per second that a text such as "10/s", "100/min" or "1/10s" means."""
-    match = _RATE.fullmatch(text) if isinstance(text, str) else None
-    if match is None or not float(match[1]) or match[2] == "0":
+    match = _RATE.fullmatch(text) if isinstance(text, str) and len(text) <= 100 else None
+    if match is None or not float(match[1]) or not int(match[2] or 1):
         raise OptionError("rate", f"expected something like '10/s' or '100/min', got {text!r}")
     seconds = {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[3][0]]
     return float(match[1]) / (int(match[2] or 1) * seconds)
@@ -1547,8 +1547,7 @@ _ENCODER = json.JSONEncoder(
     ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":")
 )
 _CHUNKS: Callable[[Any, bool], Iterable[str]] = _ENCODER.iterencode
-# `iterencode` makes an encoder for each value, which takes half of its time. To make it once
-# is not in the public API.
+# `iterencode` makes an encoder for each value, in half of its time; this one is not public.
 with contextlib.suppress(AttributeError, TypeError):
     _CHUNKS = json.encoder.c_make_encoder(  # type: ignore[attr-defined]
         None, _ENCODER.default, json.encoder.encode_basestring, None, ":", ",", False, False, False
@@ -1609,14 +1608,14 @@ def hides(kind: Any) -> bool:
     """Whether this class, or one that its values may contain, has a field whose `repr` is off."""
     left, seen = [kind], set()
     while left:
-        if (kind := _bare(left.pop())) in seen or typing.get_origin(kind) is Literal:
+        if (kind := _unwrap(left.pop())) in seen or typing.get_origin(kind) is Literal:
             continue
         seen.add(kind)
         cls = typing.get_origin(kind) or kind
         if hidden_fields(cls):
             return True
         left += typing.get_args(kind)
-        if typing.is_typeddict(cls) or cols.is_namedtuple(cls) or _is_class(cls):
+        if typing.is_typeddict(cls) or cols.is_namedtuple(cls) or _is_attrs_or_dataclass(cls):
             try:
                 left += typing.get_type_hints(cls, include_extras=True).values()
             except (NameError, TypeError):
@@ -1631,15 +1630,15 @@ def hidden_fields(cls: Any) -> set[str]:
     return {field.name for field in values if field.repr is not True}
 
 
-def _is_class(cls: Any) -> bool:
+def _is_attrs_or_dataclass(cls: Any) -> bool:
     return attrs.has(cls) or dataclasses.is_dataclass(typing.get_origin(cls) or cls)
 
 
-def _name(kind: Any) -> str:
+def _type_name(kind: Any) -> str:
     if kind is Any:
         return "a JSON value"
     if typing.get_origin(kind) in _UNIONS:
-        return " | ".join(map(_name, typing.get_args(kind)))
+        return " | ".join(map(_type_name, typing.get_args(kind)))
     if isinstance(kind, type) and not typing.get_args(kind):
         return "None" if kind is types.NoneType else kind.__name__
     return repr(kind).replace("typing.", "")
@@ -1694,16 +1693,16 @@ class _Form:
             if others and hides(self.kind):
                 # A validator's or converter's message may contain the hidden value.
                 problem = f"{type(others[0]).__name__}, of which the rest is {HIDDEN}"
-                raise CodecError((f"{_name(self.kind)} refuses it: {problem}",)) from None
+                raise CodecError((f"{_type_name(self.kind)} refuses it: {problem}",)) from None
             raise
-        raise CodecError((f"expected {_name(self.kind)}, got {got(self.kind, raw)}",))
+        raise CodecError((f"expected {_type_name(self.kind)}, got {got(self.kind, raw)}",))
 
     def read_hidden(self, raw: Any, _: Any = None) -> Any:
         """Like `read`, but the error shows nothing of the value."""
         try:
             return self.read(raw)
         except Exception:
-            problem = f"expected {_name(self.kind)}, got something else, which is {HIDDEN}"
+            problem = f"expected {_type_name(self.kind)}, got something else, which is {HIDDEN}"
             raise CodecError((problem,)) from None
 
 
@@ -1731,7 +1730,7 @@ class _Converter(cattrs.Converter):
 
     def form(self, kind: Any) -> _Form:
         """The form of *kind*."""
-        kind = _bare(kind)
+        kind = _unwrap(kind)
         if kind not in self.forms:
             # Stored before it is complete, for recursive classes.
             form = self.forms[kind] = _Form(kind)
@@ -1768,10 +1767,10 @@ def _without_defaults(form: _Form) -> _Form:
     return attrs.evolve(form, dump=dump, plain=all(f.type in _PLAIN for f in fields))
 
 
-def _bare(kind: Any) -> Any:
+def _unwrap(kind: Any) -> Any:
     if isinstance(kind, typing.NewType):
-        return _bare(kind.__supertype__)
-    return _bare(kind.__origin__) if typing.get_origin(kind) is typing.Annotated else kind
+        return _unwrap(kind.__supertype__)
+    return _unwrap(kind.__origin__) if typing.get_origin(kind) is typing.Annotated else kind
 
 
 def _parts(kind: Any, converter: _Converter) -> _Parts:
@@ -1801,7 +1800,7 @@ def _choice(kind: Any, values: tuple[Any, ...]) -> _Parts:
     members = {(type(raw), raw): value for (_, value), raw in raws.items()}
     classes, json_classes = ({cls for cls, _ in pairs} for pairs in (raws, members))
     if len(members) < len(raws) or not json_classes <= {str, int, float, bool, types.NoneType}:
-        raise TypeError(f"{_name(kind)} has values that JSON does not have or tell apart")
+        raise TypeError(f"{_type_name(kind)} has values that JSON does not have or tell apart")
     both = tuple(classes), tuple(json_classes)
     return *both, lambda value: raws[type(value), value], lambda raw: members[type(raw), raw]
 
@@ -1822,17 +1821,17 @@ def _object(kind: Any, cls: Any, converter: _Converter) -> _Parts:
     if cols.is_namedtuple(cls):
         dump = cols.namedtuple_dict_unstructure_factory(kind, converter)
         parse = cols.namedtuple_dict_structure_factory(kind, converter, "from_converter", True)
-    elif _is_class(cls):
+    elif _is_attrs_or_dataclass(cls):
         if attrs.has(cls):
             attrs.resolve_types(cls)  # cattrs would leave the name in `list["Node"]`.
             if any(field.type is None for field in attrs.fields(cls)):
-                raise TypeError(f"{_name(kind)} has a field without a type")
+                raise TypeError(f"{_type_name(kind)} has a field without a type")
         hook = gen.override(struct_hook=lambda raw, kind: converter.form(kind).read_hidden(raw))
         hooks: Any = dict.fromkeys(hidden_fields(cls), hook)
         dump = gen.make_dict_unstructure_fn(kind, converter, _cattrs_use_alias=True)
         parse = gen.make_dict_structure_fn(kind, converter, _cattrs_use_alias=True, **hooks)
     else:
-        raise TypeError(f"{_name(kind)} has no form in JSON")
+        raise TypeError(f"{_type_name(kind)} has no form in JSON")
     return (cls,), (dict,), dump, parse
 
 
@@ -1872,7 +1871,7 @@ def _mapping(kind: Any, converter: _Converter) -> _Parts:
     key_kind, value_kind = typing.get_args(kind) or (str, Any)
     key, form = converter.form(key_kind), converter.form(value_kind)
     if key.json_classes not in ((str,), (int,)):
-        raise TypeError(f"{_name(key_kind)} has no form as a key in JSON")
+        raise TypeError(f"{_type_name(key_kind)} has no form as a key in JSON")
     digits = key.json_classes == (int,)
 
     def read_item(item: tuple[Any, Any]) -> tuple[Any, Any]:
@@ -1912,7 +1911,7 @@ _UNIONS: Final = (typing.Union, types.UnionType)
 
 
 def _union(kind: Any, converter: _Converter) -> _Parts:
-    forms = {member: converter.form(member) for member in map(_bare, typing.get_args(kind))}
+    forms = {member: converter.form(member) for member in map(_unwrap, typing.get_args(kind))}
     json_classes = {cls for form in forms.values() for cls in form.json_classes}
     choosers: dict[type, Callable[[Any], Any]] = {}
     for cls in json_classes:
@@ -1923,11 +1922,11 @@ def _union(kind: Any, converter: _Converter) -> _Parts:
             choosers[cls] = functools.partial(_identity, members[0])
             continue
         with contextlib.suppress(TypeError):
-            if all(map(_is_class, members)):
+            if all(map(_is_attrs_or_dataclass, members)):
                 choosers[cls] = disambiguators.create_default_dis_func(converter, *members)
                 continue
-        names = " and ".join(map(_name, members))
-        raise TypeError(f"in {_name(kind)}, JSON does not tell {names} apart")
+        names = " and ".join(map(_type_name, members))
+        raise TypeError(f"in {_type_name(kind)}, JSON does not tell {names} apart")
 
     def choose(raw: Any) -> _Form:
         return forms[choosers[type(raw)](raw)]
@@ -2101,7 +2100,7 @@ Errors = type[BaseException] | tuple[type[BaseException], ...]
 
 
 class Changeable(TypedDict, total=False):
-    """The options that can be changed of a job that waits, too. (The text beside a type is the
+    """The options that can also be changed while a job waits. (The texts beside types are the
     help of the command line.)"""
 
     queue: str
@@ -2173,8 +2172,9 @@ def _check_timeout(value: Duration, what: str) -> timedelta:
 
 def _check_memory(value: object, what: str) -> int:
     size = value
-    if isinstance(value, str) and (parts := re.fullmatch(r"(\d+) ?([kMG]?)(i?)B", value.strip())):
-        size = int(parts[1]) * (1024 if parts[3] else 1000) ** " kMG".index(parts[2] or " ")
+    pattern = r"(\d{1,15}) ?([kMG]?)(i?)B"
+    if isinstance(value, str) and (match := re.fullmatch(pattern, value.strip())):
+        size = int(match[1]) * (1024 if match[3] else 1000) ** " kMG".index(match[2] or " ")
     if type(size) is int and size > 0:
         return size
     raise OptionError(what, f'expected bytes, or a text like "512MB", got {size!r}')
