@@ -2869,7 +2869,7 @@ define = Define()
 
 class Retry(Exception):
     """This attempt failed; try again, after *delay* if it is given (then even past
-    the limit of attempts), else as the job's backoff says."""
+    the limit of attempts), else after the job's backoff."""
 
     def __init__(
         self, delay: Duration | None = None, reason: str = "the handler asked for a retry"
@@ -2914,8 +2914,8 @@ EnqueueLayer = TypeVar("EnqueueLayer", bound=AroundEnqueue)
 
 @attrs.define(eq=False, repr=False)
 class Middleware:
-    """What a program puts around every run and every enqueue, each in the order in which
-    it was added: the first is the outermost."""
+    """The functions around every run and every enqueue, in the order in which they were
+    added: the first is the outermost."""
 
     runs: tuple[AroundRun, ...] = ()
     enqueues: tuple[AroundEnqueue, ...] = ()
@@ -2924,9 +2924,9 @@ class Middleware:
 
     def run(self, layer: RunLayer) -> RunLayer:
         """Puts a function `(context, call_next)` around every run, in workers and in
-        `drain`; returns it unchanged. `call_next()` runs what is inside and returns the
-        handler's return value; what the function returns is the result instead. It may
-        raise whatever a handler may, and need not call on.
+        `drain`; returns it unchanged. `call_next()` runs the inner layers and the handler, and
+        returns the handler's value; what the function returns becomes the result. It may
+        raise whatever a handler may, and need not call `call_next`.
 
         An `async def` has to await `call_next()`, also around sync handlers.
 
@@ -2939,9 +2939,9 @@ class Middleware:
 
     def enqueue(self, layer: EnqueueLayer) -> EnqueueLayer:
         """Puts a function `(works, call_next)` around every enqueue; returns it unchanged.
-        *works* are the jobs of one transaction, bound; `call_next(works)` puts them, or
-        others made of them with `using`, into the file and returns the jobs, which the
-        function has to return. It refuses them all by raising.
+        *works* are the bound jobs of one transaction; `call_next(works)` inserts them, or
+        others derived from them with `using`, and returns the jobs, which the function has
+        to return. If it raises, none of them is enqueued.
 
         Raises:
             OptionError: it cannot be called, or is async, or work has started.
@@ -2965,7 +2965,7 @@ def _is_async(layer: Any) -> bool:
 
 class Report(NamedTuple):
     """How an attempt ended, in plain values that marshal takes: written by the worker, and settled
-    together with the claimed job. The defaults are those of one that completed without a result."""
+    together with the claimed job. The defaults mean: completed, without a result."""
 
     started_at: int = 0
     """0 if it never began."""
@@ -2980,7 +2980,7 @@ class Report(NamedTuple):
     """Whether the attempt was used up."""
     result: str | None = None
     kind: str = ""
-    """What went wrong, as in `Failure`, or cancelled."""
+    """As in `Failure`, or "cancelled"; empty if nothing went wrong."""
     type: str = ""
     message: str = ""
     traceback: str = ""
@@ -3006,9 +3006,9 @@ Settlement = tuple[Claimed, Report]
 def report_of_error(
     error: BaseException, claimed: Claimed, options: Options, rng: random.Random
 ) -> Report:
-    """The report, without times, of an attempt whose handler raised. In this order: the handler's
-    own outcome, `fail_on`, the first exception of `retry_on` that fits, the limit and backoff."""
-    own = options.backoff
+    """The report, without times, of an attempt whose handler raised. This is decided by the first
+    that applies: the handler's `Outcome`, `fail_on`, `retry_on`, the limit and the backoff."""
+    backoff = options.backoff
     if isinstance(error, Cancel):
         return Report(state="cancelled")
     if isinstance(error, Snooze):
@@ -3019,22 +3019,22 @@ def report_of_error(
     elif isinstance(error, (Fail, *options.fail_on)):
         return Report(state="failed")
     elif options.retry_on is not None:
-        fitting = [kind for kind in options.retry_on if isinstance(error, kind)]
-        if not fitting:
+        matching = [kind for kind in options.retry_on if isinstance(error, kind)]
+        if not matching:
             return Report(state="failed")
-        if (policy := options.retry_on[fitting[0]]) is not None:
-            own, claimed = policy, claimed._replace(backoff=CUSTOM)
-    return retry_or_fail(claimed, own, rng)
+        if (policy := options.retry_on[matching[0]]) is not None:
+            backoff, claimed = policy, claimed._replace(backoff=CUSTOM)
+    return retry_or_fail(claimed, backoff, rng)
 
 
-def retry_or_fail(claimed: Claimed, own: Backoff, rng: random.Random) -> Report:
-    """The report, without times, of an attempt that failed: a retry, with the backoff of the row
-    or the definition's *own*, unless all attempts are used up."""
+def retry_or_fail(claimed: Claimed, defined: Backoff, rng: random.Random) -> Report:
+    """The report, without times, of an attempt that failed: a retry, after the row's backoff or
+    else the *defined* one, unless all attempts are used up."""
     if claimed.max_attempts is not None and claimed.attempt >= claimed.max_attempts:
         return Report(state="failed")
     try:
-        wait = backoff_delay(load_backoff(claimed.backoff, own), claimed.attempt, rng)
-    except BaseException:  # After a crash, this runs in the supervisor.
+        wait = backoff_delay(load_backoff(claimed.backoff, defined), claimed.attempt, rng)
+    except BaseException:  # After a crash, this runs in the supervisor, which has to go on.
         logger.exception("the backoff of %r failed; the default is used", claimed.name)
         wait = backoff_delay(DEFAULT_BACKOFF, claimed.attempt, rng)
     return Report(state="retrying", delay=wait // MICROSECOND)
@@ -3045,8 +3045,8 @@ ReportProgress = Callable[[Claimed, Progress], None]
 
 @attrs.define(eq=False, repr=False)
 class Executor:
-    """Runs attempts with the state that one worker has: one after the other with `run`,
-    and coroutines beside them with `run_async`."""
+    """Runs attempts with the state of one worker: one at a time with `run`, and coroutines
+    concurrently with `run_async`."""
 
     registry: Registry
     state: Any = None
@@ -3056,11 +3056,11 @@ class Executor:
     around: tuple[AroundRun, ...] = ()
     """The middleware of the program."""
     noticed: set[tuple[Any, ...]] = attrs.field(factory=set)
-    """The attempts, by id and claim, whose handler knows that it was asked to end."""
+    """The attempts, by id and claim, whose handler has seen that it was asked to end."""
     forked: bool = False
-    """Whether a job has forked this process off its worker."""
+    """Whether this process was forked by a job."""
     _runner: Any = None
-    """An asyncio.Runner, once there was a coroutine to run."""
+    """An asyncio.Runner, made for the first coroutine."""
 
     def __attrs_post_init__(self) -> None:
         IN_FORKS[self] = Executor._set_forked
@@ -3074,18 +3074,18 @@ class Executor:
         asked: WhyAsked = lambda: None,
         progress: ReportProgress = lambda claimed, progress: None,
     ) -> Report:
-        """One attempt of one job, in a context of its own. Whatever the handler raises is in
-        the report."""
-        attempt = self._attempt(claimed, asked, progress, self._compose, self._wait)
+        """Runs one attempt, with its own copy of the context variables. The report says what
+        the handler raised."""
+        attempt = self._attempt(claimed, asked, progress, self._compose, self._run_blocking)
         try:
             contextvars.copy_context().run(attempt.send, None)
         except StopIteration as ended:
             report: Report = ended.value
             return report
-        raise AssertionError("what never suspends was suspended")
+        raise AssertionError("an attempt without an event loop was suspended")
 
-    async def _wait(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        return self._await(coroutine)
+    async def _run_blocking(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        return self._run_coroutine(coroutine)
 
     async def run_async(
         self,
@@ -3093,8 +3093,8 @@ class Executor:
         asked: WhyAsked,
         progress: ReportProgress = lambda claimed, progress: None,
     ) -> Report:
-        """The same for a coroutine, in the event loop that runs. That its task is cancelled
-        is in the report, too."""
+        """The same for a coroutine, in the running event loop. A cancelled task is reported,
+        too."""
         return await self._attempt(claimed, asked, progress, compose_async, _same)
 
     async def _attempt(
@@ -3105,32 +3105,31 @@ class Executor:
         compose: Callable[..., Any],
         wait: Callable[[Coroutine[Any, Any, Any]], Awaitable[Any]],
     ) -> Report:
-        """One attempt, which is suspended only where *wait* is."""
+        """Runs one attempt, and suspends only where *wait* does."""
         started_at, began = self.clock(), time.perf_counter_ns()
         fits = False  # Whether there is a definition, and the payload fits it.
 
-        def context() -> Context[Any]:
+        def make_context() -> Context[Any]:
             def why_asked() -> Reason | None:
                 if reason := asked():
                     self.noticed.add(claimed[:2])
                 return reason
 
-            now, timeout = started_at, claimed.timeout
-            job: Job[Any] = Job(*claimed, state="running", started_at=now, source=self.source)
-            deadline = None if timeout is None else from_micros(now + timeout)
-            pass_on = functools.partial(progress, claimed)
-            return Context(job, self.state, deadline, why_asked, pass_on)
+            timeout, report = claimed.timeout, functools.partial(progress, claimed)
+            job = Job[Any](*claimed, state="running", started_at=started_at, source=self.source)
+            deadline = None if timeout is None else from_micros(started_at + timeout)
+            return Context(job, self.state, deadline, why_asked, report)
 
         try:
             body = self.registry.named(claimed.name).body
             payload, (_, codec, call) = body.decode(claimed.payload), body.shape
             fits = True
             if self.around:
-                made = context()
-                handler = functools.partial(call, payload, lambda: made)
-                value = compose(self.around, made, handler)
+                context = make_context()
+                handler = functools.partial(call, payload, lambda: context)
+                value = compose(self.around, context, handler)
             else:
-                value = call(payload, context)
+                value = call(payload, make_context)
             if value is not None and inspect.iscoroutine(value):
                 value = await wait(value)
             given_back = bool(self.noticed) and self._ended_by_stop(claimed, asked)
@@ -3152,9 +3151,9 @@ class Executor:
             # The supervisor decides about jobs that were asked to end, unless the node stops.
             if hook is not None and report.state == "failed" and asked() in (None, "stop"):
                 try:
-                    rest = hook(context(), error)
-                    if inspect.iscoroutine(rest):
-                        await wait(rest)
+                    value = hook(make_context(), error)
+                    if inspect.iscoroutine(value):
+                        await wait(value)
                 except BaseException:
                     logger.exception("on_failure failed for job %d (%s)", claimed.id, claimed.name)
             return report
@@ -3162,7 +3161,7 @@ class Executor:
     def _failed(
         self, claimed: Claimed, error: BaseException, fits: bool, given_back: bool
     ) -> Report:
-        """The report, without times, after an error of the handler or from before it began."""
+        """The report, without times, after an error in the handler or before it began."""
         options = self.registry.options(claimed.name)
         try:
             if not fits and isinstance(error, LitejobsError):
@@ -3176,8 +3175,8 @@ class Executor:
             else:
                 report = report_of_error(error, claimed, options, self.rng)
             kind = "cancelled" if isinstance(error, Cancel) else "exception"
-        except BaseException as worse:  # An isinstance() that asks the error's own code.
-            report, error = retry_or_fail(claimed, options.backoff, self.rng), worse
+        except BaseException as another:  # isinstance() can run code of the error's class.
+            report, error = retry_or_fail(claimed, options.backoff, self.rng), another
             kind = "exception"
         if not report.counted:
             return report
@@ -3187,14 +3186,14 @@ class Executor:
     def _ended_by_stop(
         self, claimed: Claimed, asked: WhyAsked, error: BaseException | None = None
     ) -> bool:
-        """Whether it ended because its node stops, as its handler knew."""
+        """Whether its handler ended because it had seen that the node stops."""
         noticed = claimed[:2] in self.noticed
         self.noticed.discard(claimed[:2])
         return noticed and asked() == "stop" and not issubclass(type(error), Outcome)
 
     def _exit_fork(self, claimed: Claimed, error: BaseException | None = None) -> NoReturn:
-        """Ends a process that the job has forked and that leaves the handler as its parent does:
-        it would report the outcome a second time, and read messages meant for its parent."""
+        """Ends a process that the job has forked and that leaves the handler: it would report the
+        outcome a second time, and read messages meant for the worker."""
         if isinstance(error, SystemExit):
             os._exit(error.code if isinstance(error.code, int) else bool(error.code))
         problem = "a process that job %d (%s) forked came out of it: end it with os._exit()"
@@ -3204,8 +3203,7 @@ class Executor:
     def _compose(
         self, layers: Sequence[AroundRun], context: Context[Any], handler: Callable[[], Any]
     ) -> Any:
-        """Runs a handler inside *layers*, the first outermost; returns what comes out, which may
-        be a coroutine."""
+        """Runs a handler inside *layers*, the first outermost; the value may be a coroutine."""
         if not layers:
             return handler()
         if _is_async(layers[0]):
@@ -3213,13 +3211,13 @@ class Executor:
 
         def call_next() -> Any:
             value = self._compose(layers[1:], context, handler)
-            return self._await(value) if inspect.iscoroutine(value) else value
+            return self._run_coroutine(value) if inspect.iscoroutine(value) else value
 
         return layers[0](context, call_next)
 
-    def _await(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+    def _run_coroutine(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         if self._runner is None:
-            import asyncio  # Late: a fifth of what a worker's start takes, and few need it.
+            import asyncio  # Here, since it takes a fifth of a worker's start.
 
             self._runner = asyncio.Runner()
         run = functools.partial(self._runner.run, context=contextvars.copy_context())
@@ -3234,8 +3232,8 @@ class Executor:
 async def compose_async(
     layers: Sequence[AroundRun], context: Context[Any], handler: Callable[[], Any]
 ) -> Any:
-    """`Executor._compose` where an event loop runs. A sync layer goes to a thread of its own,
-    where it may wait for what is inside; context variables go along, both ways in."""
+    """`Executor._compose` in a running event loop. A sync layer runs in its own thread, where it
+    may wait for the layers inside; context variables reach the thread and those layers."""
     import asyncio
 
     if not layers:
@@ -3245,30 +3243,30 @@ async def compose_async(
     if _is_async(layers[0]):
         return await layers[0](context, inside)
     loop = asyncio.get_running_loop()
-    running = []
+    futures = []
 
     def call_next() -> Any:
-        running.append(asyncio.run_coroutine_threadsafe(inside(), loop))
-        return running[-1].result()
+        futures.append(asyncio.run_coroutine_threadsafe(inside(), loop))
+        return futures[-1].result()
 
     try:
         return await asyncio.to_thread(layers[0], context, call_next)
     finally:
-        for future in running:  # Of a run that was cancelled; the others have ended.
+        for future in futures:  # If this task was cancelled; otherwise they are done.
             future.cancel()
 
 
 def _outside_running_loops(act: Callable[..., Any], *arguments: Any) -> Any:
-    """Does what runs an event loop; in a thread if this one runs another already, as it
-    does when a coroutine calls `drain`."""
+    """Calls a function that runs an event loop; in another thread if this one already runs
+    a loop, as when a coroutine calls `drain`."""
     from asyncio import _get_running_loop
 
     if _get_running_loop() is None:
         return act(*arguments)
     from concurrent.futures import ThreadPoolExecutor
 
-    with ThreadPoolExecutor(1) as apart:
-        return apart.submit(act, *arguments).result()
+    with ThreadPoolExecutor(1) as threads:
+        return threads.submit(act, *arguments).result()
 
 
 def _result(codec: Codec[Any], value: object) -> str:
@@ -3283,11 +3281,11 @@ def _result(codec: Codec[Any], value: object) -> str:
 
 
 TEXT_LIMIT, TRACEBACK_LIMIT = 2_000, 16_000
-"""Characters that are kept of a message, and of a traceback from its end."""
+"""Characters: a message is cut at its end, a traceback at its beginning."""
 
 
 def describe(error: BaseException) -> tuple[str, str, str]:
-    """Type, message and traceback of an error, bounded; even of one that cannot be shown."""
+    """Type, message and traceback of an error, truncated; also if its `__str__` raises."""
 
     def trace() -> str:
         frames = error.__traceback__
@@ -3302,15 +3300,15 @@ def describe(error: BaseException) -> tuple[str, str, str]:
 
 
 PROGRESS_INTERVAL = 0.1
-"""Seconds between two reports of the progress of a job."""
+"""Seconds between two reports of a job's progress."""
 
 
 @attrs.define(eq=False, repr=False)
 class ProgressReporter:
-    """Passes the progress of one attempt on: at once, then at most ten times a second, and
-    what was reported last in any case. Jobs may report it from several threads."""
+    """Forwards the progress of one attempt: the first report at once, later ones at most ten
+    times a second, and the last one in any case. Thread-safe."""
 
-    _pass_on: Callable[[str], None]
+    _forward: Callable[[str], None]
     _pending: Progress | None = None
     _quiet_until: float = 0.0
     _timer: threading.Timer | None = None
@@ -3318,10 +3316,10 @@ class ProgressReporter:
     _lock: threading.RLock = attrs.field(factory=threading.RLock)
 
     def report(self, progress: Progress) -> None:
-        """Passes progress on, now or soon."""
+        """Forwards progress, now or soon."""
         with self._lock:
             if self._closed:
-                return  # A thread that the job has left behind.
+                return  # From a thread that outlived the attempt.
             self._pending = progress
             if self._timer is not None:
                 return
@@ -3333,7 +3331,7 @@ class ProgressReporter:
             self._timer.start()
 
     def close(self) -> None:
-        """Passes on what was held back; what comes later is not of this attempt."""
+        """Forwards what was held back, and ignores later reports."""
         with self._lock:
             self._closed = True
             if self._timer is not None:
@@ -3344,7 +3342,7 @@ class ProgressReporter:
         with self._lock:
             self._timer = None
             if self._pending is not None:
-                self._pass_on(store_progress(self._pending))
+                self._forward(store_progress(self._pending))
                 self._pending = None
                 self._quiet_until = time.monotonic() + PROGRESS_INTERVAL
 
@@ -3352,9 +3350,9 @@ class ProgressReporter:
 ################################################################################
 # Tracing
 #
-# Spans of OpenTelemetry, which is an extra: two middlewares. One call of enqueue is a producer's
-# span, whose trace goes along in the headers of its jobs; each attempt is a consumer's span, the
-# root of a trace of its own that is linked to the producer's.
+# Two middleware functions that make OpenTelemetry spans (an optional extra). One call of enqueue
+# is a producer span, whose context travels in the headers of its jobs; each attempt is a consumer
+# span, the root of its own trace, with a link to the producer span.
 ################################################################################
 
 _OUTCOMES: Mapping[type[BaseException], str] = {
@@ -3369,38 +3367,40 @@ _OUTCOMES: Mapping[type[BaseException], str] = {
 def trace_enqueue(
     works: Sequence[Bound[Any]], call_next: Callable[[Sequence[Bound[Any]]], Sequence[Job[Any]]]
 ) -> Sequence[Job[Any]]:
-    """Middleware around enqueue: a span, whose context the jobs' headers carry."""
+    """Middleware around enqueue: a producer span, whose context goes into the jobs' headers."""
     from opentelemetry import propagate, trace
 
-    about = _attributes("send", "enqueue", {work.options.queue for work in works})
+    attributes = _attributes("send", "enqueue", {work.options.queue for work in works})
     names = {work.name for work in works}
     if len(works) > 1:
-        about["messaging.batch.message_count"] = len(works)
+        attributes["messaging.batch.message_count"] = len(works)
     with trace.get_tracer("litejobs", __version__).start_as_current_span(
         f"enqueue {names.pop() if len(names) == 1 else 'jobs'}",
         kind=trace.SpanKind.PRODUCER,
-        attributes=about,
+        attributes=attributes,
     ) as span:
-        sent: dict[str, str] = {}
-        propagate.inject(sent)
-        jobs = call_next([work.using(headers={**work.options.headers, **sent}) for work in works])
+        carrier: dict[str, str] = {}
+        propagate.inject(carrier)
+        jobs = call_next(
+            [work.using(headers={**work.options.headers, **carrier}) for work in works]
+        )
         if len(jobs) == 1:
             span.set_attribute("messaging.message.id", str(jobs[0].id))
         return jobs
 
 
 def trace_run(context: Context[Any], call_next: Callable[[], T]) -> T:
-    """Middleware around a run: a span for the attempt, linked to the one that enqueued."""
-    from opentelemetry import context as surroundings
+    """Middleware around a run: a consumer span, linked to the span that enqueued the job."""
+    from opentelemetry import context as otel_context
     from opentelemetry import propagate, trace
 
     job = context.job
-    sender = trace.get_current_span(propagate.extract(job.headers)).get_span_context()
+    producer = trace.get_current_span(propagate.extract(job.headers)).get_span_context()
     with trace.get_tracer("litejobs", __version__).start_as_current_span(
         job.name,
-        context=surroundings.Context(),
+        context=otel_context.Context(),
         kind=trace.SpanKind.CONSUMER,
-        links=[trace.Link(sender)] if sender.is_valid else [],
+        links=[trace.Link(producer)] if producer.is_valid else [],
         attributes=_attributes("process", "run", {job.queue})
         | {
             "messaging.message.id": str(job.id),
@@ -3425,7 +3425,7 @@ def trace_run(context: Context[Any], call_next: Callable[[], T]) -> T:
 
 
 def _attributes(kind: str, name: str, queues: set[str]) -> dict[str, Any]:
-    """Attributes by the semantic conventions for messaging."""
+    """Span attributes by the semantic conventions for messaging."""
     destination = {"messaging.destination.name": next(iter(queues))} if len(queues) == 1 else {}
     operation = {"messaging.operation.type": kind, "messaging.operation.name": name}
     return {"messaging.system": "litejobs", **operation, **destination}
