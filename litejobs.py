@@ -8358,7 +8358,7 @@ def work_in_child(
     """The main function of a worker process, which holds the lock on the file *presence* and dies
     with its supervisor."""
     if hasattr(os, "setpgid"):
-        # In a group of its own it gets no Ctrl-C, and is killed with whatever its jobs start.
+        # A group of its own gets no Ctrl-C, and can be killed with what the jobs have started.
         os.setpgid(0, 0)
     for number, default in STOP_SIGNALS.items():
         # systemd signals every process of a service. SIG_IGN would be inherited by children.
@@ -8496,7 +8496,7 @@ class JobRunner:
                 board.start_next(packed, 0)
                 return False  # Else the next job would be blamed for what this one has broken.
         board.start_next(packed, 0)
-        channel.send("reports")  # Also if all jobs were revoked: the worker needs others.
+        channel.send("reports")  # Also if all were revoked, so that the worker gets other jobs.
         return True
 
     def progress(self, claimed: Claimed, progress: Progress) -> None:
@@ -8670,7 +8670,7 @@ CHANNEL_ERRORS = EOFError, OSError, ValueError, TypeError, LookupError
 
 @attrs.define(eq=False, repr=False)
 class Run:
-    """A job in hand, and all that its supervisor knows about it."""
+    """A job in hand, that is, given to a worker, and all that its supervisor knows about it."""
 
     number: int
     """Rises with each job that is handed over."""
@@ -8986,7 +8986,7 @@ exchange, little enough that no job waits behind others while another worker is 
 PREFETCH_JOBS = 256
 """How many jobs a worker has in hand at most, however short they are."""
 PREFETCH_BEHIND = 100_000
-"""A worker with less work in hand than so many microseconds may be given its next job already."""
+"""Microseconds of work: a worker with one job in hand that has less is given a second one."""
 OVERHEAD = 10
 """Microseconds that a worker spends on a job besides running it."""
 
@@ -9033,8 +9033,8 @@ def assign(
 
 
 def estimate(name: str, durations: Mapping[str, float]) -> float:
-    """Microseconds that a worker will need for a job; for a definition that has never run, so many
-    that a worker gets one such job at a time."""
+    """Microseconds that a worker will need for a job. Before the first one of a definition has run,
+    it is assumed to be long, so that each worker gets only one."""
     return durations.get(name, PREFETCH_BEHIND) + OVERHEAD
 
 
@@ -9073,8 +9073,8 @@ def not_begun(now: int, cancelled: bool) -> Report:
 def final_report(
     run: Run, report: Report, registry: Registry, rng: random.Random, crash: str = ""
 ) -> Report:
-    """The report of a job that was asked to end or whose worker has died by a *crash*: why it was
-    asked counts more than how it ended, except when the node stops."""
+    """The report of a job that was asked to end, or whose worker died by a *crash*. The reason to
+    end counts more than how it ended, except when the node stops."""
     claimed, options = run.claimed, registry.options(run.claimed.name)
     if run.reason == "cancel":
         return report._replace(
@@ -9173,9 +9173,9 @@ class Supervisor:
     _claim_due: bool = True
     """Whether there may be ready jobs that the last exchange did not see."""
     _pending: list[Settlement] = attrs.field(factory=list)
-    """What the next exchange settles."""
+    """The attempts that the next exchange settles."""
     _exchange_by: float = math.inf
-    """When the next exchange is due: for results, progress, or a job that a rate lets start."""
+    """When the next exchange is due: for results, progress, or a job of a queue with a rate."""
     _wanted: frozenset[EventKind] = frozenset()
     """The kinds of events that have listeners, as of this round of the loop."""
     _ended_events: list[Event] = attrs.field(factory=list)
@@ -9185,7 +9185,7 @@ class Supervisor:
     _changes: int = 0
     """What `File.changes` returned last."""
     _may_hold_orphans: bool = False
-    """Whether jobs may be claimed by this node in the file that it does not have in hand."""
+    """Whether the file may have jobs claimed by this node that are not in hand."""
     _quiet_until: float = 0.0
     """When an exchange that failed is tried again."""
     _failing_since: float = math.inf
@@ -9364,7 +9364,7 @@ class Supervisor:
             raise
 
     def _close(self) -> None:
-        with contextlib.ExitStack() as closing:  # Each step runs, even if the file is gone.
+        with contextlib.ExitStack() as closing:  # Last first; each runs even if the file is gone.
             closing.callback(self.events.close, max(self.grace, CLOSE_TIMEOUT))
             closing.callback(self._duties.emit, "node_left")
             closing.callback(logger.info, "node %s left", self.subscription.node)
@@ -9470,7 +9470,7 @@ class Supervisor:
         worker.close()
 
     def _wake(self) -> None:
-        """Checks after a commit by others for ready and due jobs, cancellations and ticks."""
+        """Makes due what a commit by others may require."""
         self._claim_due = True
         self._duties.make_due("stage", "expire", "requests")
         # Ticks a little later, since this is called for each enqueue.
