@@ -3116,7 +3116,9 @@ class Executor:
                 return reason
 
             timeout, report = claimed.timeout, functools.partial(progress, claimed)
-            job = Job[Any](*claimed, state="running", started_at=started_at, source=self.source)
+            job: Job[Any] = Job(
+                *claimed, state="running", started_at=started_at, source=self.source
+            )
             deadline = None if timeout is None else from_micros(started_at + timeout)
             return Context(job, self.state, deadline, why_asked, report)
 
@@ -3196,7 +3198,7 @@ class Executor:
         outcome a second time, and read messages meant for the worker."""
         if isinstance(error, SystemExit):
             os._exit(error.code if isinstance(error.code, int) else bool(error.code))
-        problem = "a process that job %d (%s) forked came out of it: end it with os._exit()"
+        problem = "a process that job %d (%s) forked left the handler: end it with os._exit()"
         logger.critical(problem, claimed.id, claimed.name, exc_info=error)
         os._exit(1)
 
@@ -3519,7 +3521,7 @@ SCHEMA = f"""
         node         TEXT    NOT NULL DEFAULT '',        -- the only one to run it; '': any
         priority     INTEGER,                            -- higher runs first
         state        TEXT    NOT NULL DEFAULT 'pending' CHECK (
-                         -- Alone, since an IN builds its list anew for each row.
+                         -- Compared singly, since IN builds its list anew for each row.
                          state = 'pending' OR state = 'running' OR state = 'completed' OR state IN
                          ('scheduled', 'retrying', 'failed', 'cancelled', 'paused', 'blocked')),
         payload      ANY     NOT NULL DEFAULT '{{}}',      -- JSON text
@@ -3650,11 +3652,11 @@ SCHEMA = f"""
 
     CREATE TABLE litejobs_metric (
         span         INTEGER NOT NULL,                        -- seconds
-        time         INTEGER NOT NULL,                        -- when they began
+        time         INTEGER NOT NULL,                        -- when the span began
         queue        TEXT    NOT NULL,
         name         TEXT    NOT NULL,
         measure      TEXT    NOT NULL,                        -- a state; waiting or running
-        bucket       INTEGER NOT NULL,                        -- of a time; 0 for a state
+        bucket       INTEGER NOT NULL,                        -- of a duration; 0 for a state
         number       INTEGER NOT NULL,
         PRIMARY KEY (span, time, queue, name, measure, bucket)
     ) STRICT, WITHOUT ROWID;
@@ -3787,10 +3789,7 @@ def _is_ours(kind: str, found: str, expected: str, outdated: bool) -> bool:
     if found == expected or kind != "table":
         return found == expected or (kind == "trigger" and outdated)
     (start, _, rest), (our_start, _, our_rest) = found.partition("("), expected.partition("(")
-    (columns, _, end), (our_columns, _, our_end) = (
-        rest.rpartition(")"),
-        our_rest.rpartition(")"),
-    )
+    (columns, _, end), (our_columns, _, our_end) = rest.rpartition(")"), our_rest.rpartition(")")
     there, ours = {*columns.split(",")}, {*our_columns.split(",")}
     same = (start, end) == (our_start, our_end) and (outdated or ours <= there)
     return same and not re.search(r"[()]", "".join(there - ours))
@@ -3841,7 +3840,7 @@ SAFE_SQLITE = (3, 51, 3)
 REPLACED = "was removed, moved or replaced while it was open, or its WAL was"
 HARD_LINKED = "has a second name, a hard link, and each name would have its own WAL: remove one"
 MISSING = FileNotFoundError, NotADirectoryError
-"""The errors that say so; others only mean that the path could not be checked."""
+"""The errors of a path that leads nowhere; with others it could not be checked."""
 _OPENING = threading.RLock()
 """Held while this process opens a file. Reentrant: a signal handler may open another one."""
 _FILES: weakref.WeakValueDictionary[int, File] = weakref.WeakValueDictionary()
@@ -4442,7 +4441,7 @@ def _refuse_lost_wal(connection: apsw.Connection, place: Path) -> None:
             return
     connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
     os.unlink(wal)  # SQLite has just created it; the others have to see that theirs is gone.
-    problem = "its WAL was removed while programs had it open, which still have"
+    problem = "its WAL was removed while programs had it open, and they still do"
     raise FileReplacedError(str(place), f"{problem}: end them; what was only in the WAL is lost")
 
 
@@ -4547,9 +4546,9 @@ def _refuse_file_open_here(place: Path, found: FileId) -> None:
                 there.add(_stat_id(os.fstat(int(number))))
         if found not in there or open_in_litejobs(found) or open_in_apsw(place, if_busy=True):
             return
-        # apsw does not list connections that other threads are just opening or closing.
+        # apsw does not list a connection while another thread opens or closes it.
         if time.monotonic() > give_up:
-            problem = "something else in this process, perhaps sqlite3, has the file open"
+            problem = "something else in this process has the file open, perhaps sqlite3"
             raise FileError(str(place), f"{problem}: close that first, or work elsewhere")
         time.sleep(0.005)
 
@@ -4562,8 +4561,8 @@ def open_in_litejobs(found: FileId) -> bool:
 
 
 def open_in_apsw(place: Path, if_busy: bool) -> bool:
-    """Whether a connection of apsw in this process is to that file; *if_busy* for one that another
-    thread is using at the moment."""
+    """Whether a connection of apsw in this process has that file open; *if_busy* if it cannot be
+    known, since another thread is using the connection."""
     for connection in apsw.connections():
         try:
             if (path := connection.filename) and os.path.samefile(path, place):
