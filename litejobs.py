@@ -33,9 +33,10 @@ States, each change one transaction:
 A job that is due is blocked while as many jobs with its key run as may; what waits can
 be cancelled, or paused by a person until it is released.
 
-To add an option of jobs: Choices, Options, Job, and its column in SCHEMA, whose version rises.
-A filter: Filters (and FILTERS, unless it compares a column of its name with a text). An event:
-EventKind, and where it happens. A duty: DUTIES. A backoff: a class with a curve, in Curve.
+To add an option of jobs: Choices (Changeable, if jobs that wait can be given another value),
+Options, Job, and its column in SCHEMA, whose version rises. A filter: Filters (and FILTERS, unless
+it compares a column of its name with a text). An event: EventKind, its level, and where it happens.
+A duty: DUTIES. A backoff: a class with the attributes of Linear, in Curve and in __all__.
 
 The file is read from top to bottom, and each section uses only those above it:
 Errors, Values, Policies, Schedules, Wire (JSON), Definitions,
@@ -2101,9 +2102,9 @@ class Context(Generic[S]):
 Errors = type[BaseException] | tuple[type[BaseException], ...]
 
 
-class Choices(TypedDict, total=False):
-    """The options that a definition sets and an enqueue may override. (The text beside a type is
-    the help of the command line.)"""
+class Changeable(TypedDict, total=False):
+    """The options that can be changed of a job that waits, too. (The text beside a type is the
+    help of the command line.)"""
 
     queue: str
     priority: Annotated[int, "higher runs first"]
@@ -2112,12 +2113,17 @@ class Choices(TypedDict, total=False):
     grace: Annotated[Duration | None, "then, until it is killed (default: the node's, 5)"]
     """Also when it was cancelled. `None`: as long as its definition says, else its node,
     `work(grace=5)`, whose own grace counts alone when the node stops."""
-    backoff: Backoff
-    retention: Retention
     node: Annotated[str | None, "the only node that may take it"]
     delay: Annotated[Duration, "until it is due"]
     at: Annotated[datetime, "when it is due"]
     expires: Annotated[Duration | datetime | None, "after which it is not started"]
+
+
+class Choices(Changeable, total=False):
+    """The options that a definition sets and an enqueue may override."""
+
+    backoff: Backoff
+    retention: Retention
     unique: Unique | None
     key: Annotated[str | Callable[..., Any] | None, "of jobs with one key, so many run at a time"]
     key_limit: Annotated[int, "how many (default: 1)"]
@@ -2226,8 +2232,6 @@ class Options:
     max_attempts: int | None = _option(5, _check_attempts, _same)
     timeout: timedelta | None = _option(None, _check_timeout, _store_length)
     grace: timedelta | None = _option(None, duration)
-    backoff: Backoff = _option(DEFAULT_BACKOFF, _check_backoff, store_backoff)
-    retention: Retention = _option(DEFAULT_RETENTION, _check_retention, store_retention)
     node: str | None = _option(None, check_name, lambda name: name or "")
     delay: timedelta = _option(timedelta(0), duration)
     at: datetime | None = _option(None, aware)
@@ -2235,6 +2239,8 @@ class Options:
         None,
         lambda value, what: (aware if isinstance(value, datetime) else duration)(value, what),
     )
+    backoff: Backoff = _option(DEFAULT_BACKOFF, _check_backoff, store_backoff)
+    retention: Retention = _option(DEFAULT_RETENTION, _check_retention, store_retention)
     unique: Unique | None = _option(None, _check_unique)
     key: str | Callable[..., Any] | None = _option(
         None, lambda value, what: value if callable(value) else check_name(value, what)
@@ -10818,19 +10824,10 @@ def program_of(target: str | None, made_in: str | None) -> str:
     return "+".join(map(str, places))
 
 
-class Changes(TypedDict, total=False):
+class Changes(Changeable, total=False):
     """What can be changed of a job that waits; `None` is as when one enqueues. A length of time
     for *expires* counts from when the job is due, if that is changed too, else from now."""
 
-    queue: str
-    priority: int
-    max_attempts: int | None
-    timeout: Duration | None
-    grace: Duration | None
-    node: str | None
-    delay: Duration
-    at: datetime
-    expires: Duration | datetime | None
     payload: Annotated[Mapping[str, Any], FIELDS]
 
 
@@ -11275,7 +11272,8 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
             options = typed and typing.get_type_hints(typed, include_extras=True)
             for name, hint in (options or {each.name: each.annotation}).items():
                 settings = _settings(name, hint, removable=bool(group))
-                flag = _FLAGS.get(f"{verb} {group}{name}", name.replace("_", "-"))
+                plain = f"{'to-' if group and name in FILTERS else ''}{name.replace('_', '-')}"
+                flag = _FLAGS.get(f"{verb} {group}{name}", plain)
                 if each.kind in (each.POSITIONAL_OR_KEYWORD, each.VAR_POSITIONAL):
                     several = each.kind is each.VAR_POSITIONAL
                     optional = several or each.default is not each.empty
@@ -11291,10 +11289,9 @@ _FLAGS = {
     "run queues": "queue",
     # The node is what a change is most often about: so that is what --node gives there.
     "change node": "from-node",
-    "change to.queue": "to-queue",
-    "change to.payload": "to-payload",
+    "change to.node": "node",
 }
-"""Options that are not called as their parameters."""
+"""Options that are not called as their parameters; what a filter could be taken for has a `to-`."""
 
 
 def _kinds(hint: Any) -> tuple[Any, ...]:
