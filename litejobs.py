@@ -3121,11 +3121,10 @@ class Executor:
                     self.noticed.add(claimed[:2])
                 return reason
 
-            timeout, report = claimed.timeout, functools.partial(progress, claimed)
-            job: Job[Any] = Job(
-                *claimed, state="running", started_at=started_at, source=self.source
-            )
-            deadline = None if timeout is None else from_micros(started_at + timeout)
+            now, timeout = started_at, claimed.timeout
+            job: Job[Any] = Job(*claimed, state="running", started_at=now, source=self.source)
+            deadline = None if timeout is None else from_micros(now + timeout)
+            report = functools.partial(progress, claimed)
             return Context(job, self.state, deadline, why_asked, report)
 
         try:
