@@ -15,34 +15,34 @@ without a broker. A complete program:
         send_email.enqueue("user@example.com", subject="Welcome!")
         jobs.work(workers=2, until="empty")
 
-Words. A *definition* is a named, typed piece of work. A *job* is one row: a
-definition with its payload. An *attempt* is one execution of a job, a *queue* a
-named lane of jobs. A *node* is a running `work()`: one supervisor process with
-its *workers*, child processes that run jobs. A *dead letter* is a job that failed
-for good; a *schedule* enqueues a job at each of its ticks. One enqueues a job; a node
-claims, runs and settles it; people retry and cancel; duties fire, stage, rescue and
-prune.
+Words. A *definition* is a named, typed piece of work. A *job* is one row: a definition with its
+payload. An *attempt* is one execution of a job, a *queue* a named lane of jobs. A *node* is a
+running `work()`: one supervisor process with its *workers*, child processes that run jobs. A
+*dead letter* is a job that failed for good; a *schedule* enqueues a job at each of its *ticks*.
+Programs enqueue, retry and cancel jobs. A node claims, runs and settles them; its *duties* fire
+schedules, stage jobs that have become due, rescue those of dead nodes, and prune finished ones.
 
-States, each change one transaction:
+The states of a job; each change is one transaction:
 
     scheduled ──▶ pending ──▶ running ──▶ completed
                    ▲  ▲          ├──────▶ failed      (the dead letters)
          blocked ──┘  │          ├──────▶ cancelled
                       └─ retrying ◀┘
 
-A job that is due is blocked while as many jobs with its key run as may; what waits can
-be cancelled, or paused by a person until it is released.
+A due job is blocked while the limit of running jobs with its key is reached. A waiting job
+can be cancelled, or paused until it is released.
 
-To add an option of jobs: Choices (Changeable, if jobs that wait can be given another value),
-Options, Job, and its column in SCHEMA, whose version rises. A filter: Filters (and FILTERS, unless
-it compares a column of its name with a text). An event: EventKind, its level, and where it happens.
-A duty: DUTIES. A backoff: a class with the attributes of Linear, in Curve and in __all__.
+Where to add an option of jobs: Choices (or Changeable, if waiting jobs can be given another
+value), Options, Job (above `_source`; if running jobs use it, below `_grace`, and at the end of
+Claimed), and a column in SCHEMA, with a higher SCHEMA_VERSION. A filter: Filters, and FILTERS
+unless it compares the column of its name with a text. An event: EventKind, _LEVELS if it is logged,
+and where it happens. A duty: DUTIES. A backoff: a class like Linear, in Curve and in __all__.
 
-The file is read from top to bottom, and each section uses only those above it:
-Errors, Values, Policies, Schedules, Wire (JSON), Definitions,
-Execution (one attempt), Tracing, Schema, File, Jobs in SQL, Caller's connection, Enqueue,
-Schedules in SQL, Ready, Nodes, Health, Store (with these, all SQL), Events, Duties, Program,
-Worker, Supervisor, LiteJobs (what users hold), Testing, Command line.
+The file is read from top to bottom, and each section uses only those above it: Errors, Values,
+Policies, Schedules, Wire (JSON), Definitions, Execution (one attempt), Tracing, Schema, File,
+Jobs in SQL, Caller's connection, Enqueue, Schedules in SQL, Ready, Nodes, Health,
+Store (with these, all SQL), Events, Duties, Program, Worker, Supervisor,
+LiteJobs (what users hold), Testing, Command line.
 """
 
 from __future__ import annotations
@@ -190,19 +190,18 @@ logger = logging.getLogger("litejobs")
 ################################################################################
 # Errors
 #
-# Everything that litejobs raises on its own account is a LitejobsError. The facts
-# are fields; the message is one sentence that names the thing and says what to do.
-# Messages and log lines are made printable: no name or value in them can control a
-# terminal or forge a line of a log.
+# Everything that litejobs raises on its own account is a LitejobsError. The facts are fields; the
+# message is one sentence that names the thing and says what to do. Messages and log lines are made
+# printable: no name or value in them can control a terminal or forge a line of a log.
 ################################################################################
 
 
-def printable(text: str, also: str = "") -> str:
-    """Text on one line that cannot control a terminal: all characters but printable ones
-    and those in *also* are shown as escapes."""
+def printable(text: str, keep: str = "") -> str:
+    """Text that cannot control a terminal: characters that are neither printable nor in
+    *keep* become escapes."""
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() or c in also else repr(c)[1:-1] for c in text)
+    return "".join(c if c.isprintable() or c in keep else repr(c)[1:-1] for c in text)
 
 
 def _make_printable(record: logging.LogRecord) -> bool:
@@ -213,7 +212,8 @@ def _make_printable(record: logging.LogRecord) -> bool:
         record.args = (*shown,)
     if record.exc_info and not record.exc_text:
         parts = traceback.format_exception(*record.exc_info)
-        # Frames have several lines; a message that has some could forge one.
+        # Frames, which begin with a space, keep their line breaks; those of a message are
+        # escaped, since it could forge a line of the log.
         lines = (printable(p.rstrip("\n"), "\n" if p.startswith(" ") else "") for p in parts)
         record.exc_text = "\n".join(lines)
     return True
@@ -228,13 +228,13 @@ class LitejobsError(Exception):
 
     _fields: typing.ClassVar[tuple[str, ...]] = ()
     _sentence: typing.ClassVar = ""
-    """The message, in which `{0}` is the error."""
+    """The format of the message; `{0}` is the error."""
 
     def __init_subclass__(cls) -> None:
         cls._fields += (*cls.__annotations__,)  # As attrs does, which takes longer to import.
 
     def __init__(self, *values: Any, **named: Any) -> None:
-        Exception.__init__(self, *values)  # Not OSError's, to which two values are an errno.
+        Exception.__init__(self, *values)  # OSError takes two values for an errno and its text.
         vars(self).update(zip(self._fields, values, strict=False), **named)
 
     def __str__(self) -> str:
@@ -285,13 +285,13 @@ class BusyError(FileError):
 
 
 class OutcomeUnknownError(FileError):
-    """A commit failed half-way: what it wrote may be there or not. Look before you
+    """A commit failed half-way: what it wrote may be there or not. Check before you
     enqueue again."""
 
 
 class DuplicateError(LitejobsError):
     """A job with the same unique key exists, and `on_conflict` is "raise", or the job was to
-    be changed but has started."""
+    be replaced but has started."""
 
     id: int
     """The job that holds the key."""
@@ -317,7 +317,7 @@ class JobFailedError(LitejobsError):
 
 
 class ResultError(LitejobsError, ValueError):
-    """The result that is kept does not fit the return annotation any more."""
+    """The stored result does not fit the return annotation any more."""
 
     id: int
     name: str
@@ -342,7 +342,7 @@ class ScheduleNotFoundError(LitejobsError, LookupError):
 
 
 class WorkerError(LitejobsError):
-    """Workers cannot start, so that no job would ever run, or a node must not start."""
+    """No worker can start, so that no job would ever run; or a node must not start."""
 
     problem: str
     _sentence = "{0.problem}"
@@ -365,17 +365,18 @@ State = Literal[
 ]  # fmt: skip
 STATES: tuple[State, ...] = typing.get_args(State)
 WAITING: tuple[State, ...] = ("scheduled", "blocked", "paused", "pending", "retrying")
-LATER: tuple[State, ...] = ("scheduled", "retrying")
+DELAYED: tuple[State, ...] = ("scheduled", "retrying")
 FINISHED: tuple[State, ...] = ("completed", "failed", "cancelled")
 COUNTED_STATES: tuple[State, ...] = ("scheduled", "blocked", "paused", "retrying", *FINISHED)
+"""Those whose numbers of jobs are stored, not counted by reading rows."""
 
 Clock = Callable[[], int]
 Duration = float | timedelta
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
-LONGEST = timedelta(days=36500)
-_LAST = (datetime.max.replace(tzinfo=UTC) - EPOCH) // MICROSECOND
+MAX_DURATION = timedelta(days=36500)
+_LAST_MOMENT = (datetime.max.replace(tzinfo=UTC) - EPOCH) // MICROSECOND
 
 
 def system_clock() -> int:
@@ -389,7 +390,7 @@ def to_micros(moment: datetime) -> int:
 
 
 def from_micros(micros: int) -> datetime:
-    """The moment as an aware datetime in UTC; the nearest that there is."""
+    """The moment as an aware datetime in UTC, or the nearest one that Python has."""
     try:
         return EPOCH + micros * MICROSECOND
     except OverflowError:
@@ -403,16 +404,16 @@ def duration(value: Duration, what: str) -> timedelta:
     try:
         length = value if isinstance(value, timedelta) else timedelta(seconds=value)
     except (OverflowError, ValueError):
-        raise OptionError(what, f"{value!r} is no length of time") from None
+        raise OptionError(what, f"{value!r} is not a length of time") from None
     if length < timedelta(0):
-        raise OptionError(what, f"{value!r} is negative; a time to wait is zero or more")
-    if length > LONGEST:
+        raise OptionError(what, f"{value!r} is negative; a length of time is zero or more")
+    if length > MAX_DURATION:
         raise OptionError(what, f"{value!r} is more than a hundred years")
     return length
 
 
 def aware(value: object, what: str) -> datetime:
-    """A datetime that says which moment it means."""
+    """A datetime, if it has a time zone."""
     if not isinstance(value, datetime):
         raise OptionError(what, f"expected an aware datetime, got {value!r}")
     if value.utcoffset() is None:
@@ -421,7 +422,7 @@ def aware(value: object, what: str) -> datetime:
 
 
 def at_least_one(value: object, what: str, also: str = "", most: int = 2**31 - 1) -> int:
-    """An integer from 1 to *most*; *also* names, in the error, what else is allowed."""
+    """An integer from 1 to *most*; the error says that *also* is allowed."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise OptionError(what, f"expected 1 or more{also}, got {value!r}")
     if value > most:
@@ -447,14 +448,14 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def check_known(given: Iterable[str], known: Iterable[str], problem: str) -> None:
-    """Makes sure that all given words, such as names of options, are known."""
+    """Refuses a word, such as the name of an option, that is not known."""
     for word in given:
         if word not in known:
             raise OptionError(word, f"{problem}{did_you_mean(word, known)}")
 
 
 def check_one_of(value: T, known: Iterable[Any], what: str) -> T:
-    """The value, which has to be one of the known ones."""
+    """The value, if it is one of the known ones."""
     if value not in known:
         raise OptionError(what, f"there is no {value!r}{did_you_mean(str(value), known)}")
     return value
@@ -473,21 +474,21 @@ def described(describe: Callable[[], str], otherwise: str) -> str:
         return otherwise
 
 
-IN_FORKS: weakref.WeakKeyDictionary[Any, Callable[[Any], None]] = weakref.WeakKeyDictionary()
-"""What is called with each of these in a forked child, as long as they are alive."""
+FORK_HOOKS: weakref.WeakKeyDictionary[Any, Callable[[Any], None]] = weakref.WeakKeyDictionary()
+"""By object, while it is alive: what a forked child calls with it."""
 
 
-def _act_in_fork() -> None:
-    for thing, act in [*IN_FORKS.items()]:
-        act(thing)
+def _run_fork_hooks() -> None:
+    for owner, hook in [*FORK_HOOKS.items()]:
+        hook(owner)
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_act_in_fork)
+    os.register_at_fork(after_in_child=_run_fork_hooks)
 
 
 def poll_intervals() -> Iterator[float]:
-    """Seconds between two polls of a job that is waited for: short at first, then 20 ms."""
+    """Seconds from one poll to the next: short at first, then 20 ms."""
     return itertools.chain((0.0005, 0.001, 0.002, 0.004, 0.008), itertools.repeat(0.02))
 
 
@@ -504,7 +505,7 @@ def plain_payload(stored: Any, name: str) -> Any:
     try:
         return stored if isinstance(stored, bytes) else load_json(stored)
     except (ValueError, TypeError) as error:
-        raise PayloadError(name, (f"it is no JSON: {error}",)) from None
+        raise PayloadError(name, (f"it is not JSON: {error}",)) from None
 
 
 class Claimed(NamedTuple):
@@ -527,8 +528,9 @@ class Claimed(NamedTuple):
     grace: int | None = None
 
 
+# Rows are checked against the annotations of such converters (see `from_row`).
 def as_moment(value: int | datetime) -> datetime:
-    """A moment, as a row or a person gives it."""
+    """A moment that is given as a datetime or, as in rows, in microseconds."""
     return value if isinstance(value, datetime) else from_micros(value)
 
 
@@ -538,7 +540,7 @@ def maybe_moment(value: int | datetime | None) -> datetime | None:
 
 
 def as_length(value: int | timedelta | None) -> timedelta | None:
-    """A duration, as a row or a person gives it."""
+    """A duration that is given as a timedelta or, as in rows, in microseconds."""
     return value * MICROSECOND if isinstance(value, int) else value
 
 
@@ -587,7 +589,7 @@ FIRST_FAILURES, LAST_FAILURES = 10, 40
 
 @attrs.frozen
 class Moved:
-    """How many jobs a command changed, and how many it matched but had to leave."""
+    """How many jobs a command changed, and how many it matched but had to leave as they were."""
 
     moved: int
     left: int = 0
@@ -616,13 +618,13 @@ class Finding:
     advice: str = attrs.field(converter=printable)
 
 
-def _number(value: object) -> float:
+def _finite(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
         raise OptionError("progress", f"expected a finite number, got {value!r}")
     return value
 
 
-def _note(value: object) -> str:
+def _short_note(value: object) -> str:
     if not isinstance(value, str):
         raise OptionError("progress", f"expected a text as the note, got {value!r}")
     return storable(value[:500])[:500]
@@ -632,9 +634,9 @@ def _note(value: object) -> str:
 class Progress:
     """How far a job has come, as its handler last reported; of a note, 500 characters are kept."""
 
-    done: float = attrs.field(converter=_number)
-    total: float | None = attrs.field(default=None, converter=attrs.converters.optional(_number))
-    note: str = attrs.field(default="", converter=_note)
+    done: float = attrs.field(converter=_finite)
+    total: float | None = attrs.field(default=None, converter=attrs.converters.optional(_finite))
+    note: str = attrs.field(default="", converter=_short_note)
 
     @property
     def share(self) -> float | None:
@@ -649,12 +651,12 @@ class Progress:
 
 
 def store_progress(progress: Progress) -> str:
-    """The text that is kept in the row."""
+    """The JSON that is stored in the row."""
     return json.dumps(attrs.asdict(progress))
 
 
-def stored(text: str, what: str, read: Callable[[Any], T]) -> T:
-    """What *read* makes of a column's JSON; an `OptionError` if it was not written by litejobs."""
+def load_column(text: str, what: str, read: Callable[[Any], T]) -> T:
+    """What *read* makes of the JSON in a column; an `OptionError` if litejobs did not write it."""
     try:
         return read(load_json(text))
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError):
@@ -674,8 +676,8 @@ def _or_none(value: str | None) -> str | None:
 
 @attrs.frozen(repr=False, slots=False)  # Without slots it is made in half the time.
 class Job(Generic[R]):
-    """A job as it was when it was read: a frozen snapshot of its row, made of its columns in
-    this order, of which the first ones are those of `Claimed`."""
+    """A job as it was when it was read: a frozen snapshot of its row. Its fields are columns, in
+    the order in which they are read; those of `Claimed` come first."""
 
     id: int
     """Unique in the file, and never used again."""
@@ -724,25 +726,24 @@ class Job(Generic[R]):
     """JSON text."""
     _source: LiteJobs = attrs.field(kw_only=True, eq=False)
     duplicate: bool = attrs.field(default=False, kw_only=True)
-    """Whether it was there already when it was enqueued, and holds the unique key."""
+    """Whether it existed already and holds the unique key of a job that was to be enqueued."""
 
     @property
     def payload(self) -> Any:
-        """The payload as plain JSON values; bytes, if its definition has an encoding of
-        its own."""
+        """The payload as plain JSON values; bytes, if its definition has an encoding of its own."""
         return plain_payload(self.stored_payload, self.name)
 
     @property
     def headers(self) -> dict[str, str]:
         """What was sent along with the job, for middleware."""
-        return stored(self._headers or "{}", "headers", _text_values)
+        return load_column(self._headers or "{}", "headers", _text_values)
 
     @property
     def progress(self) -> Progress | None:
         """What `context.progress` last reported, in this attempt or an earlier one."""
         if self.stored_progress is None:
             return None
-        return stored(self.stored_progress, "progress", lambda fields: Progress(**fields))
+        return load_column(self.stored_progress, "progress", lambda fields: Progress(**fields))
 
     @property
     def errors(self) -> tuple[Failure, ...]:
@@ -764,8 +765,8 @@ class Job(Generic[R]):
         return self._source.get(self.id)
 
     def wait(self, timeout: Duration | None = None) -> Job[R]:
-        """Waits until the job has completed, failed or been cancelled; gives it back
-        as it is then.
+        """Waits until the job has completed, failed or been cancelled, and returns it as it is
+        then.
 
         Raises:
             WaitTimeoutError: *timeout* passed first.
@@ -775,7 +776,7 @@ class Job(Generic[R]):
 
     def result(self, timeout: Duration | None = None) -> R:
         """What the handler returned, rebuilt with its declared type. Waits like `wait`:
-        without a *timeout*, for ever if no node is working.
+        without a *timeout*, for ever if no node is running.
 
         Raises:
             JobFailedError: the job failed or was cancelled.
@@ -785,8 +786,7 @@ class Job(Generic[R]):
         return value
 
     def why(self) -> str:
-        """In one sentence, why the job is not running, or how it ended; read from the file
-        now.
+        """In one sentence, why the job is not running, or how it ended; read from the file now.
 
         Raises:
             JobNotFoundError: it was deleted or pruned.
@@ -795,7 +795,7 @@ class Job(Generic[R]):
 
     def __await__(self) -> Generator[Any, None, Job[R]]:
         """`await job` is `job.wait()` that lets other coroutines run meanwhile."""
-        import asyncio  # Late, as in Executor.
+        import asyncio  # Late: few programs need it.
 
         async def wait(job: Job[R]) -> Job[R]:
             intervals = poll_intervals()
@@ -811,7 +811,6 @@ class Job(Generic[R]):
 
 
 JOB_COLUMNS = tuple(str(field.alias) for field in attrs.fields(Job) if not field.kw_only)
-"""In the order of the fields."""
 
 
 ################################################################################
@@ -826,15 +825,15 @@ Jitter = Literal["none", "full", "equal"]
 HOUR = timedelta(hours=1)
 
 
-def _length(value: Duration) -> timedelta:
+def _backoff_length(value: Duration) -> timedelta:
     return duration(value, "backoff")
 
 
-def _spread(value: Jitter) -> Jitter:
+def _jitter(value: Jitter) -> Jitter:
     return check_one_of(value, typing.get_args(Jitter), "jitter")
 
 
-def _power(value: object) -> float:
+def _backoff_number(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
         raise OptionError("backoff", f"expected a finite number from zero, got {value!r}")
     return float(value)
@@ -844,9 +843,9 @@ def _power(value: object) -> float:
 class Constant:
     """Waits *base* before every further attempt."""
 
-    base: timedelta = attrs.field(converter=_length)
-    cap: timedelta = attrs.field(default=LONGEST, converter=_length, kw_only=True)
-    jitter: Jitter = attrs.field(default="none", converter=_spread, kw_only=True)
+    base: timedelta = attrs.field(converter=_backoff_length)
+    cap: timedelta = attrs.field(default=MAX_DURATION, converter=_backoff_length, kw_only=True)
+    jitter: Jitter = attrs.field(default="none", converter=_jitter, kw_only=True)
 
     def curve(self, attempt: int) -> float:
         """Seconds after this failed attempt, before cap and jitter."""
@@ -857,9 +856,9 @@ class Constant:
 class Linear:
     """Waits *base* × n after attempt n."""
 
-    base: timedelta = attrs.field(converter=_length)
-    cap: timedelta = attrs.field(default=HOUR, converter=_length, kw_only=True)
-    jitter: Jitter = attrs.field(default="none", converter=_spread, kw_only=True)
+    base: timedelta = attrs.field(converter=_backoff_length)
+    cap: timedelta = attrs.field(default=HOUR, converter=_backoff_length, kw_only=True)
+    jitter: Jitter = attrs.field(default="none", converter=_jitter, kw_only=True)
 
     def curve(self, attempt: int) -> float:
         """Seconds after this failed attempt, before cap and jitter."""
@@ -870,10 +869,10 @@ class Linear:
 class Exponential:
     """Waits *base* × *factor*ⁿ⁻¹ after attempt n."""
 
-    base: timedelta = attrs.field(converter=_length)
-    factor: float = attrs.field(default=2.0, converter=_power)
-    cap: timedelta = attrs.field(default=HOUR, converter=_length, kw_only=True)
-    jitter: Jitter = attrs.field(default="equal", converter=_spread, kw_only=True)
+    base: timedelta = attrs.field(converter=_backoff_length)
+    factor: float = attrs.field(default=2.0, converter=_backoff_number)
+    cap: timedelta = attrs.field(default=HOUR, converter=_backoff_length, kw_only=True)
+    jitter: Jitter = attrs.field(default="equal", converter=_jitter, kw_only=True)
 
     def curve(self, attempt: int) -> float:
         """Seconds after this failed attempt, before cap and jitter."""
@@ -884,10 +883,10 @@ class Exponential:
 class Polynomial:
     """Waits *base* × nᵉ after attempt n, where e is the *exponent*."""
 
-    base: timedelta = attrs.field(converter=_length)
-    exponent: float = attrs.field(default=4.0, converter=_power)
-    cap: timedelta = attrs.field(default=HOUR, converter=_length, kw_only=True)
-    jitter: Jitter = attrs.field(default="equal", converter=_spread, kw_only=True)
+    base: timedelta = attrs.field(converter=_backoff_length)
+    exponent: float = attrs.field(default=4.0, converter=_backoff_number)
+    cap: timedelta = attrs.field(default=HOUR, converter=_backoff_length, kw_only=True)
+    jitter: Jitter = attrs.field(default="equal", converter=_jitter, kw_only=True)
 
     def curve(self, attempt: int) -> float:
         """Seconds after this failed attempt, before cap and jitter."""
@@ -939,10 +938,10 @@ def load_backoff(text: str | None, custom: Backoff) -> Backoff:
     """The policy of a row; *custom* is the definition's own."""
     if text is None or text == CUSTOM:
         return DEFAULT_BACKOFF if text is None else custom
-    return stored(text, "backoff", lambda fields: CURVES[fields.pop("kind")](**fields))
+    return load_column(text, "backoff", lambda fields: CURVES[fields.pop("kind")](**fields))
 
 
-def _kept(value: Duration | None) -> timedelta | None:
+def _retained(value: Duration | None) -> timedelta | None:
     return None if value is None else duration(value, "retention")
 
 
@@ -950,9 +949,9 @@ def _kept(value: Duration | None) -> timedelta | None:
 class Retention:
     """How long finished jobs stay in the file, by how they ended; `None` for ever."""
 
-    completed: timedelta | None = attrs.field(default=timedelta(days=1), converter=_kept)
-    cancelled: timedelta | None = attrs.field(default=timedelta(days=1), converter=_kept)
-    failed: timedelta | None = attrs.field(default=timedelta(days=30), converter=_kept)
+    completed: timedelta | None = attrs.field(default=timedelta(days=1), converter=_retained)
+    cancelled: timedelta | None = attrs.field(default=timedelta(days=1), converter=_retained)
+    failed: timedelta | None = attrs.field(default=timedelta(days=30), converter=_retained)
 
 
 DEFAULT_RETENTION = Retention()
@@ -978,7 +977,7 @@ def _named_fields(value: Iterable[str] | None) -> tuple[str, ...] | None:
     return None if value is None else tuple(value)
 
 
-def _lifetime(value: Duration | None) -> timedelta | None:
+def _ttl(value: Duration | None) -> timedelta | None:
     return None if value is None else duration(value, "ttl")
 
 
@@ -989,7 +988,7 @@ class Unique:
     The key is the whole payload, some *fields* of it, or *key*: a text, or a function of an
     instance (of a function's arguments, by name). It is held until the job starts (*scope*
     "queued"), until it has finished ("active"), or as long as its row is in the file
-    ("exists"), and at most for *ttl* after it was enqueued.
+    ("exists"), and no longer than *ttl* after the job was enqueued.
 
     *on_conflict* says what enqueueing a duplicate does: "return" returns the existing job,
     with `.duplicate` true; "raise" raises a `DuplicateError`; "replace" gives the existing
@@ -1000,7 +999,7 @@ class Unique:
 
     fields: tuple[str, ...] | None = attrs.field(default=None, converter=_named_fields)
     scope: Scope = "queued"
-    ttl: timedelta | None = attrs.field(default=None, converter=_lifetime, kw_only=True)
+    ttl: timedelta | None = attrs.field(default=None, converter=_ttl, kw_only=True)
     on_conflict: OnConflict | Merge = attrs.field(default="return", kw_only=True)
     key: str | Callable[..., Any] | None = attrs.field(default=None, kw_only=True)
 
@@ -1017,15 +1016,15 @@ class Unique:
 
 
 _RATE = re.compile(r"(\d+(?:\.\d+)?)\s*/\s*(\d*)\s*(s|sec|second|m|min|minute|h|hour|d|day)")
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def parse_rate(text: object) -> float:
-    """How many a second, of a text such as "10/s", "100/min" or "1/10s"."""
+    """The number per second that a text such as "10/s", "100/min" or "1/10s" means."""
     match = _RATE.fullmatch(text) if isinstance(text, str) else None
     if match is None or not float(match[1]) or match[2] == "0":
         raise OptionError("rate", f"expected something like '10/s' or '100/min', got {text!r}")
-    return float(match[1]) / (int(match[2] or 1) * _SECONDS[match[3][0]])
+    seconds = {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[3][0]]
+    return float(match[1]) / (int(match[2] or 1) * seconds)
 
 
 ################################################################################
@@ -1033,21 +1032,21 @@ def parse_rate(text: object) -> float:
 #
 # When recurring jobs are due: expressions, time zones, and missed ticks. A *tick* is a
 # moment at which a schedule is due. All of it is arithmetic on a given moment, in
-# microseconds. Cron fields are read by cronsim, but as plain local times: changes of the
-# clock are handled here (see Cron).
+# microseconds. The package cronsim reads cron fields and finds the local times that they
+# name; changes of the clock, as to summer time, are handled here (see Cron).
 ################################################################################
 
 Misfire = Literal["once", "skip", "all"]
 Overlap = Literal["allow", "skip"]
 Period = tuple[int, int]
-"""From and until when, both included."""
+"""Its first and last moment."""
 
 SECOND = 1_000_000
 DAY = 86_400 * SECOND
-TICKS = 1_000
-"""How many missed ticks fire at a time."""
+MAX_TICKS = 1_000
+"""How many missed ticks fire in one transaction."""
 PERIODS_KEPT = 4
-"""How many periods a schedule remembers as covered."""
+"""How many of the periods whose ticks were handled a schedule remembers."""
 ALIASES: Mapping[str, str] = {
     "@hourly": "0 * * * *",
     "@daily": "0 0 * * *",
@@ -1062,7 +1061,7 @@ UNITS = {"d": "day", "h": "hour", "m": "minute", "s": "second", "ms": "milliseco
 
 @attrs.frozen
 class Every:
-    """A fixed interval of real time, which changes of the clock do not affect."""
+    """A fixed interval of elapsed time, which changes of the local clock do not affect."""
 
     interval: timedelta
 
@@ -1101,10 +1100,9 @@ class Cron:
     name times of day, each of which occurs once: the first time if the clock repeats it,
     and right after the gap if the clock skips it.
 
-    cronsim (2.8) gets neither right everywhere: started within a repeated hour it yields
-    ticks of the past, it treats all six-field expressions as real time, and where the
-    clock changes at midnight or by half an hour it loses or invents ticks. So it is only
-    used for local times.
+    cronsim (2.8) gets neither right everywhere: started within a repeated hour it yields ticks of
+    the past, it treats all six-field expressions as real time, and where the clock changes at
+    midnight or by half an hour it loses or invents ticks. So it is only used for local times.
     """
 
     fields: str
@@ -1114,16 +1112,16 @@ class Cron:
 
     def next_after(self, moment: int, anchor: int = 0) -> int | None:
         """The first tick after *moment*; `None` if there is none in the next 50 years."""
-        by_real_time = any(field.startswith("*") for field in self.fields.split()[:-3])
+        every_moment = any(field.startswith("*") for field in self.fields.split()[:-3])
         with contextlib.suppress(OverflowError):  # The year 10000.
-            return self._next_moment(moment) if by_real_time else self._next_time_of_day(moment)
+            return self._next_moment(moment) if every_moment else self._next_time_of_day(moment)
         return None
 
     def _next_time_of_day(self, moment: int) -> int | None:
-        for wall in self._walls(moment, self._offset(moment)):
+        for local in self._local_times(moment, self._offset(moment)):
             # In a gap, fold=0 takes the offset of before the change and fold=1 that of after.
-            first, second = (to_micros(wall.replace(tzinfo=self.zone, fold=n)) for n in (0, 1))
-            tick = first if first <= second else self._change(second, first)
+            first, second = (to_micros(local.replace(tzinfo=self.zone, fold=n)) for n in (0, 1))
+            tick = first if first <= second else self._clock_change(second, first)
             if tick > moment:  # Not one of a repeated hour that came at its first time.
                 return tick
         return None
@@ -1131,38 +1129,38 @@ class Cron:
     def _next_moment(self, moment: int) -> int | None:
         start = moment // SECOND * SECOND + SECOND
         offset = self._offset(start)
-        if (wall := next(self._walls(start - SECOND, offset), None)) is None:
+        if (local := next(self._local_times(start - SECOND, offset), None)) is None:
             return None
         # That is right if the clock does not change until then. No zone has changed its clock
         # twice within six days since 1970.
-        tick = to_micros(wall.replace(tzinfo=UTC)) - offset
+        tick = to_micros(local.replace(tzinfo=UTC)) - offset
         for day in range(start, tick, DAY):
             if self._offset(end := min(day + DAY, tick)) != offset:
-                return self._next_moment(self._change(day, end) - SECOND)
+                return self._next_moment(self._clock_change(day, end) - SECOND)
         return tick
 
-    def _walls(self, moment: int, offset: int) -> Iterator[datetime]:
-        """The local times after a moment."""
-        local = from_micros(moment + offset).replace(tzinfo=None)
-        walls: Iterator[datetime] = self._cronsim(self.fields, local)
-        return walls
+    def _local_times(self, moment: int, offset: int) -> Iterator[datetime]:
+        """The local times after a moment that the fields name."""
+        start = from_micros(moment + offset).replace(tzinfo=None)
+        times: Iterator[datetime] = self._cronsim(self.fields, start)
+        return times
 
     def _offset(self, moment: int) -> int:
         return (from_micros(moment).astimezone(self.zone).utcoffset() or timedelta()) // MICROSECOND
 
-    def _change(self, before: int, after: int) -> int:
+    def _clock_change(self, before: int, after: int) -> int:
         """The first moment, of whole seconds, at which the clock has changed."""
         seconds, offset = range(before, after, SECOND), self._offset(before)
-        place = bisect.bisect_left(seconds, True, key=lambda at: self._offset(at) != offset)
-        return before + place * SECOND
+        index = bisect.bisect_left(seconds, True, key=lambda at: self._offset(at) != offset)
+        return before + index * SECOND
 
     @property
     def words(self) -> str:
-        """In words, such as "At 03:00 on Monday through Friday"."""
+        """Such as "At 03:00 on Monday through Friday"."""
         cron = self._cronsim(self.fields, EPOCH.replace(tzinfo=None))
         week = {day % 7 for day in cron.weekdays if isinstance(day, int)}
         if not cron.day_and and (cron.days >= {*range(1, 32)} or len(week) == 7):
-            # Every day, since one of two fields of which either may match names all of them.
+            # Either field may match, and one of them names all days: so it is every day.
             cron.parts[3] = cron.parts[5] = "*"
         return str(cron.explain())
 
@@ -1187,7 +1185,7 @@ def time_zone(name: str) -> tzinfo:
 
 
 # cronsim reads `9-9/2` as `9/2`.
-_ONE_IN_STEPS = re.compile(r"(?<![\w-])0*(\w+)-0*\1/0*[1-9]\d*(?!\w)", re.ASCII | re.IGNORECASE)
+_ONE_VALUE_STEPS = re.compile(r"(?<![\w-])0*(\w+)-0*\1/0*[1-9]\d*(?!\w)", re.A | re.I)
 _EVERY = re.compile("@every" + "".join(rf"(?:([0-9.]+){unit})?" for unit in UNITS))
 
 
@@ -1204,9 +1202,9 @@ def parse_expression(expression: object, timezone: str = "UTC") -> Cron | Every:
             length = timedelta(**{f"{word}s": float(count or 0) for word, count in named})
         except (ValueError, OverflowError):
             length = timedelta()
-        if timedelta(milliseconds=100) <= length <= LONGEST:
+        if timedelta(milliseconds=100) <= length <= MAX_DURATION:
             return Every(length)
-        problem = "this is no length from a tenth of a second to a hundred years"
+        problem = "expected a length from a tenth of a second to a hundred years"
         raise OptionError("cron", f"{expression!r}: {problem}; {example}")
     if text.startswith("@") and text not in ALIASES:
         hint = did_you_mean(text, [*ALIASES, "@every"])
@@ -1216,7 +1214,7 @@ def parse_expression(expression: object, timezone: str = "UTC") -> Cron | Every:
     except ImportError:
         problem = "expressions are read by the package cronsim: pip install cronsim"
         raise OptionError("cron", f"{problem} (`@every 30s` works without it)") from None
-    fields = _ONE_IN_STEPS.sub(r"\1", ALIASES.get(text, text))
+    fields = _ONE_VALUE_STEPS.sub(r"\1", ALIASES.get(text, text))
     cron = Cron(fields, time_zone(timezone), cronsim.CronSim)
     try:
         if next(cronsim.CronSim(fields, EPOCH.replace(tzinfo=None)), None) is None:
@@ -1254,7 +1252,7 @@ def _flag(value: int) -> bool:
 class Schedule:
     """A schedule as it was when it was read: a frozen snapshot of its row."""
 
-    # As the columns: by order and alias. Times are in microseconds.
+    # The fields are the columns, by order and alias. Times are in microseconds.
     name: str = ""
     """Unique in the file."""
     definition: str = ""
@@ -1349,7 +1347,7 @@ class Schedule:
 
     @functools.cached_property
     def timetable(self) -> Cron | Every:
-        """The expression, understood, if all that says when it is due can be used."""
+        """The parsed expression, if no option that decides when it is due is invalid."""
         check_one_of(self.misfire, typing.get_args(Misfire), "misfire")
         check_one_of(self.overlap, typing.get_args(Overlap), "overlap")
         for option in ("grace", "jitter"):
@@ -1364,15 +1362,15 @@ class Schedule:
 
     @property
     def periods(self) -> list[Period]:
-        """The periods whose ticks have been handled, the last one extended at the end."""
-        return stored(self.covered, "covered", _periods)
+        """The periods whose ticks have been handled; the one around the present grows."""
+        return load_column(self.covered, "covered", _periods)
 
     @property
     def job_options(self) -> dict[str, Any]:
-        """The options of its jobs, as stored, if jobs can be made at all."""
+        """The stored options of its jobs, if its definition and payload are valid."""
         check_name(self.definition, "definition")
         _ = self.payload
-        options: dict[str, Any] = stored(
+        options: dict[str, Any] = load_column(
             self.stored_options,
             "options",
             lambda found: {**found, "queue": found["queue"], "open": frozenset(found["open"])},
@@ -1380,26 +1378,26 @@ class Schedule:
         return options
 
     def next_after(self, moment: int, anchor: int) -> int | None:
-        """The first tick after *moment*, from start to end. An interval is counted from its
-        start or else from *anchor*: when it was made, or any of its ticks."""
+        """The first tick after *moment* within its start and end. Intervals are counted from the
+        start, or else from *anchor*: the moment when it was made, or any of its ticks."""
         if self.start_at is not None:
             anchor = self.start_at
             moment = max(moment, anchor - 1)
         tick = self.timetable.next_after(moment, anchor)
-        last = _LAST if self.end_at is None else min(self.end_at, _LAST)
+        last = _LAST_MOMENT if self.end_at is None else min(self.end_at, _LAST_MOMENT)
         return None if tick is None or tick > last else tick
 
     def planned(self, now: int) -> Schedule:
-        """This schedule with its next tick, computed by the present rules at this time. It is
-        the stored one, unless that was computed by another clock or with other time zone data.
-        No tick fires twice, however the clock was set in between."""
+        """This schedule with its next tick computed anew. That is the stored one, unless the clock
+        was set or the time zone data has changed. No tick fires twice, however the clock was set
+        in between."""
         periods = self.periods
         if ends := [end for start, end in periods if start <= now]:
             after = max(ends)
         elif not periods and self.next_tick is not None and self.next_tick <= now:
             after = self.next_tick - 1
         else:
-            # It is new, or the clock was set back to before everything that is recorded.
+            # It is new, or the clock was set back to before all periods.
             after, periods = now, [*periods, (now, now)]
         return self._covered(periods, after, self.next_tick or now)
 
@@ -1407,7 +1405,7 @@ class Schedule:
         """The ticks that fire *now*, oldest first, and the schedule once they have fired.
 
         A tick that is late by more than the grace was missed. Of those, "skip" fires none
-        and "all" each (TICKS at a time); "once" fires one job for all late ticks.
+        and "all" each (MAX_TICKS at a time); "once" fires one job for all late ticks.
         """
         plan = self.planned(now)
         if (first := plan.next_tick) is None or first > now:
@@ -1415,7 +1413,7 @@ class Schedule:
         tick: int | None = first
         if now - first > self.grace:
             if self.misfire == "once":
-                # The last one, by bisection: whoever slept for a week has missed 600,000 seconds.
+                # The last one, by bisection: in a week, 600,000 ticks may have been missed.
                 late = range(first, now)
                 tick = first + bisect.bisect(
                     late, now, key=lambda at: self.next_after(at, first) or now + 1
@@ -1423,21 +1421,21 @@ class Schedule:
             elif self.misfire == "skip":
                 tick = self.next_after(now - self.grace - 1, first)
         ticks: list[int] = []
-        while tick is not None and tick <= now and len(ticks) < TICKS:
+        while tick is not None and tick <= now and len(ticks) < MAX_TICKS:
             ticks.append(tick)
             tick = self.next_after(tick, first)
         last = now if tick is None or tick > now else ticks[-1]
         start = ticks[0] if ticks else now
         periods = plan.periods
         current = max((p for p in periods if p[0] <= now), key=lambda p: p[1], default=None)
-        # Should the clock have been ahead, those that were missed are still to come.
+        # Skipped ticks stay outside of all periods: if the clock was ahead, they are still to come.
         if current and start == first:
             periods.remove(current)
             start = current[0]
         return ticks, self._covered([*periods, (start, last)], last, first)
 
     def _covered(self, periods: Sequence[Period], after: int, anchor: int) -> Schedule:
-        """This schedule once these periods were handled; its next tick is in none of them."""
+        """This schedule after these periods; its next tick is in none of them."""
         tick = self.next_after(after, anchor)
         while tick is not None and (
             ends := [end for start, end in periods if start <= tick <= end]
@@ -1451,7 +1449,7 @@ class Schedule:
 
 def _periods(found: Any) -> list[Period]:
     periods = [(int(start), int(end)) for start, end in found]
-    if not all(-_LAST < start <= end < _LAST for start, end in periods):
+    if not all(-_LAST_MOMENT < start <= end < _LAST_MOMENT for start, end in periods):
         raise ValueError
     return periods
 
@@ -1459,7 +1457,7 @@ def _periods(found: Any) -> list[Period]:
 def make_schedule(
     expression: object, timezone: str = "UTC", /, **how: Unpack[Recurring]
 ) -> Schedule:
-    """A schedule that is due at these times, of no definition yet."""
+    """A schedule for these times, without a definition yet."""
     check_known(how, Recurring.__annotations__, "no such option")
     columns: dict[str, Any] = {**how}
     for option in how.keys() & {"grace", "jitter"}:
@@ -1469,24 +1467,24 @@ def make_schedule(
         columns[f"{option}_at"] = None if value is None else to_micros(aware(value, option))
     text: Any = expression.strip() if isinstance(expression, str) else expression
     schedule = Schedule(expression=text, timezone=timezone, **columns)
-    _ = schedule.timetable  # Or the error that says what cannot be used.
+    _ = schedule.timetable  # Raises an OptionError if something is invalid.
     return schedule
 
 
 ################################################################################
 # Wire
 #
-# Payloads and results are stored as JSON text. A value is checked against its type when
-# it is written and when it is read, and never coerced: what is read back is what was
-# written. Each type has one *form*. Writing puts a misfit where a value is not of the
-# type, and reading refuses misfits; so every error comes from reading and has the path
-# of its field. No error shows a value that its class hides.
+# Payloads and results are stored as JSON text. A value is checked against its type when it is
+# written and when it is read, and never coerced: what is read back is what was written. A *form* is
+# how the values of one type are written and read. Writing puts a `_Mismatch` where a value is not
+# of the type, and reading refuses it; so every error comes from reading and has the path of its
+# field. No error shows a value that its class hides.
 ################################################################################
 
 
 @attrs.define(eq=False, repr=False)
-class Unfit(Exception):
-    """A value or a text is not of its type; *problems* says what is wrong, and where."""
+class CodecError(Exception):
+    """A value or a text that does not fit its type; *problems* says what is wrong, and where."""
 
     problems: tuple[str, ...]
 
@@ -1513,22 +1511,22 @@ class Codec(Generic[T]):
                 if form.plain:
                     return _to_json(raw)
             except TypeError:
-                pass  # There is a misfit: reading names its field.
+                pass  # There is a mismatch: reading names its field.
             form.read(raw)
             return _to_json(raw)
         except Exception as error:
-            raise Unfit(_problems(error)) from error
+            raise CodecError(_problems(error)) from error
 
     def decode(self, text: str | bytes) -> T:
         """The value that *text* stands for."""
         if isinstance(text, bytes):
             problem = f"JSON is expected, got {len(text)} bytes: give the definition a decode="
-            raise Unfit((problem,))
+            raise CodecError((problem,))
         try:
             value: T = self._form.read(_from_json(text))
             return value
         except Exception as error:
-            raise Unfit(_problems(error)) from error
+            raise CodecError(_problems(error)) from error
 
     @functools.cached_property
     def _form(self) -> _Form:
@@ -1537,7 +1535,7 @@ class Codec(Generic[T]):
 
 
 def unencodable(kind: Any) -> str | None:
-    """Why values of the type *kind* cannot travel; None when they can."""
+    """Why values of the type *kind* cannot be stored as JSON; `None` if they can."""
     try:
         _form_of(kind)
     except Exception as error:
@@ -1549,7 +1547,8 @@ _ENCODER = json.JSONEncoder(
     ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":")
 )
 _CHUNKS: Callable[[Any, bool], Iterable[str]] = _ENCODER.iterencode
-# What `iterencode` makes anew for each value, which takes half of its time, is not public.
+# `iterencode` makes an encoder for each value, which takes half of its time. To make it once
+# is not in the public API.
 with contextlib.suppress(AttributeError, TypeError):
     _CHUNKS = json.encoder.c_make_encoder(  # type: ignore[attr-defined]
         None, _ENCODER.default, json.encoder.encode_basestring, None, ":", ",", False, False, False
@@ -1559,7 +1558,7 @@ _SCAN: Any = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
 
 def _to_json(raw: Any) -> str:
     text = "".join(_CHUNKS(raw, True))
-    # A lone surrogate, as in names of files, survives as the escape \udc80.
+    # A lone surrogate, as in file names, becomes an escape such as \udc80, which JSON reads back.
     return text if text.isascii() else storable(text)
 
 
@@ -1572,7 +1571,7 @@ def _from_json(text: str) -> Any:
     return raw if end == len(text) else json.loads(text)
 
 
-MOST_PROBLEMS = 20
+MAX_PROBLEMS = 20
 PROBLEM_LIMIT = 500
 """How many problems of one value are reported, and how many characters of each."""
 
@@ -1580,24 +1579,24 @@ PROBLEM_LIMIT = 500
 def _problems(error: Exception) -> tuple[str, ...]:
     half = PROBLEM_LIMIT // 2
     try:
-        problems = cattrs.transform_error(error, format_exception=_problem)[:MOST_PROBLEMS]
-    except Exception:  # too deep for cattrs, or an error that fails to show itself
+        problems = cattrs.transform_error(error, format_exception=_problem)[:MAX_PROBLEMS]
+    except Exception:  # Nested too deeply for cattrs, or `str(error)` fails.
         return ("not of the type, in a way that cannot be described @ $",)
     return tuple(p if len(p) <= PROBLEM_LIMIT else f"{p[:half]} … {p[-half:]}" for p in problems)
 
 
 def _problem(error: BaseException, kind: Any) -> str:
     match error:
-        case Unfit():
+        case CodecError():
             return str(error)
         case KeyError() if kind is not None:
             return "missing"
         case cattrs.errors.ForbiddenExtraKeysError():
-            return f"unknown field {', '.join(sorted(map(shown, error.extra_fields)))}"
+            return f"unknown field {', '.join(sorted(map(short_repr, error.extra_fields)))}"
         case RecursionError():
             return "nested too deeply"
         case json.JSONDecodeError():
-            return f"no JSON: {error}"
+            return f"not JSON: {error}"
     # Only the first: validators of attrs add arguments that are not part of the message.
     return ": ".join([type(error).__name__, *map(str, error.args[:1])])[:200]
 
@@ -1607,7 +1606,7 @@ HIDDEN = "hidden"
 
 @functools.cache
 def hides(kind: Any) -> bool:
-    """Whether a field has a `repr` that hides it, in this class or one that it may contain."""
+    """Whether this class, or one that its values may contain, has a field whose `repr` is off."""
     left, seen = [kind], set()
     while left:
         if (kind := _bare(left.pop())) in seen or typing.get_origin(kind) is Literal:
@@ -1626,7 +1625,7 @@ def hides(kind: Any) -> bool:
 
 
 def hidden_fields(cls: Any) -> set[str]:
-    """The names of the fields that a class does not show."""
+    """The names of the fields that a class leaves out of its `repr`."""
     fields = getattr(cls, "__attrs_attrs__", None) or getattr(cls, "__dataclass_fields__", {})
     values = fields.values() if isinstance(fields, dict) else fields
     return {field.name for field in values if field.repr is not True}
@@ -1648,13 +1647,13 @@ def _name(kind: Any) -> str:
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 60
-shown = _SHORT.repr
+short_repr = _SHORT.repr
 """A short `repr`, which never fails."""
 
 
 def got(kind: Any, value: Any) -> str:
-    """The wrong value, unless *kind* hides it."""
-    return f"something else, which is {HIDDEN}" if hides(kind) else shown(value)
+    """How an error shows a wrong value, unless *kind* hides it."""
+    return f"something else, which is {HIDDEN}" if hides(kind) else short_repr(value)
 
 
 # One form for each type.
@@ -1670,9 +1669,9 @@ class _Form:
 
     kind: Any
     classes: tuple[type, ...] = ()
-    """The exact ones of its values: a subclass would be read back as its base."""
+    """The exact classes of its values: a subclass would be read back as its base."""
     json_classes: tuple[type, ...] = (dict,)
-    """Those of their JSON values; known from the start, for recursive classes."""
+    """The classes of its JSON values. A recursive class needs this default."""
     dump: _Hook = lambda value: value
     parse: _Hook = lambda raw: raw
     plain: bool = False
@@ -1680,24 +1679,24 @@ class _Form:
 
     def write(self, value: Any) -> Any:
         try:
-            return self.dump(value) if type(value) in self.classes else _Misfit(value)
+            return self.dump(value) if type(value) in self.classes else _Mismatch(value)
         except (ValueError, ArithmeticError, LookupError):
-            return _Misfit(value)
+            return _Mismatch(value)
 
-    def read(self, raw: Any, _: Any = None) -> Any:  # cattrs passes the type, too
+    def read(self, raw: Any, _: Any = None) -> Any:  # cattrs also passes the type.
         try:
             if type(raw) in self.json_classes:
                 return self.parse(raw)
         except (ValueError, ArithmeticError, LookupError):
             pass
         except cattrs.errors.ClassValidationError as error:
-            others = [e for e in error.group_exceptions()[1] if not isinstance(e, _OF_THE_WIRE)]
+            others = [e for e in error.group_exceptions()[1] if not isinstance(e, _OWN_ERRORS)]
             if others and hides(self.kind):
                 # A validator's or converter's message may contain the hidden value.
                 problem = f"{type(others[0]).__name__}, of which the rest is {HIDDEN}"
-                raise Unfit((f"{_name(self.kind)} refuses it: {problem}",)) from None
+                raise CodecError((f"{_name(self.kind)} refuses it: {problem}",)) from None
             raise
-        raise Unfit((f"expected {_name(self.kind)}, got {got(self.kind, raw)}",))
+        raise CodecError((f"expected {_name(self.kind)}, got {got(self.kind, raw)}",))
 
     def read_hidden(self, raw: Any, _: Any = None) -> Any:
         """Like `read`, but the error shows nothing of the value."""
@@ -1705,27 +1704,26 @@ class _Form:
             return self.read(raw)
         except Exception:
             problem = f"expected {_name(self.kind)}, got something else, which is {HIDDEN}"
-            raise Unfit((problem,)) from None
+            raise CodecError((problem,)) from None
 
 
-_OF_THE_WIRE = (Unfit, cattrs.errors.ForbiddenExtraKeysError, RecursionError)
+_OWN_ERRORS = (CodecError, cattrs.errors.ForbiddenExtraKeysError, RecursionError)
+"""Their messages show no hidden value."""
 
 
 @attrs.frozen(eq=False, repr=False)
-class _Misfit:
+class _Mismatch:
     """A value of the wrong type, within a written one."""
 
     value: Any
 
     def __repr__(self) -> str:
-        return shown(self.value)
+        return short_repr(self.value)
 
 
-class _Wire(cattrs.Converter):
-    """Has a form for each type; and cattrs generates code for classes.
-
-    (cattrs alone looks up a class by its bases first, and finds `str` for a string enum.)
-    """
+class _Converter(cattrs.Converter):
+    """A cattrs converter, which generates code for classes, with a form for each type. (cattrs
+    alone looks up a class by its bases first, and finds `str` for a string enum.)"""
 
     def __init__(self) -> None:
         super().__init__(forbid_extra_keys=True)
@@ -1749,8 +1747,8 @@ class _Wire(cattrs.Converter):
 
 @functools.cache
 def _form_of(kind: Any) -> _Form:
-    # A converter for each: a type that fails leaves nothing half made behind.
-    return _Wire().form(kind)
+    # Each has its own converter, so that a type that fails leaves no incomplete forms.
+    return _Converter().form(kind)
 
 
 _PLAIN: Final = (str, int, bool, None, list[str], list[int], list[bool])
@@ -1776,29 +1774,29 @@ def _bare(kind: Any) -> Any:
     return _bare(kind.__origin__) if typing.get_origin(kind) is typing.Annotated else kind
 
 
-def _parts(kind: Any, wire: _Wire) -> _Parts:
+def _parts(kind: Any, converter: _Converter) -> _Parts:
     origin = typing.get_origin(kind) or kind
     if kind in _SCALARS:
         return _SCALARS[kind]
     if kind is Any or {*typing.get_args(kind)} == {Any, types.NoneType}:
-        inner = {kind: wire.form(kind).read for kind in (list, dict, float)}
+        inner = {kind: converter.form(kind).read for kind in (list, dict, float)}
         classes = (str, int, float, bool, types.NoneType, list, dict)
-        return classes, classes, _same, lambda raw: inner.get(type(raw), _same)(raw)
+        return classes, classes, _identity, lambda raw: inner.get(type(raw), _identity)(raw)
     if origin in _UNIONS:
-        return _union(kind, wire)
+        return _union(kind, converter)
     if origin is Literal:
         return _choice(kind, typing.get_args(kind))
     if isinstance(kind, type) and issubclass(kind, Enum):
         return _choice(kind, tuple(kind))
     if origin in _ARRAYS:
-        return _array(kind, origin, wire)
+        return _array(kind, origin, converter)
     if origin in (dict, Mapping):
-        return _mapping(kind, wire)
-    return _object(kind, origin, wire)
+        return _mapping(kind, converter)
+    return _object(kind, origin, converter)
 
 
 def _choice(kind: Any, values: tuple[Any, ...]) -> _Parts:
-    # By class too: 1 == True, but they are two choices.
+    # By class, too, since 1 == True.
     raws = {(type(v), v): v.value if isinstance(v, Enum) else v for v in values}
     members = {(type(raw), raw): value for (_, value), raw in raws.items()}
     classes, json_classes = ({cls for cls, _ in pairs} for pairs in (raws, members))
@@ -1808,31 +1806,31 @@ def _choice(kind: Any, values: tuple[Any, ...]) -> _Parts:
     return *both, lambda value: raws[type(value), value], lambda raw: members[type(raw), raw]
 
 
-def _object(kind: Any, cls: Any, wire: _Wire) -> _Parts:
+def _object(kind: Any, cls: Any, converter: _Converter) -> _Parts:
     for argument in typing.get_args(kind):
-        wire.form(argument)  # now: cattrs does not make Box[int] while it makes Box[Box[int]]
+        converter.form(argument)  # Now: cattrs cannot make Box[int] while it makes Box[Box[int]].
     if typing.is_typeddict(cls):
-        writers = {key: wire.form(hint).write for key, hint in typing.get_type_hints(cls).items()}
-        read = cattrs.gen.typeddicts.make_dict_structure_fn(kind, wire)
-        # What is missing or unknown is for the reader to say.
+        writers = {k: converter.form(hint).write for k, hint in typing.get_type_hints(cls).items()}
+        read = cattrs.gen.typeddicts.make_dict_structure_fn(kind, converter)
+        # Reading reports missing and unknown keys.
         return (
             (dict,),
             (dict,),
-            lambda value: {k: writers.get(k, _Misfit)(v) for k, v in value.items()},
+            lambda value: {k: writers.get(k, _Mismatch)(v) for k, v in value.items()},
             lambda raw: read(raw, kind),
         )
     if cols.is_namedtuple(cls):
-        dump = cols.namedtuple_dict_unstructure_factory(kind, wire)
-        parse = cols.namedtuple_dict_structure_factory(kind, wire, "from_converter", True)
+        dump = cols.namedtuple_dict_unstructure_factory(kind, converter)
+        parse = cols.namedtuple_dict_structure_factory(kind, converter, "from_converter", True)
     elif _is_class(cls):
         if attrs.has(cls):
-            attrs.resolve_types(cls)  # cattrs leaves the name in `list["Node"]`
+            attrs.resolve_types(cls)  # cattrs would leave the name in `list["Node"]`.
             if any(field.type is None for field in attrs.fields(cls)):
                 raise TypeError(f"{_name(kind)} has a field without a type")
-        hook = gen.override(struct_hook=lambda raw, kind: wire.form(kind).read_hidden(raw))
+        hook = gen.override(struct_hook=lambda raw, kind: converter.form(kind).read_hidden(raw))
         hooks: Any = dict.fromkeys(hidden_fields(cls), hook)
-        dump = gen.make_dict_unstructure_fn(kind, wire, _cattrs_use_alias=True)
-        parse = gen.make_dict_structure_fn(kind, wire, _cattrs_use_alias=True, **hooks)
+        dump = gen.make_dict_unstructure_fn(kind, converter, _cattrs_use_alias=True)
+        parse = gen.make_dict_structure_fn(kind, converter, _cattrs_use_alias=True, **hooks)
     else:
         raise TypeError(f"{_name(kind)} has no form in JSON")
     return (cls,), (dict,), dump, parse
@@ -1848,17 +1846,17 @@ _ARRAYS: Final[Mapping[Any, tuple[type, ...]]] = {
 """The classes that each accepts; the first one is what reading makes."""
 
 
-def _array(kind: Any, origin: Any, wire: _Wire) -> _Parts:
+def _array(kind: Any, origin: Any, converter: _Converter) -> _Parts:
     classes, items = _ARRAYS[origin], typing.get_args(kind)
     fixed = typing.get_origin(kind) is tuple and items[-1:] != (...,)
-    forms: Iterable[_Form] = itertools.repeat(wire.form(items[0] if items else Any))
+    forms: Iterable[_Form] = itertools.repeat(converter.form(items[0] if items else Any))
     if fixed:
-        forms = [wire.form(item) for item in items]
+        forms = [converter.form(item) for item in items]
 
     def dump(value: Any) -> Any:
         raw = [form.write(item) for item, form in zip(value, forms, strict=fixed)]
         if origin in (set, frozenset):
-            # The same set gives the same text; unless its items have no order.
+            # Equal sets give the same text, unless their items cannot be sorted.
             with contextlib.suppress(TypeError):
                 raw.sort()
         return raw
@@ -1870,9 +1868,9 @@ def _array(kind: Any, origin: Any, wire: _Wire) -> _Parts:
     return classes, (list,), dump, parse
 
 
-def _mapping(kind: Any, wire: _Wire) -> _Parts:
+def _mapping(kind: Any, converter: _Converter) -> _Parts:
     key_kind, value_kind = typing.get_args(kind) or (str, Any)
-    key, form = wire.form(key_kind), wire.form(value_kind)
+    key, form = converter.form(key_kind), converter.form(value_kind)
     if key.json_classes not in ((str,), (int,)):
         raise TypeError(f"{_name(key_kind)} has no form as a key in JSON")
     digits = key.json_classes == (int,)
@@ -1880,7 +1878,7 @@ def _mapping(kind: Any, wire: _Wire) -> _Parts:
     def read_item(item: tuple[Any, Any]) -> tuple[Any, Any]:
         raw = item[0]
         if digits and type(raw) is str and re.fullmatch("0|-?[1-9][0-9]*", raw):
-            raw = int(raw)  # "007" stays a text, and is refused
+            raw = int(raw)  # "007" stays a text, and is refused.
         return key.read(raw), form.read(item[1])
 
     return (
@@ -1899,12 +1897,12 @@ def _each(items: Iterable[tuple[Any, Any, _Hook]]) -> list[Any]:
         try:
             values.append(read(raw))
         except RecursionError:
-            raise  # a list that contains itself twice has 2 ** 1000 of them
+            raise  # A list that contains itself twice would give 2 ** 1000 errors.
         except Exception as error:
             error.add_note(cattrs.errors.IterableValidationNote("", place, None))
             errors.append(error)
-            if len(errors) == MOST_PROBLEMS:
-                break  # A million of them would take gigabytes.
+            if len(errors) == MAX_PROBLEMS:
+                break  # A million errors would take gigabytes.
     if errors:
         raise cattrs.errors.IterableValidationError("", errors, list)
     return values
@@ -1913,8 +1911,8 @@ def _each(items: Iterable[tuple[Any, Any, _Hook]]) -> list[Any]:
 _UNIONS: Final = (typing.Union, types.UnionType)
 
 
-def _union(kind: Any, wire: _Wire) -> _Parts:
-    forms = {member: wire.form(member) for member in map(_bare, typing.get_args(kind))}
+def _union(kind: Any, converter: _Converter) -> _Parts:
+    forms = {member: converter.form(member) for member in map(_bare, typing.get_args(kind))}
     json_classes = {cls for form in forms.values() for cls in form.json_classes}
     choosers: dict[type, Callable[[Any], Any]] = {}
     for cls in json_classes:
@@ -1922,11 +1920,11 @@ def _union(kind: Any, wire: _Wire) -> _Parts:
         if cls is int and len(members) > 1:
             members = [member for member in members if member is not float]
         if len(members) == 1:
-            choosers[cls] = functools.partial(_same, members[0])
+            choosers[cls] = functools.partial(_identity, members[0])
             continue
         with contextlib.suppress(TypeError):
             if all(map(_is_class, members)):
-                choosers[cls] = disambiguators.create_default_dis_func(wire, *members)
+                choosers[cls] = disambiguators.create_default_dis_func(converter, *members)
                 continue
         names = " and ".join(map(_name, members))
         raise TypeError(f"in {_name(kind)}, JSON does not tell {names} apart")
@@ -1937,10 +1935,10 @@ def _union(kind: Any, wire: _Wire) -> _Parts:
     def dump(value: Any) -> Any:
         for form in forms.values():
             raw = form.write(value)
-            # Or it would be read as something else, as 5 that is written as a float.
-            if type(raw) is not _Misfit and choose(raw) is form:
+            # Otherwise it would be read as another member: 5 from a float, as an int.
+            if type(raw) is not _Mismatch and choose(raw) is form:
                 return raw
-        return _Misfit(value)
+        return _Mismatch(value)
 
     classes = tuple({cls for form in forms.values() for cls in form.classes})
     return classes, tuple(json_classes), dump, lambda raw: choose(raw).read(raw)
@@ -1949,7 +1947,7 @@ def _union(kind: Any, wire: _Wire) -> _Parts:
 # Scalars.
 
 
-def _same(value: Any, _: Any = None) -> Any:
+def _identity(value: Any, _: Any = None) -> Any:
     return value
 
 
@@ -1996,9 +1994,9 @@ def _exact(kind: type, dump: _Hook, parse: _Hook, *raws: type) -> _Parts:
 
 
 _SCALARS: Final[Mapping[Any, _Parts]] = {
-    **{kind: ((kind,), (kind,), _same, _same) for kind in (str, int, bool, types.NoneType)},
-    None: ((types.NoneType,), (types.NoneType,), _same, _same),
-    float: ((float, int), (float, int), _same, _parse_float),
+    **{kind: ((kind,), (kind,), _identity, _identity) for kind in (str, int, bool, types.NoneType)},
+    None: ((types.NoneType,), (types.NoneType,), _identity, _identity),
+    float: ((float, int), (float, int), _identity, _parse_float),
     timedelta: _exact(
         timedelta,
         lambda value: value.total_seconds() if value % _SECOND else value // _SECOND,
@@ -2028,41 +2026,41 @@ C = TypeVar("C", default=Any)
 S = TypeVar("S", default=object)
 
 PAYLOAD_LIMIT = 4 * 2**20
-"""Bytes that a payload or a result may have."""
-
+"""The largest payload or result, in bytes."""
 
 Reason = Literal["timeout", "cancel", "stop", "memory"]
 """Why a job is asked to end."""
 REASONS: tuple[Reason, ...] = typing.get_args(Reason)
-WhyAsked = Callable[[], Reason | None]
+StopCheck = Callable[[], Reason | None]
+"""Returns why the job has been asked to end, if it has."""
 
 
 class Interrupted(BaseException):
     """Raised by `context.checkpoint()` in a job that has been asked to end. Clean up with
-    `finally` or `with`, and do not catch it: the outcome of the job follows from why it was
+    `finally` or `with`, and do not catch it: the outcome of the job depends on why it was
     asked. It is not an `Exception`, so that code that catches those does not stop it."""
 
 
 @attrs.frozen(eq=False, repr=False)
 class Context(Generic[S]):
-    """What a running job may know and use: a handler gets it for a parameter that is
-    annotated with it (put it first, so that editors know what is left to give)."""
+    """What a running job can know and use. A handler gets it as the parameter that is annotated
+    with `Context`; put that first, so that editors know the other parameters."""
 
     job: Job[Any]
     state: S
-    """What the program's state factory made for this worker."""
+    """What the program's state factory returned for this worker."""
     deadline: datetime | None = None
-    """When this attempt will have taken longer than its timeout."""
-    _asked: WhyAsked = lambda: None
+    """When the timeout of this attempt is over; `None` if it has none."""
+    _asked: StopCheck = lambda: None
     _report: Callable[[Progress], None] = lambda progress: None
 
     def progress(self, done: float, total: float | None = None, note: str = "") -> None:
         """Reports how far the job has come, for `job.progress` to show within a fraction of
-        a second. Call it as often as you like: ten times a second it is passed on, and
-        the last report always is.
+        a second. It may be called often: up to ten reports a second are passed on, and the
+        last one always is.
 
         Raises:
-            OptionError: the values are no finite numbers, or the note is no text.
+            OptionError: the values are not finite numbers, or the note is not a text.
         """
         self._report(Progress(done, total, note))
 
@@ -2077,9 +2075,9 @@ class Context(Generic[S]):
         its node stops. When the grace (by default 5 s) is over, its worker is killed. A coroutine
         is cancelled: at once, or, if its node stops, when most of the grace is over.
 
-        If its node stops, the job of a handler that has read true runs again without the loss
-        of an attempt, whether it returns or raises. Only `Fail`, `Retry`, `Snooze` and
-        `Cancel` mean what they always do."""
+        If its node stops, a job whose handler has read `True` here runs again and loses no
+        attempt, whether the handler returns or raises. Only `Fail`, `Retry`, `Snooze` and
+        `Cancel` keep their meaning."""
         return self._asked() is not None
 
     def checkpoint(self) -> None:
@@ -2111,8 +2109,8 @@ class Changeable(TypedDict, total=False):
     max_attempts: Annotated[int | None, "how many attempts a job has at most"]
     timeout: Annotated[Duration | None, "after which a job is asked to end"]
     grace: Annotated[Duration | None, "then, until it is killed (default: the node's, 5)"]
-    """Also when it was cancelled. `None`: as long as its definition says, else its node,
-    `work(grace=5)`, whose own grace counts alone when the node stops."""
+    """Also after it was cancelled. `None`: the definition's, or else the node's, `work(grace=5)`.
+    When the node stops, only the node's counts."""
     node: Annotated[str | None, "the only node that may take it"]
     delay: Annotated[Duration, "until it is due"]
     at: Annotated[datetime, "when it is due"]
@@ -2125,15 +2123,15 @@ class Choices(Changeable, total=False):
     backoff: Backoff
     retention: Retention
     unique: Unique | None
-    key: Annotated[str | Callable[..., Any] | None, "of jobs with one key, so many run at a time"]
-    key_limit: Annotated[int, "how many (default: 1)"]
+    key: Annotated[str | Callable[..., Any] | None, "limits how many with it run at a time"]
+    key_limit: Annotated[int, "that limit (default: 1)"]
     headers: Mapping[str, str]
     connection: Any
 
 
-class Rules(Choices, total=False):
-    """The options of a definition: those that an enqueue may override, and those that
-    belong to its code and are kept in no row."""
+class DefinitionChoices(Choices, total=False):
+    """The options of a definition: those that an enqueue may override, and those that belong to
+    its code and are not stored with jobs."""
 
     max_memory: int | str | None
     """Bytes, or a text such as "512MB", that its worker process may use while it runs."""
@@ -2142,16 +2140,16 @@ class Rules(Choices, total=False):
     fail_on: Errors
     """Exceptions after which it is not."""
     on_failure: Callable[[Context[Any], BaseException], Any] | None
-    """Called in the worker when a job has failed for good, if the worker could tell: not
-    after a time-out, a crash, too much memory, or the loss of the node."""
+    """Called in the worker when a job has failed for good by an exception: not after a timeout,
+    a crash, too much memory, or the loss of the node."""
     encode: Callable[[Any], bytes] | None
-    """From a payload (an instance, or a function's arguments by name, with its defaults) to
-    bytes that are stored instead of JSON, and into which nobody else looks."""
+    """Makes of a payload (an instance, or a function's arguments by name, with its defaults) the
+    bytes that are stored instead of JSON, and that nothing but *decode* reads."""
     decode: Callable[[bytes], Any] | None
 
 
 Check = Callable[[Any, str], Any]
-"""From a value and the name of its option to the value that is used, or an OptionError."""
+"""Of a value and the name of its option, makes the value that is used, or an OptionError."""
 
 
 def _accept(fits: Callable[[Any], bool], expected: str) -> Check:
@@ -2217,19 +2215,19 @@ _check_function = _accept(callable, "a function")
 
 
 def _option(default: Any, check: Check, store: Callable[[Any], Any] | None = None) -> Any:
-    """An option: its default and how it is checked; and, if rows have a column for it, what is
-    stored there. One whose default is None may be None."""
+    """An option: its default, how it is checked and, if rows have a column for it, what is stored
+    there. One whose default is None may be None."""
     check = _optional(check) if default is None else check
     return attrs.field(default=default, metadata={"check": check, "store": store})
 
 
 @attrs.frozen
 class Options:
-    """How a job is enqueued, every value checked."""
+    """The options of a definition or a job, all checked."""
 
-    queue: str = _option("default", check_name, _same)
-    priority: int = _option(0, _check_priority, _same)
-    max_attempts: int | None = _option(5, _check_attempts, _same)
+    queue: str = _option("default", check_name, _identity)
+    priority: int = _option(0, _check_priority, _identity)
+    max_attempts: int | None = _option(5, _check_attempts, _identity)
     timeout: timedelta | None = _option(None, _check_timeout, _store_length)
     grace: timedelta | None = _option(None, duration)
     node: str | None = _option(None, check_name, lambda name: name or "")
@@ -2255,27 +2253,27 @@ class Options:
     encode: Callable[[Any], bytes] | None = _option(None, _check_function)
     decode: Callable[[bytes], Any] | None = _option(None, _check_function)
     given: frozenset[str] = frozenset()
-    """Which were chosen, by the definition or later: a queue's defaults give way to them."""
+    """Those that were set, by the definition or later: they override the defaults of a queue."""
 
-    def ruled(self, rules: Rules) -> Options:
+    def for_definition(self, choices: DefinitionChoices) -> Options:
         """A copy with other options, for a definition."""
-        check_known(rules, OPTIONS, "no such option")
+        check_known(choices, OPTIONS, "no such option")
         for option, other in ("encode", "decode"), ("decode", "encode"):
-            if rules.get(option) is None and rules.get(other) is not None:
+            if choices.get(option) is None and choices.get(other) is not None:
                 raise OptionError(option, "missing: give encode and decode, or neither")
-        made = self._with(rules)
-        # Nodes look a definition's grace up by its name: only a single job's is stored with it.
+        made = self._with(choices)
+        # Rows store only a grace that was set for one job; nodes know that of the definition.
         return attrs.evolve(made, given=made.given - {"grace"})
 
-    def changed(self, choices: Choices) -> Options:
+    def for_job(self, choices: Choices) -> Options:
         """A copy with other options, for a job."""
         for option in choices:
             if option not in CHOICES and option in ("name", *OPTIONS):
-                raise OptionError(option, "belongs to the definition: no row keeps it for one job")
+                raise OptionError(option, "belongs to the definition: it cannot be set for one job")
         check_known(choices, CHOICES, "no such option")
         return self._with(choices)
 
-    def _with(self, options: Rules | Choices) -> Options:
+    def _with(self, options: DefinitionChoices | Choices) -> Options:
         values = {option: OPTIONS[option](value, option) for option, value in options.items()}
         if values.get("at") is not None and "delay" in values:
             raise OptionError("at", "given together with delay: a job has one time to run")
@@ -2295,18 +2293,18 @@ class Options:
 
     @functools.cached_property
     def open(self) -> frozenset[str]:
-        """What nobody has chosen and a queue may have a default for."""
+        """Those not set for which a queue may have a default."""
         return frozenset({"max_attempts", "timeout", "backoff"} - self.given)
 
     @functools.cached_property
     def plain(self) -> bool:
-        """Whether jobs with these options need no more than the columns."""
+        """Whether `columns` are all that is stored of these options."""
         more = self.expires, self.unique, self.key, self.connection
         return more == (None, None, None, None) and not self.headers and self.own_grace is None
 
     @property
     def own_grace(self) -> int | None:
-        """Microseconds that were chosen for a single job, not for its definition."""
+        """The grace in microseconds, if it was set for one job, not for its definition."""
         return _store_length(self.grace) if "grace" in self.given else None
 
     @functools.cached_property
@@ -2324,15 +2322,20 @@ STORED: Mapping[str, Callable[[Any], Any]] = {
     for option in attrs.fields(Options)
     if option.metadata.get("store")
 }
-"""The options of which every row has a column, and nodes store the definition's; with what makes
-the column's value."""
+"""The options that have a column of their name, in the rows of jobs and of definitions, and what
+makes the value in it."""
 CHOICES = tuple(Choices.__annotations__)
-MARK = "__litejobs_definition__"
+_DEFINITION_ATTRIBUTE = "__litejobs_definition__"
 
 
-Shape = tuple[Codec[Any], Codec[Any] | None, Callable[[Any, Callable[[], Context[Any]]], Any]]
-"""The codec of payloads; that of results, unless the code says that it returns nothing; and what
-calls the code with a payload object and a context made on demand."""
+class Signature(NamedTuple):
+    """How the code of a definition is called."""
+
+    payload: Codec[Any]
+    result: Codec[Any] | None
+    """`None` if the code is annotated to return nothing."""
+    call: Callable[[Any, Callable[[], Context[Any]]], Any]
+    """Calls the code with a payload object and, if it takes one, a context made on demand."""
 
 
 @attrs.define(eq=False, repr=False)
@@ -2360,28 +2363,28 @@ class Body:
         return inspect.iscoroutinefunction(code.run if self.is_class else code)
 
     @functools.cached_property
-    def shape(self) -> Shape:
-        """Compiled when first used, so that annotations may name what comes later."""
+    def signature(self) -> Signature:
+        """Made when first used, so that annotations may name what is defined later."""
         try:
-            payload, result, call = _shape(self.code)
+            signature = _signature(self.code)
         except (NameError, TypeError) as error:
             raise DefinitionError(self.name, f"its annotations do not work: {error}") from error
-        for codec in (None if self.options.encode else payload, result):
+        for codec in (None if self.options.encode else signature.payload, signature.result):
             if codec and (problem := unencodable(codec.kind)):
                 raise DefinitionError(self.name, problem)
-        return payload, result, call
+        return signature
 
     @property
     def kind(self) -> Any:
         """The class of its payload objects."""
-        return self.shape[0].kind
+        return self.signature.payload.kind
 
     @functools.cached_property
     def hidden(self) -> frozenset[str]:
         """What is not to be shown, as "payload.FIELD" and "result": fields of its payloads, and
         its results, in which a class hides something."""
         try:
-            payload, result, _ = self.shape
+            payload, result, _ = self.signature
             fields = attrs.fields(attrs.resolve_types(payload.kind))
         except (DefinitionError, NameError, TypeError):
             return frozenset({"payload", "result"})  # Nothing is known about them.
@@ -2389,7 +2392,7 @@ class Body:
         return frozenset(found | {"result"} if result and hides(result.kind) else found)
 
     def arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The payload object that arguments make."""
+        """The payload object made of arguments."""
         make = self.kind
         try:
             return make(*args, **kwargs)
@@ -2403,19 +2406,20 @@ class Body:
 
     def encode(self, payload: Any) -> str | bytes:
         """JSON for a payload object; bytes, if the definition has an encoding of its own."""
-        codec, encode = self.shape[0], self.options.encode
+        codec, encode = self.signature.payload, self.options.encode
         made: str | bytes
-        try:
-            if encode is None:
+        if encode is None:
+            try:
                 made = codec.encode(payload)
-            else:
-                made = encode(payload if self.is_class else fields_of(payload))
-        except Exception as error:
-            if encode is None and isinstance(error, Unfit):
+            except CodecError as error:
                 raise PayloadError(self.name, error.problems) from None
-            raise self._unfit(f"encode raised {_shown_error(error)}") from error
-        if encode is not None and type(made) is not bytes:
-            raise self._unfit(f"encode gave {got(codec.kind, made)}, which is not bytes")
+        else:
+            try:
+                made = encode(payload if self.is_class else fields_of(payload))
+            except Exception as error:
+                raise self._unfit(f"encode raised {_shown_error(error)}") from error
+            if type(made) is not bytes:
+                raise self._unfit(f"encode gave {got(codec.kind, made)}, which is not bytes")
         if excess := excess_of(made):
             raise self._unfit(f"{excess}; put the data into a file and pass its path")
         return made
@@ -2423,11 +2427,11 @@ class Body:
     def decode(self, stored: str | bytes) -> Any:
         """The payload object that is stored. JSON is read whatever the encoding: from the
         command line, and from before the definition had one."""
-        codec, decode = self.shape[0], self.options.decode
+        codec, decode = self.signature.payload, self.options.decode
         if decode is None or isinstance(stored, str):
             try:
                 return codec.decode(stored)
-            except Unfit as unfit:
+            except CodecError as unfit:
                 raise PayloadError(self.name, unfit.problems) from None
         try:
             made = decode(stored)
@@ -2471,9 +2475,9 @@ def _is_context(hint: object) -> bool:
     return hint is Context or typing.get_origin(hint) is Context
 
 
-def _shape(code: Any) -> Shape:
-    """What is called is a function, or the `run` of an attrs class, whose instances are the
-    payloads; for a function, an attrs class is made of its parameters."""
+def _signature(code: Any) -> Signature:
+    """That of a function, of whose parameters an attrs class is made for its payloads; or of the
+    `run` of an attrs class, whose instances are the payloads."""
     is_class = isinstance(code, type)
     function: Any = code.run if is_class else code
     hints = typing.get_type_hints(function, include_extras=True)
@@ -2491,8 +2495,8 @@ def _shape(code: Any) -> Shape:
         for p in parameters
         if p.name not in contexts
     }
-    for name in fields if is_class else ():
-        raise TypeError(f"run() takes at most a context; {name!r} should be a field")
+    if is_class and fields:
+        raise TypeError(f"run() takes at most a context; {next(iter(fields))!r} should be a field")
     title = code.__name__ if code.__name__.isidentifier() else "handler"
     payload: Any = code if is_class else attrs.make_class(title, fields, slots=True)
 
@@ -2510,7 +2514,7 @@ def _shape(code: Any) -> Shape:
     result = None if returned in (type(None), NoReturn) else Codec[Any](returned)
     plain = not (is_class or contexts or keywords)
     codec = Codec[Any](payload, omit_defaults=not is_class)
-    return codec, result, call_plainly if plain else call
+    return Signature(codec, result, call_plainly if plain else call)
 
 
 @attrs.define(eq=False, repr=False)
@@ -2533,7 +2537,7 @@ class Bound(Generic[R]):
         Raises:
             OptionError: an option is unknown, or its value cannot be used.
         """
-        return _bound(self.body, self.options.changed(choices), self.payload)
+        return _bound(self.body, self.options.for_job(choices), self.payload)
 
     def __repr__(self) -> str:
         payload = "" if self.body.hidden else f" {reprlib.repr(self.payload)}"
@@ -2556,18 +2560,18 @@ class Definition(Generic[P, R, C]):
         return self.body.name
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> C:
-        """The plain function. A context that it asks for belongs to no job."""
-        result: C = self.body.shape[2](self.body.arguments(args, kwargs), _no_job)
+        """Calls the function. If it takes a context, it gets one that belongs to no job."""
+        result: C = self.body.signature.call(self.body.arguments(args, kwargs), _no_job)
         return result
 
     def using(self, **choices: Unpack[Choices]) -> Definition[P, R, C]:
-        """A copy with other options, which therefore never collide with the
-        function's own parameters.
+        """A copy with other options. They are not given to `enqueue`, so that they never
+        collide with the function's own parameters.
 
         Raises:
             OptionError: an option is unknown, or its value cannot be used.
         """
-        return attrs.evolve(self, options=self.options.changed(choices))
+        return attrs.evolve(self, options=self.options.for_job(choices))
 
     def bind(self, *args: P.args, **kwargs: P.kwargs) -> Bound[R]:
         """A job that is not enqueued yet, its payload checked.
@@ -2582,8 +2586,7 @@ class Definition(Generic[P, R, C]):
         return _bound(self.body, self.options, self.body.encode(payload))
 
     def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
-        """Puts a job into the file. When this returns, the job survives `kill -9`
-        and power loss.
+        """Puts a job into the file. When this returns, the job survives `kill -9` and power loss.
 
         Raises:
             PayloadError: the arguments do not fit the function's parameters.
@@ -2599,17 +2602,16 @@ class Definition(Generic[P, R, C]):
 
 
 def _bound(body: Body, options: Options, payload: str | bytes) -> Bound[Any]:
-    """A job of a definition, whose options one row can keep."""
+    """A job, if its row can store its options."""
     if options.backoff is not body.options.backoff and not isinstance(options.backoff, Curve):
-        problem = "a function belongs to the definition: the row of one job cannot keep it"
+        problem = "a function belongs to the definition: the row of a job cannot store it"
         raise OptionError("backoff", problem)
     return Bound(body, options, payload)
 
 
 def bind_instance(definition: AnyDefinition, instance: object, choices: Choices) -> Bound[Any]:
-    """A job made of an instance of a definition's class; the instance may choose its
-    own queue, priority, max_attempts, backoff, timeout and unique_key by attributes so
-    named."""
+    """A job made of an instance of a definition's class. Attributes of the instance named queue,
+    priority, max_attempts, backoff, timeout and unique_key set these options."""
     names = ("queue", "priority", "max_attempts", "backoff", "timeout")
     chosen = {name: getattr(instance, name, None) for name in names}
     own: Any = {name: value for name, value in chosen.items() if value is not None}
@@ -2617,20 +2619,20 @@ def bind_instance(definition: AnyDefinition, instance: object, choices: Choices)
     if (key := key() if callable(key) else key) is not None:
         unique = definition.options.unique or Unique()
         own["unique"] = attrs.evolve(unique, fields=None, key=str(key))
-    options = definition.options.changed({**own, **choices})
+    options = definition.options.for_job({**own, **choices})
     return _bound(definition.body, options, definition.body.encode(instance))
 
 
 def bind_json(definition: AnyDefinition, text: str, choices: Choices) -> Bound[Any]:
-    """A job made of a payload that is JSON already, checked."""
-    options = definition.options.changed(choices)
+    """A job made of a JSON payload, which is checked."""
+    options = definition.options.for_job(choices)
     body = definition.body
     return _bound(body, options, body.encode(body.decode(text)))
 
 
 def unique_key(bound: Bound[Any]) -> str | None:
-    """What is unique about a job: a hash, so that it is short and shows no payload, tagged
-    with the name of its definition. `None` if nothing is."""
+    """The unique key of a job, if it has one: the name of its definition and a hash, so that it
+    is short and shows no payload."""
     body, unique = bound.body, bound.options.unique
     if unique is None:
         return None
@@ -2659,7 +2661,7 @@ def unique_key(bound: Bound[Any]) -> str | None:
 
 
 def key_text(bound: Bound[Any], key: str | Callable[..., Any], what: str) -> str:
-    """A text that was given, or that a function makes of the payload."""
+    """The text of a key that is a text or a function of the payload."""
     if isinstance(key, str):
         return key
     try:
@@ -2671,7 +2673,7 @@ def key_text(bound: Bound[Any], key: str | Callable[..., Any], what: str) -> str
 
 
 def merged(bound: Bound[Any], merge: Merge, waiting: str | bytes) -> str | bytes:
-    """The payload that a function makes of a *waiting* job's and a new one's."""
+    """The payload that *merge* makes of a *waiting* job's and a new one's."""
     body = bound.body
     old, new = map(body.decode, (waiting, bound.payload))
     try:
@@ -2689,9 +2691,9 @@ AnyDefinition = Definition[..., Any, Any]
 
 
 def definition_of(value: object) -> AnyDefinition | None:
-    """The definition that a value is, or that its class was made."""
+    """The value, if it is a definition; if it is a class, its definition."""
     if isinstance(value, type):
-        value = vars(value).get(MARK)
+        value = vars(value).get(_DEFINITION_ATTRIBUTE)
     return value if isinstance(value, Definition) else None
 
 
@@ -2708,13 +2710,13 @@ def _in_no_file(id: int | Job[Any], timeout: Duration | None = None) -> NoReturn
 NOWHERE: Any = types.SimpleNamespace(
     **dict.fromkeys(("get", "wait", "why", "result"), _in_no_file), errors=lambda id: ()
 )
-"""The source of jobs that are in no file, or that cannot be looked up."""
+"""The source of jobs that are in no file or cannot be read again."""
 
 
 @attrs.define(eq=False, repr=False)
 class Registry:
-    """The definitions of one program. Frozen once work starts: workers that run would not know
-    what is added then."""
+    """The definitions of one program. Frozen once work starts, since running workers would not
+    know those added later."""
 
     by_name: dict[str, AnyDefinition] = attrs.field(factory=dict)
     frozen: bool = False
@@ -2745,12 +2747,12 @@ class Registry:
         raise DefinitionError(type(instance).__name__, problem)
 
     def options(self, name: str) -> Options:
-        """The definition's own; the defaults, if there is no such definition."""
+        """The options of a definition; the defaults, if there is none of this name."""
         return self.by_name[name].options if name in self.by_name else Options()
 
     def listing(self) -> list[dict[str, Any]]:
-        """What nodes store of each definition: its name, the columns of its options, after what
-        time its jobs expire, and what of them is hidden."""
+        """What nodes store of each definition: its name, the columns of its options, the time
+        after which its jobs expire, and what is hidden of them."""
         rows = []
         for own in self:
             expires = own.options.expires
@@ -2775,7 +2777,7 @@ class Define:
     _name: str | None = None
     _options: Options = Options()
     _then: Callable[[Any], object] | None = None
-    """Called with each definition or class, also with one that is defined already."""
+    """Called with each definition or class, even if it was defined before."""
 
     @overload
     def __call__(self, code: _Defined, /) -> _Defined: ...  # type: ignore[overload-overlap]
@@ -2792,7 +2794,9 @@ class Define:
     @overload
     def __call__(self, code: Callable[P, R], /) -> Definition[P, R, R]: ...
     @overload
-    def __call__(self, /, *, name: str | None = None, **options: Unpack[Rules]) -> Define: ...
+    def __call__(
+        self, /, *, name: str | None = None, **options: Unpack[DefinitionChoices]
+    ) -> Define: ...
 
     def __call__(self, code: Any = None, /, *, name: str | None = None, **options: Any) -> Any:
         """Gives code a name and options, and registers it.
@@ -2807,7 +2811,7 @@ class Define:
         """
         if code is None or name is not None or options:
             name = self._name if name is None else name
-            changed = self._options.ruled(typing.cast(Rules, options))
+            changed = self._options.for_definition(typing.cast(DefinitionChoices, options))
             made = attrs.evolve(self, name=name, options=changed)
             return made if code is None else made(code)
         done = code
@@ -2815,7 +2819,7 @@ class Define:
             definition: AnyDefinition = Definition(self._body(code), self._options)
             self._add(definition)
             if isinstance(code, type):
-                setattr(code, MARK, definition)
+                setattr(code, _DEFINITION_ATTRIBUTE, definition)
             else:
                 done = definition
         if self._then is not None:
@@ -2853,7 +2857,7 @@ def _problem_of(code: Any) -> str | None:
     else:
         for each in inspect.signature(code).parameters.values():
             if each.name == "self" and each.annotation is each.empty:
-                return "a method, whose object would have to travel: use a function, or a class"
+                return "a method, whose object cannot be stored: use a function, or a class"
             if each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD):
                 return f"takes {each}: use a parameter of type list or dict, which has a name"
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
@@ -3069,7 +3073,7 @@ class Executor:
     """An asyncio.Runner, made for the first coroutine."""
 
     def __attrs_post_init__(self) -> None:
-        IN_FORKS[self] = Executor._set_forked
+        FORK_HOOKS[self] = Executor._set_forked
 
     def _set_forked(self) -> None:
         self.forked = True
@@ -3077,7 +3081,7 @@ class Executor:
     def run(
         self,
         claimed: Claimed,
-        asked: WhyAsked = lambda: None,
+        asked: StopCheck = lambda: None,
         progress: ReportProgress = lambda claimed, progress: None,
     ) -> Report:
         """Runs one attempt, with its own copy of the context variables. The report says what
@@ -3096,17 +3100,17 @@ class Executor:
     async def run_async(
         self,
         claimed: Claimed,
-        asked: WhyAsked,
+        asked: StopCheck,
         progress: ReportProgress = lambda claimed, progress: None,
     ) -> Report:
         """The same for a coroutine, in the running event loop. A cancelled task is reported,
         too."""
-        return await self._attempt(claimed, asked, progress, compose_async, _same)
+        return await self._attempt(claimed, asked, progress, compose_async, _identity)
 
     async def _attempt(
         self,
         claimed: Claimed,
-        asked: WhyAsked,
+        asked: StopCheck,
         progress: ReportProgress,
         compose: Callable[..., Any],
         wait: Callable[[Coroutine[Any, Any, Any]], Awaitable[Any]],
@@ -3129,7 +3133,7 @@ class Executor:
 
         try:
             body = self.registry.named(claimed.name).body
-            payload, (_, codec, call) = body.decode(claimed.payload), body.shape
+            payload, (_, codec, call) = body.decode(claimed.payload), body.signature
             fits = True
             if self.around:
                 context = make_context()
@@ -3191,7 +3195,7 @@ class Executor:
         return report._replace(kind=kind, type=name, message=message, traceback=trace)
 
     def _ended_by_stop(
-        self, claimed: Claimed, asked: WhyAsked, error: BaseException | None = None
+        self, claimed: Claimed, asked: StopCheck, error: BaseException | None = None
     ) -> bool:
         """Whether its handler ended because it had seen that the node stops."""
         noticed = claimed[:2] in self.noticed
@@ -3280,7 +3284,7 @@ def _result(codec: Codec[Any], value: object) -> str:
     """The JSON text of what a handler returned."""
     try:
         result = codec.encode(value)
-    except Unfit as unfit:
+    except CodecError as unfit:
         raise Fail(f"its result cannot be kept: {unfit}") from None
     if problem := excess_of(result):
         raise Fail(f"its result has {problem}; return a path instead")
@@ -3454,7 +3458,8 @@ def check_tracing() -> None:
 # file creates or upgrades them, and refuses a file in which something else has one of their names.
 ################################################################################
 
-_COUNT, _MOMENT, _LENGTH = (0, 2**31 - 1), (0, 253_402_300_799_999_999), (0, LONGEST // MICROSECOND)
+_COUNT, _MOMENT = (0, 2**31 - 1), (0, 253_402_300_799_999_999)
+_LENGTH = (0, MAX_DURATION // MICROSECOND)
 BOUNDS: Mapping[str, Mapping[str, tuple[float, float]]] = {
     "litejobs_job": {
         "id": (1, 2**53), "priority": (-(2**31), 2**31 - 1), "run_at": _MOMENT, "attempt": _COUNT,
@@ -4614,7 +4619,7 @@ _ADD = """
 def _kept_for(state: str) -> str:
     """How long a job that ended in this state is kept (a SQL expression): its own retention,
     up to a hundred years, or else the default."""
-    own = f"CAST(max(0, min(retention ->> {state}, {LONGEST // MICROSECOND})) AS INTEGER)"
+    own = f"CAST(max(0, min(retention ->> {state}, {MAX_DURATION // MICROSECOND})) AS INTEGER)"
     by_default = f"CASE {state} {_KEPT_BY_DEFAULT} END"
     return f"CASE WHEN json_valid(retention) THEN {own} ELSE {by_default} END"
 
@@ -4639,7 +4644,7 @@ def _expiry(ids: str) -> str:
 def from_row(kind: Callable[..., T], row: Any, **more: Any) -> T:
     """An object made of a row; a CorruptError if the values do not have the annotated types."""
     if row is None or not all(map(isinstance, row, _column_types(kind))):
-        of = "" if row is None else f" of {shown(row[0])}"
+        of = "" if row is None else f" of {short_repr(row[0])}"
         raise apsw.CorruptError(f"a row{of} is not a valid {getattr(kind, '__name__', kind)}")
     return kind(*row, **more)
 
@@ -4655,7 +4660,7 @@ def _column_types(kind: Any) -> list[Any]:
 def as_integer(value: Any) -> int | None:
     """The value, if it is an integer or NULL; else a CorruptError."""
     if value is not None and type(value) is not int:
-        raise apsw.CorruptError(f"expected an integer, found {shown(value)}")
+        raise apsw.CorruptError(f"expected an integer, found {short_repr(value)}")
     return value
 
 
@@ -5038,7 +5043,8 @@ def count_by_queue(tx: Transaction) -> dict[str, dict[str, int]]:
     """
     for queue, state, number in tx.execute(sql):
         if (type(queue), type(state), type(number)) != (str, str, int):
-            raise apsw.CorruptError(f"the number of jobs in {shown(queue)} is {shown(number)}")
+            problem = f"the number of jobs in {short_repr(queue)} is {short_repr(number)}"
+            raise apsw.CorruptError(problem)
         counts.setdefault(queue, {})[state] = number
     return counts
 
@@ -5409,7 +5415,7 @@ def read_settings(tx: Transaction) -> dict[str, QueueSettings]:
                 **{name: row[name] for name in ("concurrency", "burst", "weight")},
             )
         except TypeError:
-            problem = f"the settings of the queue {shown(row['name'])} are not numbers"
+            problem = f"the settings of the queue {short_repr(row['name'])} are not numbers"
             raise apsw.CorruptError(problem) from None
         except ValueError:
             found[row["name"]] = QueueSettings(row["name"], paused=True)
@@ -6234,7 +6240,7 @@ def _names_in(text: str | None) -> tuple[str, ...] | None:
         names = None if text is None else load_json(text)
         if names is None or (type(names) is list and {*map(type, names)} <= {str}):
             return None if names is None else tuple(names)
-    raise apsw.CorruptError(f"a node does not list names: {shown(text)}")
+    raise apsw.CorruptError(f"a node does not list names: {short_repr(text)}")
 
 
 @attrs.frozen
@@ -6521,7 +6527,7 @@ def lock_shared(path: str) -> contextlib.ExitStack:
         held = lock(path, exclusive=False, wait=BUSY_TIMEOUT)
     if held is None:
         raise BusyError(path, "locked by another process for too long")
-    IN_FORKS[held] = contextlib.ExitStack.close  # What a job forks does not keep its node alive.
+    FORK_HOOKS[held] = contextlib.ExitStack.close  # What a job forks does not keep its node alive.
     return held
 
 
@@ -7099,7 +7105,7 @@ def _explanation(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> str:
         jobs = f"jobs {ids}" if "," in ids else f"job {ids}"
         nobody = "no job: `litejobs doctor … --repair` lets it in"
         return f"its key {job.key!r} is held by {jobs if ids else nobody}"
-    if job.state in LATER and to_micros(job.run_at) <= tx.now and not live:
+    if job.state in DELAYED and to_micros(job.run_at) <= tx.now and not live:
         return f"it has been due since {due}, and no node is at work"
     # The error of an earlier attempt is not the reason why it was cancelled.
     cancelled = str(job.error).startswith(("Expired: ", "Cancel: ", "Cancelled: "))
@@ -7483,7 +7489,7 @@ def _settle(
                 state,
                 claimed.attempt if report.counted else claimed.attempt - 1,
                 # What is given back keeps its place among those that became due.
-                finished_at + report.delay if state in LATER else claimed.run_at,
+                finished_at + report.delay if state in DELAYED else claimed.run_at,
                 report.started_at or None,
                 finished_at if state in FINISHED else None,
                 report.result,
@@ -7656,7 +7662,7 @@ class Events:
     _warned_at: float = -math.inf
 
     def __attrs_post_init__(self) -> None:
-        IN_FORKS[self] = Events._renew
+        FORK_HOOKS[self] = Events._renew
 
     def _renew(self) -> None:
         """A forked child has neither the thread nor one that held the lock."""
@@ -9198,7 +9204,7 @@ class Supervisor:
         self._async_names = frozenset(own.name for own in self.registry if own.body.is_async)
         if not self._async_names:
             self.pool.concurrency = 0
-        IN_FORKS[self.pool] = WorkerPool.close_in_fork
+        FORK_HOOKS[self.pool] = WorkerPool.close_in_fork
         duties: dict[str, tuple[float, Duty]] = {
             "check_commits": (POLL_INTERVAL, self._check_commits),
             "check_workers": (POLL_INTERVAL, self._check_workers),
@@ -9549,7 +9555,7 @@ class Supervisor:
             return
         if done.late:
             logger.warning("%d results came too late and were thrown away", done.late)
-        if any(report.state in LATER for _, report in self._pending):
+        if any(report.state in DELAYED for _, report in self._pending):
             self._duties.make_due("stage")
         if self._recall is not None:
             self._duties.make_due("requests")
@@ -10164,10 +10170,10 @@ class LiteJobs:
         if (text := job.stored_result) is None:
             return None
         definition = self.registry.by_name.get(job.name)
-        codec = definition.body.shape[1] if definition else None
+        codec = definition.body.signature.result if definition else None
         try:
             return load_json(text) if codec is None else codec.decode(text)
-        except (Unfit, ValueError) as error:
+        except (CodecError, ValueError) as error:
             raise ResultError(job.id, job.name, str(error)) from error
 
     def why(self, id: int | Job[Any]) -> str:
@@ -10387,7 +10393,7 @@ class LiteJobs:
         if fields is not None:
             try:
                 json_of_any.encode(dict(fields))
-            except (Unfit, TypeError, ValueError) as error:
+            except (CodecError, TypeError, ValueError) as error:
                 problem = f"expected fields with JSON values: {error}"
                 raise OptionError("payload", problem) from None
 
@@ -10662,7 +10668,7 @@ class Queue:
         columns: dict[str, Any] = {}
         for setting, value in typing.cast("dict[str, Any]", choices).items():
             checked = None if value is None else _SETTING_CHECKS[setting](value, setting)
-            columns[setting] = checked and store.get(setting, _same)(checked)
+            columns[setting] = checked and store.get(setting, _identity)(checked)
         if columns.get("max_attempts", 0) is None:
             columns["max_attempts"] = 0  # For ever; NULL is no setting at all.
         if "rate" in choices:
@@ -10835,7 +10841,7 @@ json_of_any: Final = Codec[Any](Any)
 
 def columns_of(choices: Choices, now: int) -> dict[str, Any]:
     """The columns that choices set, and no others."""
-    options = Options().changed(choices)
+    options = Options().for_job(choices)
     columns = {name: value for name, value in options.columns.items() if name in choices}
     if choices.keys() & {"at", "delay"}:
         columns["run_at"] = options.run_at(now)
@@ -11120,7 +11126,7 @@ RecordJobs = Callable[[LiteJobs], Recorder]
 
 
 def _call(name: str, fields: Mapping[str, object]) -> str:
-    return f"{name}({', '.join(f'{field}={shown(value)}' for field, value in fields.items())})"
+    return f"{name}({', '.join(f'{field}={short_repr(value)}' for field, value in fields.items())})"
 
 
 @contextlib.contextmanager
@@ -11221,7 +11227,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # The only one of the characters below 160 that JSON leaves as it is.
             text = json.dumps(value, indent=2, default=_json_value).replace("\x7f", "\\u007f")
         if text:
-            print(printable(text, also="\n\t"), flush=True)
+            print(printable(text, keep="\n\t"), flush=True)
         return typing.cast(int, code)
     except (LitejobsError, OSError) as error:
         if isinstance(error, OSError):
@@ -11412,7 +11418,7 @@ def _enqueue(
     else:
         try:
             payload = json_of_any.encode(json_of_any.decode(payload))
-        except Unfit as unfit:
+        except CodecError as unfit:
             raise PayloadError(name, unfit.problems) from None
         columns = columns_of(choices, jobs.clock())
         with jobs.store.file.transaction(enqueues=True) as tx:
