@@ -2350,6 +2350,7 @@ class Body:
     """The definition's own, whose backoff may be a function: rows keep only curves."""
     home: Any = None
     """The LiteJobs that it is registered with."""
+    _signatures: list[Signature] = attrs.field(factory=list, init=False)
 
     @property
     def is_class(self) -> bool:
@@ -2372,7 +2373,8 @@ class Body:
         for codec in (None if self.options.encode else signature.payload, signature.result):
             if codec and (problem := unencodable(codec.kind)):
                 raise DefinitionError(self.name, problem)
-        return signature
+        self._signatures.append(signature)
+        return self._signatures[0]  # The same one for threads that make it at the same time.
 
     @property
     def kind(self) -> Any:
@@ -5571,7 +5573,6 @@ class GroupCommit:
     the next commit."""
 
     file: File
-    _pid: int = 0
     _lead: threading.RLock = attrs.field(factory=threading.RLock)
     """Held by the thread that commits for all. Reentrant: a signal handler may enqueue while its
     thread holds it."""
@@ -5579,11 +5580,15 @@ class GroupCommit:
     _size: int = 1
     """How many writes the last commit was for."""
 
+    def __attrs_post_init__(self) -> None:
+        FORK_HOOKS[self] = GroupCommit._reset
+
+    def _reset(self) -> None:
+        # The parent commits what waits there.
+        self._lead, self._waiting = threading.RLock(), []
+
     def commit(self, write: Write) -> Any:
         """Commits a write, and wakes the nodes; returns its result."""
-        if self._pid != os.getpid():
-            # In a fork: the parent commits what waits there.
-            self._pid, self._lead, self._waiting = os.getpid(), threading.RLock(), []
         lead = self._lead
         if not self._waiting and self._size < 3 and lead.acquire(blocking=False):
             try:
