@@ -2380,13 +2380,13 @@ class Body:
 
     @functools.cached_property
     def hidden(self) -> frozenset[str]:
-        """What is not to be shown, as "payload.FIELD" and "result": fields of its payloads, and
-        its results, in which a class hides something."""
+        """What must not be shown, as "payload.FIELD" and "result": fields of its payloads, and its
+        results, if a class hides something in them."""
         try:
             payload, result, _ = self.signature
             fields = attrs.fields(attrs.resolve_types(payload.kind))
         except (DefinitionError, NameError, TypeError):
-            return frozenset({"payload", "result"})  # Nothing is known about them.
+            return frozenset({"payload", "result"})  # Unknown: better to hide.
         found = {f"payload.{f.alias}" for f in fields if f.repr is not True or hides(f.type)}
         return frozenset(found | {"result"} if result and hides(result.kind) else found)
 
@@ -2424,8 +2424,8 @@ class Body:
         return made
 
     def decode(self, stored: str | bytes) -> Any:
-        """The payload object that is stored. JSON is read whatever the encoding: from the
-        command line, and from before the definition had one."""
+        """The payload object that is stored. JSON is read even if the definition has an encoding:
+        it may come from the command line, or be older than the encoding."""
         codec, decode = self.signature.payload, self.options.decode
         if decode is None or isinstance(stored, str):
             try:
@@ -2475,7 +2475,7 @@ def _is_context(hint: object) -> bool:
 
 
 def _signature(code: Any) -> Signature:
-    """That of a function, of whose parameters an attrs class is made for its payloads; or of the
+    """The signature of a function, with an attrs class of its parameters for payloads; or of the
     `run` of an attrs class, whose instances are the payloads."""
     is_class = isinstance(code, type)
     function: Any = code.run if is_class else code
