@@ -6774,7 +6774,8 @@ def back_up(file: File, place: Path) -> Path:
                 finally:
                     os.close(folder)
     except BaseException:
-        copy.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            copy.unlink()
         raise
     return place
 
