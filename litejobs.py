@@ -4437,12 +4437,17 @@ def lock(path: str, exclusive: bool, wait: float = 0.0) -> contextlib.ExitStack 
 
             # Read-only: a job that writes into every open descriptor must not damage it.
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-            locked.callback(os.close, descriptor)
+            locked.callback(_close, descriptor)
             fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
             return locked.pop_all()
         if time.monotonic() >= give_up:
             return None
         time.sleep(0.001)
+
+
+def _close(descriptor: int) -> None:
+    with contextlib.suppress(OSError):  # It is closed all the same.
+        os.close(descriptor)
 
 
 def _refuse_lost_wal(connection: apsw.Connection, place: Path) -> None:
