@@ -1020,8 +1020,8 @@ _RATE = re.compile(r"(\d+(?:\.\d+)?)\s*/\s*(\d*)\s*(s|sec|second|m|min|minute|h|
 
 def parse_rate(text: object) -> float:
     """The number per second that a text such as "10/s", "100/min" or "1/10s" means."""
-    match = _RATE.fullmatch(text) if isinstance(text, str) else None
-    if match is None or not float(match[1]) or match[2] == "0":
+    match = _RATE.fullmatch(text) if isinstance(text, str) and len(text) <= 100 else None
+    if match is None or not float(match[1]) or not int(match[2] or 1):
         raise OptionError("rate", f"expected something like '10/s' or '100/min', got {text!r}")
     seconds = {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[3][0]]
     return float(match[1]) / (int(match[2] or 1) * seconds)
@@ -1547,8 +1547,7 @@ _ENCODER = json.JSONEncoder(
     ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":")
 )
 _CHUNKS: Callable[[Any, bool], Iterable[str]] = _ENCODER.iterencode
-# `iterencode` makes an encoder for each value, which takes half of its time. To make it once
-# is not in the public API.
+# `iterencode` makes an encoder for each value, in half of its time; this one is not public.
 with contextlib.suppress(AttributeError, TypeError):
     _CHUNKS = json.encoder.c_make_encoder(  # type: ignore[attr-defined]
         None, _ENCODER.default, json.encoder.encode_basestring, None, ":", ",", False, False, False
@@ -1609,14 +1608,14 @@ def hides(kind: Any) -> bool:
     """Whether this class, or one that its values may contain, has a field whose `repr` is off."""
     left, seen = [kind], set()
     while left:
-        if (kind := _bare(left.pop())) in seen or typing.get_origin(kind) is Literal:
+        if (kind := _unwrap(left.pop())) in seen or typing.get_origin(kind) is Literal:
             continue
         seen.add(kind)
         cls = typing.get_origin(kind) or kind
         if hidden_fields(cls):
             return True
         left += typing.get_args(kind)
-        if typing.is_typeddict(cls) or cols.is_namedtuple(cls) or _is_class(cls):
+        if typing.is_typeddict(cls) or cols.is_namedtuple(cls) or _is_attrs_or_dataclass(cls):
             try:
                 left += typing.get_type_hints(cls, include_extras=True).values()
             except (NameError, TypeError):
@@ -1631,15 +1630,15 @@ def hidden_fields(cls: Any) -> set[str]:
     return {field.name for field in values if field.repr is not True}
 
 
-def _is_class(cls: Any) -> bool:
+def _is_attrs_or_dataclass(cls: Any) -> bool:
     return attrs.has(cls) or dataclasses.is_dataclass(typing.get_origin(cls) or cls)
 
 
-def _name(kind: Any) -> str:
+def _type_name(kind: Any) -> str:
     if kind is Any:
         return "a JSON value"
     if typing.get_origin(kind) in _UNIONS:
-        return " | ".join(map(_name, typing.get_args(kind)))
+        return " | ".join(map(_type_name, typing.get_args(kind)))
     if isinstance(kind, type) and not typing.get_args(kind):
         return "None" if kind is types.NoneType else kind.__name__
     return repr(kind).replace("typing.", "")
@@ -1694,16 +1693,16 @@ class _Form:
             if others and hides(self.kind):
                 # A validator's or converter's message may contain the hidden value.
                 problem = f"{type(others[0]).__name__}, of which the rest is {HIDDEN}"
-                raise CodecError((f"{_name(self.kind)} refuses it: {problem}",)) from None
+                raise CodecError((f"{_type_name(self.kind)} refuses it: {problem}",)) from None
             raise
-        raise CodecError((f"expected {_name(self.kind)}, got {got(self.kind, raw)}",))
+        raise CodecError((f"expected {_type_name(self.kind)}, got {got(self.kind, raw)}",))
 
     def read_hidden(self, raw: Any, _: Any = None) -> Any:
         """Like `read`, but the error shows nothing of the value."""
         try:
             return self.read(raw)
         except Exception:
-            problem = f"expected {_name(self.kind)}, got something else, which is {HIDDEN}"
+            problem = f"expected {_type_name(self.kind)}, got something else, which is {HIDDEN}"
             raise CodecError((problem,)) from None
 
 
@@ -1731,7 +1730,7 @@ class _Converter(cattrs.Converter):
 
     def form(self, kind: Any) -> _Form:
         """The form of *kind*."""
-        kind = _bare(kind)
+        kind = _unwrap(kind)
         if kind not in self.forms:
             # Stored before it is complete, for recursive classes.
             form = self.forms[kind] = _Form(kind)
@@ -1768,10 +1767,10 @@ def _without_defaults(form: _Form) -> _Form:
     return attrs.evolve(form, dump=dump, plain=all(f.type in _PLAIN for f in fields))
 
 
-def _bare(kind: Any) -> Any:
+def _unwrap(kind: Any) -> Any:
     if isinstance(kind, typing.NewType):
-        return _bare(kind.__supertype__)
-    return _bare(kind.__origin__) if typing.get_origin(kind) is typing.Annotated else kind
+        return _unwrap(kind.__supertype__)
+    return _unwrap(kind.__origin__) if typing.get_origin(kind) is typing.Annotated else kind
 
 
 def _parts(kind: Any, converter: _Converter) -> _Parts:
@@ -1801,7 +1800,7 @@ def _choice(kind: Any, values: tuple[Any, ...]) -> _Parts:
     members = {(type(raw), raw): value for (_, value), raw in raws.items()}
     classes, json_classes = ({cls for cls, _ in pairs} for pairs in (raws, members))
     if len(members) < len(raws) or not json_classes <= {str, int, float, bool, types.NoneType}:
-        raise TypeError(f"{_name(kind)} has values that JSON does not have or tell apart")
+        raise TypeError(f"{_type_name(kind)} has values that JSON does not have or tell apart")
     both = tuple(classes), tuple(json_classes)
     return *both, lambda value: raws[type(value), value], lambda raw: members[type(raw), raw]
 
@@ -1822,17 +1821,17 @@ def _object(kind: Any, cls: Any, converter: _Converter) -> _Parts:
     if cols.is_namedtuple(cls):
         dump = cols.namedtuple_dict_unstructure_factory(kind, converter)
         parse = cols.namedtuple_dict_structure_factory(kind, converter, "from_converter", True)
-    elif _is_class(cls):
+    elif _is_attrs_or_dataclass(cls):
         if attrs.has(cls):
             attrs.resolve_types(cls)  # cattrs would leave the name in `list["Node"]`.
             if any(field.type is None for field in attrs.fields(cls)):
-                raise TypeError(f"{_name(kind)} has a field without a type")
+                raise TypeError(f"{_type_name(kind)} has a field without a type")
         hook = gen.override(struct_hook=lambda raw, kind: converter.form(kind).read_hidden(raw))
         hooks: Any = dict.fromkeys(hidden_fields(cls), hook)
         dump = gen.make_dict_unstructure_fn(kind, converter, _cattrs_use_alias=True)
         parse = gen.make_dict_structure_fn(kind, converter, _cattrs_use_alias=True, **hooks)
     else:
-        raise TypeError(f"{_name(kind)} has no form in JSON")
+        raise TypeError(f"{_type_name(kind)} has no form in JSON")
     return (cls,), (dict,), dump, parse
 
 
@@ -1872,7 +1871,7 @@ def _mapping(kind: Any, converter: _Converter) -> _Parts:
     key_kind, value_kind = typing.get_args(kind) or (str, Any)
     key, form = converter.form(key_kind), converter.form(value_kind)
     if key.json_classes not in ((str,), (int,)):
-        raise TypeError(f"{_name(key_kind)} has no form as a key in JSON")
+        raise TypeError(f"{_type_name(key_kind)} has no form as a key in JSON")
     digits = key.json_classes == (int,)
 
     def read_item(item: tuple[Any, Any]) -> tuple[Any, Any]:
@@ -1912,7 +1911,7 @@ _UNIONS: Final = (typing.Union, types.UnionType)
 
 
 def _union(kind: Any, converter: _Converter) -> _Parts:
-    forms = {member: converter.form(member) for member in map(_bare, typing.get_args(kind))}
+    forms = {member: converter.form(member) for member in map(_unwrap, typing.get_args(kind))}
     json_classes = {cls for form in forms.values() for cls in form.json_classes}
     choosers: dict[type, Callable[[Any], Any]] = {}
     for cls in json_classes:
@@ -1923,11 +1922,11 @@ def _union(kind: Any, converter: _Converter) -> _Parts:
             choosers[cls] = functools.partial(_identity, members[0])
             continue
         with contextlib.suppress(TypeError):
-            if all(map(_is_class, members)):
+            if all(map(_is_attrs_or_dataclass, members)):
                 choosers[cls] = disambiguators.create_default_dis_func(converter, *members)
                 continue
-        names = " and ".join(map(_name, members))
-        raise TypeError(f"in {_name(kind)}, JSON does not tell {names} apart")
+        names = " and ".join(map(_type_name, members))
+        raise TypeError(f"in {_type_name(kind)}, JSON does not tell {names} apart")
 
     def choose(raw: Any) -> _Form:
         return forms[choosers[type(raw)](raw)]
@@ -2101,7 +2100,7 @@ Errors = type[BaseException] | tuple[type[BaseException], ...]
 
 
 class Changeable(TypedDict, total=False):
-    """The options that can be changed of a job that waits, too. (The text beside a type is the
+    """The options that can also be changed while a job waits. (The texts beside types are the
     help of the command line.)"""
 
     queue: str
@@ -2173,8 +2172,9 @@ def _check_timeout(value: Duration, what: str) -> timedelta:
 
 def _check_memory(value: object, what: str) -> int:
     size = value
-    if isinstance(value, str) and (parts := re.fullmatch(r"(\d+) ?([kMG]?)(i?)B", value.strip())):
-        size = int(parts[1]) * (1024 if parts[3] else 1000) ** " kMG".index(parts[2] or " ")
+    pattern = r"(\d{1,15}) ?([kMG]?)(i?)B"
+    if isinstance(value, str) and (match := re.fullmatch(pattern, value.strip())):
+        size = int(match[1]) * (1024 if match[3] else 1000) ** " kMG".index(match[2] or " ")
     if type(size) is int and size > 0:
         return size
     raise OptionError(what, f'expected bytes, or a text like "512MB", got {size!r}')
@@ -8370,7 +8370,7 @@ def work_in_child(
     """The main function of a worker process, which holds the lock on the file *presence* and dies
     with its supervisor."""
     if hasattr(os, "setpgid"):
-        # In a group of its own it gets no Ctrl-C, and is killed with whatever its jobs start.
+        # A group of its own gets no Ctrl-C, and can be killed with what the jobs have started.
         os.setpgid(0, 0)
     for number, default in STOP_SIGNALS.items():
         # systemd signals every process of a service. SIG_IGN would be inherited by children.
@@ -8508,7 +8508,7 @@ class JobRunner:
                 board.start_next(packed, 0)
                 return False  # Else the next job would be blamed for what this one has broken.
         board.start_next(packed, 0)
-        channel.send("reports")  # Also if all jobs were revoked: the worker needs others.
+        channel.send("reports")  # Also if all were revoked, so that the worker gets other jobs.
         return True
 
     def progress(self, claimed: Claimed, progress: Progress) -> None:
@@ -8682,7 +8682,7 @@ CHANNEL_ERRORS = EOFError, OSError, ValueError, TypeError, LookupError
 
 @attrs.define(eq=False, repr=False)
 class Run:
-    """A job in hand, and all that its supervisor knows about it."""
+    """A job in hand, that is, given to a worker, and all that its supervisor knows about it."""
 
     number: int
     """Rises with each job that is handed over."""
@@ -8998,7 +8998,7 @@ exchange, little enough that no job waits behind others while another worker is 
 PREFETCH_JOBS = 256
 """How many jobs a worker has in hand at most, however short they are."""
 PREFETCH_BEHIND = 100_000
-"""A worker with less work in hand than so many microseconds may be given its next job already."""
+"""Microseconds of work: a worker with one job in hand that has less is given a second one."""
 OVERHEAD = 10
 """Microseconds that a worker spends on a job besides running it."""
 
@@ -9045,8 +9045,8 @@ def assign(
 
 
 def estimate(name: str, durations: Mapping[str, float]) -> float:
-    """Microseconds that a worker will need for a job; for a definition that has never run, so many
-    that a worker gets one such job at a time."""
+    """Microseconds that a worker will need for a job. Before the first one of a definition has run,
+    it is assumed to be long, so that each worker gets only one."""
     return durations.get(name, PREFETCH_BEHIND) + OVERHEAD
 
 
@@ -9085,8 +9085,8 @@ def not_begun(now: int, cancelled: bool) -> Report:
 def final_report(
     run: Run, report: Report, registry: Registry, rng: random.Random, crash: str = ""
 ) -> Report:
-    """The report of a job that was asked to end or whose worker has died by a *crash*: why it was
-    asked counts more than how it ended, except when the node stops."""
+    """The report of a job that was asked to end, or whose worker died by a *crash*. The reason to
+    end counts more than how it ended, except when the node stops."""
     claimed, options = run.claimed, registry.options(run.claimed.name)
     if run.reason == "cancel":
         return report._replace(
@@ -9185,9 +9185,9 @@ class Supervisor:
     _claim_due: bool = True
     """Whether there may be ready jobs that the last exchange did not see."""
     _pending: list[Settlement] = attrs.field(factory=list)
-    """What the next exchange settles."""
+    """The attempts that the next exchange settles."""
     _exchange_by: float = math.inf
-    """When the next exchange is due: for results, progress, or a job that a rate lets start."""
+    """When the next exchange is due: for results, progress, or a job of a queue with a rate."""
     _wanted: frozenset[EventKind] = frozenset()
     """The kinds of events that have listeners, as of this round of the loop."""
     _ended_events: list[Event] = attrs.field(factory=list)
@@ -9197,7 +9197,7 @@ class Supervisor:
     _changes: int = 0
     """What `File.changes` returned last."""
     _may_hold_orphans: bool = False
-    """Whether jobs may be claimed by this node in the file that it does not have in hand."""
+    """Whether the file may have jobs claimed by this node that are not in hand."""
     _quiet_until: float = 0.0
     """When an exchange that failed is tried again."""
     _failing_since: float = math.inf
@@ -9376,7 +9376,7 @@ class Supervisor:
             raise
 
     def _close(self) -> None:
-        with contextlib.ExitStack() as closing:  # Each step runs, even if the file is gone.
+        with contextlib.ExitStack() as closing:  # Last first; each runs even if the file is gone.
             closing.callback(self.events.close, max(self.grace, CLOSE_TIMEOUT))
             closing.callback(self._duties.emit, "node_left")
             closing.callback(logger.info, "node %s left", self.subscription.node)
@@ -9482,7 +9482,7 @@ class Supervisor:
         worker.close()
 
     def _wake(self) -> None:
-        """Checks after a commit by others for ready and due jobs, cancellations and ticks."""
+        """Makes due what a commit by others may require."""
         self._claim_due = True
         self._duties.make_due("stage", "expire", "requests")
         # Ticks a little later, since this is called for each enqueue.
@@ -9811,27 +9811,24 @@ class Supervisor:
 ################################################################################
 # LiteJobs
 #
-# What a program holds: definitions, the file, and the ways to enqueue, to look, to
-# steer and to work. Everything above is put together here.
+# What a program holds: its definitions, its file, and the methods that enqueue jobs, look at
+# them, change them and run them. Everything above is put together here.
 ################################################################################
 
 PAGE_SIZE = 500
-"""Jobs that are read at a time when one iterates over all."""
-
-
+"""Jobs that `iterate` reads at a time."""
 MAX_WORKERS = 10_000
-"""Workers of a node, and coroutines that a worker may run at a time."""
+"""Workers of a node, and async jobs that a worker may run at a time."""
 
 
 @attrs.define(eq=False, repr=False)
 class LiteJobs:
-    """A queue in the file at *path*, opened when first used; a relative path counts from the
-    folder at the time. It may be made at import time and used from several threads.
+    """A queue in the file at *path*, which is opened when first used; a relative path starts at the
+    current folder at the time. It may be made at import time and used from several threads.
 
-    *state* is a function, or a context manager's factory, that makes one object for each
-    worker process or thread. With *durability* "full" an enqueued job survives power loss;
-    with "fast", which is faster, only crashes of processes. *clock* gives microseconds since
-    the epoch.
+    *state* is a function that makes one object for each worker process or thread, or returns a
+    context manager that does. With *durability* "full" an enqueued job survives power loss; with
+    "fast", which is faster, only crashes of processes. *clock* returns microseconds since 1970.
     """
 
     _path: Path = attrs.field(converter=Path)
@@ -9845,13 +9842,13 @@ class LiteJobs:
     store: Store = attrs.field(init=False)
     _declared: dict[str, tuple[Schedule, object, str]] = attrs.field(factory=dict, init=False)
     target: str | None = attrs.field(default=None, init=False)
-    """The file of the program that the command line was given."""
+    """The file of the program that was named on the command line."""
     _made_in: str | None = attrs.field(default=None, init=False)
-    """The file of the module that made it."""
+    """The file of the module that called `LiteJobs()`."""
     tested: bool = attrs.field(default=False, init=False)
     """Whether `recording` has given it another file and clock."""
     log_level: int | None = attrs.field(default=None, init=False)
-    """At which workers log to stderr, unless the program sets up logging itself."""
+    """The level at which workers log to stderr, unless the program sets up logging itself."""
 
     def __attrs_post_init__(self) -> None:
         if self.durability not in typing.get_args(Durability):
@@ -9864,12 +9861,12 @@ class LiteJobs:
 
     @property
     def path(self) -> Path:
-        """The file, whatever folder the program has changed to since."""
+        """The absolute path of the file."""
         return self.store.file.path
 
     def register(self, *definitions: AnyDefinition | type) -> None:
-        """Adds definitions, and classes, that were made with the module's `define`. Their jobs go
-        to the queue that they were registered with last.
+        """Adds definitions and classes that were made with the module's `define`. Their jobs go to
+        the file of the `LiteJobs` with which they were registered last.
 
         Raises:
             DefinitionError: a name is taken, or work has started.
@@ -9881,11 +9878,12 @@ class LiteJobs:
             definition.body.home = self
 
     def on(self, *kinds: EventKind) -> Callable[[AnyListener], AnyListener]:
-        """Calls a function with every event of these kinds, or of all: `@jobs.on("failed")`.
+        """Makes a decorator for functions that are called with every event of these kinds, or of
+        all: `@jobs.on("failed")`.
 
-        It is called where the event happens, in the node's process or in the one that
-        enqueues, in one thread and in order; in `drain`, at once. An error in it is logged;
-        while it is slow, up to 10,000 events wait, and further ones are dropped.
+        They are called where the event happens, in the node's process or in the one that
+        enqueues, in one thread and in order; in `drain`, at once. Errors in them are logged; while
+        they are slow, up to 10,000 events wait, and further ones are dropped.
 
         "timed_out" and "crashed" are about an attempt; "retrying" or "failed" follows.
         "cancelled" is only reported for jobs that a node had claimed.
@@ -9903,8 +9901,8 @@ class LiteJobs:
         return add
 
     def trace(self) -> None:
-        """Puts a span of OpenTelemetry around every enqueue and every attempt, linked, by the
-        program's own tracer provider. Call it where workers import it.
+        """Makes an OpenTelemetry span for every enqueue and for every attempt, linked, with the
+        program's own tracer provider. Call it at import time, so that workers do, too.
 
         Raises:
             OptionError: OpenTelemetry is not installed, or work has started.
@@ -9951,10 +9949,9 @@ class LiteJobs:
         return job
 
     def enqueue_many(self, works: Iterable[Bound[Any] | object]) -> Sequence[Job[Any]]:
-        """Puts many jobs into the file in one transaction, all or none; gives them in
-        that order.
+        """Puts many jobs into the file in one transaction, all or none; returns them in that order.
 
-        Raises: like `enqueue`; then none is there.
+        Raises: like `enqueue`; then none is enqueued.
         """
         _refuse_while_importing()
         bound = [work if type(work) is Bound else self.bind(work) for work in works]
@@ -9963,8 +9960,7 @@ class LiteJobs:
     def _enqueue_inside(
         self, layers: Sequence[AroundEnqueue], works: Sequence[Bound[Any]]
     ) -> Sequence[Job[Any]]:
-        """Enqueues inside these layers of middleware, of which each has to give a job for each
-        that it got."""
+        """Enqueues inside these layers of middleware. Each has to return a job for each work."""
         jobs: Any
         if layers:
             jobs = layers[0](works, functools.partial(self._enqueue_inside, layers[1:]))
@@ -9992,7 +9988,7 @@ class LiteJobs:
             insert = functools.partial(insert_and_read, jobs=new, source=self)
             if given[0] is not None:
                 with on_callers_connection(given[0], self.store.file) as tx:
-                    # When, and whether, this is committed is not known here: so no events.
+                    # No events, since the caller may commit later, or never.
                     return insert(tx)
             jobs = commit(insert)
         if self.events.wants("enqueued"):
@@ -10007,20 +10003,20 @@ class LiteJobs:
                 )
 
     def broadcast(self, work: Bound[R] | object, /, **choices: Unpack[Choices]) -> list[Job[R]]:
-        """Gives each node that is at work now a copy of the job that only it takes, all in
-        one transaction; gives the jobs, none if there is no node.
+        """Enqueues a copy of the job for each node that is at work now, all in one transaction;
+        returns the jobs. Each is only taken by its node.
 
         Raises: like `enqueue`.
         """
         bound = self.bind(work, **choices)
         for node, _, _ in self.store.nodes.others(0):
-            self.store.nodes.rescue(node)  # If it has died and no other node has noticed.
+            self.store.nodes.rescue(node)  # It may have died unnoticed.
         names = sorted({name for _, name, _ in self.store.nodes.others(0)})
         return [*self.enqueue_many(self.bind(bound, node=name) for name in names)]
 
     def bind(self, work: Bound[R] | object, /, **choices: Unpack[Choices]) -> Bound[R]:
-        """A job that is not enqueued yet, of an instance of a defined class or of what
-        is bound already, with choices of its own.
+        """A job that is not enqueued yet, from an instance of a defined class or from a bound
+        definition, with these choices.
 
         Raises: like `enqueue`.
         """
@@ -10032,11 +10028,11 @@ class LiteJobs:
             return work.using(**choices) if choices else work
         return bind_instance(self.registry.of(work), work, choices)
 
-    # Look
+    # Read
 
     def get(self, id: int | Job[Any]) -> Job[Any]:
-        """One job as it is now. (Here and below, a job may stand for its id, and a definition or
-        a defined class for its name.)
+        """One job as it is now. (Here and below, a job may be given instead of its id, and a
+        definition or a defined class instead of its name.)
 
         Raises:
             JobNotFoundError: it was deleted or pruned, or never existed.
@@ -10051,8 +10047,8 @@ class LiteJobs:
         before: int | Job[Any] | None = None,
         **filters: Unpack[Filters],
     ) -> list[Job[Any]]:
-        """The jobs that match all filters, newest first; for the next page, give the last one's
-        id as *before*.
+        """The jobs that match all filters, newest first; for the next page, pass the id of the last
+        one as *before*.
 
         Raises:
             OptionError: a filter is unknown or cannot match anything.
@@ -10063,7 +10059,7 @@ class LiteJobs:
             return find_jobs(tx, match, limit, self)
 
     def iterate(self, **filters: Unpack[Filters]) -> Iterator[Job[Any]]:
-        """All jobs that match, newest first, read page by page: nothing is held open, and jobs
+        """All jobs that match, newest first, read page by page. No transaction stays open, and jobs
         that are enqueued meanwhile are left out.
 
         Raises: like `find`.
@@ -10098,11 +10094,11 @@ class LiteJobs:
         name: str | AnyDefinition | type | None = None,
         limit: int = 60,
     ) -> list[Metric]:
-        """What nodes did in the last *limit* minutes, hours or days, oldest first, the present
-        one and empty ones included.
+        """What nodes did in the last *limit* minutes, hours or days, oldest first, including the
+        current one and those without jobs.
 
-        Nodes store it every five seconds (if killed, they lose that), and `drain` at its end.
-        Minutes are kept for a day, hours and days for 90 days.
+        Nodes store it every five seconds (a node that is killed loses what it has not stored), and
+        `drain` at its end. Minutes are kept for a day, hours and days for 90 days.
 
         Raises:
             OptionError: there is no such span, or the limit is not from 1 to 10,000.
@@ -10118,7 +10114,7 @@ class LiteJobs:
         return self.store.nodes.all()
 
     def errors(self, id: int | Job[Any]) -> tuple[Failure, ...]:
-        """The failed attempts of a job, the oldest first."""
+        """The failed attempts of a job, oldest first."""
         with self.store.file.transaction(read_only=True) as tx:
             found = read_failures(tx, "job = :number", id_of(id))
         return tuple(failure for _, _, failure in found)
@@ -10136,8 +10132,8 @@ class LiteJobs:
     def as_completed(
         self, jobs: Iterable[int | Job[R]], timeout: Duration | None = None, *, bar: bool = False
     ) -> Iterator[Job[R]]:
-        """Gives each job once it has completed, failed or been cancelled. With *bar*, a line on
-        the terminal shows how far all of them have come.
+        """Yields each job once it has completed, failed or been cancelled. With *bar*, the terminal
+        shows a progress bar.
 
         Raises:
             WaitTimeoutError: *timeout* passed before all had ended.
@@ -10167,7 +10163,7 @@ class LiteJobs:
     def wait_all(
         self, jobs: Iterable[int | Job[R]], timeout: Duration | None = None, *, bar: bool = False
     ) -> list[Job[R]]:
-        """Waits until all of these jobs have ended; gives them in that order.
+        """Waits until all of these jobs have ended; returns them in that order.
 
         Raises: like `as_completed`.
         """
@@ -10180,7 +10176,7 @@ class LiteJobs:
 
         Raises:
             JobFailedError: it did not complete.
-            ResultError: the result is not of the type that the handler declares now.
+            ResultError: the result does not fit the type that the handler declares now.
         """
         if not isinstance(job, Job) or not job.finished:
             job = self.get(job)
@@ -10196,17 +10192,17 @@ class LiteJobs:
             raise ResultError(job.id, job.name, str(error)) from error
 
     def why(self, id: int | Job[Any]) -> str:
-        """In one sentence, why a job is not running, or how it ended.
+        """One sentence that says why a job is not running, or how it ended.
 
         Raises:
             JobNotFoundError: it was deleted or pruned, or never existed.
         """
         return explain(self.store.nodes, self.get(id))
 
-    # Keep
+    # Maintain
 
     def doctor(self) -> list[Finding]:
-        """All that is wrong with the queue, with advice. Reads the whole file.
+        """Finds everything that is wrong with the queue, with advice. Reads the whole file.
 
         Raises:
             FileError: the file cannot even be opened.
@@ -10214,34 +10210,34 @@ class LiteJobs:
         return [*find_problems(self.store.nodes)]
 
     def repair(self) -> int:
-        """Corrects stored numbers of jobs, and jobs that wait for a key that no job holds; gives
-        how many there were."""
+        """Corrects stored counts of jobs, and admits jobs that wait for a key that no job holds;
+        returns how many corrections there were."""
         repaired = repair(self.store.file) + self.store.admit()
         self.store.file.notify_nodes()
         return repaired
 
     def backup(self, path: str | Path) -> Path:
-        """Copies the whole file to *path*, where nothing may be yet, while jobs run; gives its
-        full name. The copy is durable when this returns, and readable by its user only. Jobs
+        """Copies the whole file to *path*, where no file may exist, while jobs run; returns the
+        copy's absolute path. It is durable when this returns, and only its owner can read it. Jobs
         that were running are ready again in it.
 
         Raises:
-            FileError: there is such a file, or it cannot be written.
+            FileError: the path exists, or cannot be written.
         """
         return back_up(self.store.file, Path(path))
 
     def compact(self) -> Compacted:
-        """Gives all free space in the file back. Other writers wait meanwhile.
+        """Returns all free space in the file to the system. Other writers wait meanwhile.
 
         Raises:
-            BusyError: others kept the file's write lock for too long.
+            BusyError: others held the file's write lock for too long.
         """
         return compact(self.store.file)
 
-    # Steer
+    # Change
 
     def queue(self, name: str) -> Queue:
-        """A queue, whether it exists or not, to pause and resume it and to change its settings.
+        """A queue, whether it exists or not, to pause or resume it and to change its settings.
 
         Raises:
             OptionError: it is not a valid name.
@@ -10262,15 +10258,60 @@ class LiteJobs:
         return bulk(self.store.file, chosen(ids, filters), VERBS["cancel"])
 
     def retry(self, *ids: int | Job[Any], **filters: Unpack[Filters]) -> Moved:
-        """Starts failed and cancelled jobs again, with all their attempts (their history stays),
-        and makes jobs that wait for their backoff due now."""
+        """Makes failed and cancelled jobs ready again, with all their attempts (their history is
+        kept), and jobs that wait for their backoff due now."""
         return bulk(self.store.file, chosen(ids, filters), VERBS["retry"])
 
     def delete(self, *ids: int | Job[Any], **filters: Unpack[Filters]) -> Moved:
         """Deletes jobs and their history; running ones are left."""
         return bulk(self.store.file, chosen(ids, filters), VERBS["delete"])
 
-    # Recur
+    def change(self, *ids: int | Job[Any], to: Changes, **filters: Unpack[Filters]) -> Moved:
+        """Changes options of waiting jobs, checked as in `enqueue`; running and finished jobs stay
+        as they are. The fields of a *payload* replace those of that name, and the whole has to fit
+        the definition, if this program has it.
+
+        Raises:
+            OptionError: neither ids nor filters are given, or there is no such option.
+            PayloadError: a job's payload would no longer fit. That job stays as it is, but others
+                may have been changed before it.
+        """
+        check_known(to, Changes.__annotations__, "cannot be changed")
+        if not to:
+            raise OptionError("to", "say what to change, such as to={'priority': 10}")
+        if "at" in to:
+            aware(to["at"], "at")
+        options: Any = {name: value for name, value in to.items() if name != "payload"}
+        columns = columns_of(options, self.clock())
+        fields = to.get("payload")
+        if fields is not None:
+            try:
+                json_of_any.encode(dict(fields))
+            except (CodecError, TypeError, ValueError) as error:
+                problem = f"expected fields with JSON values: {error}"
+                raise OptionError("payload", problem) from None
+
+        def rework(name: str, payload: object) -> str | bytes:
+            old = _read_json(payload) if isinstance(payload, str) else None
+            if not isinstance(old, dict):
+                raise PayloadError(name, ("it is not a JSON object, so that no field can change",))
+            text = json_of_any.encode({**old, **(fields or {})})
+            definition = self.registry.by_name.get(name)
+            return text if definition is None else bind_json(definition, text, {}).payload
+
+        match = chosen(ids, filters)
+        return change_options(self.store.file, match, columns, None if fields is None else rework)
+
+    def hold(self, *ids: int | Job[Any], **filters: Unpack[Filters]) -> Moved:
+        """Pauses waiting jobs until they are released. Jobs that a worker has in hand, begun or
+        not, count as running and are left: to hold those, pause their queue meanwhile."""
+        return bulk(self.store.file, chosen(ids, filters), VERBS["hold"])
+
+    def release(self, *ids: int | Job[Any], **filters: Unpack[Filters]) -> Moved:
+        """Lets held jobs become ready again when they are due."""
+        return bulk(self.store.file, chosen(ids, filters), VERBS["release"])
+
+    # Schedules
 
     @overload
     def cron(self, expression: str, /, **how: Unpack[Declaring]) -> Define: ...
@@ -10280,17 +10321,17 @@ class LiteJobs:
     ) -> ScheduleHandle: ...
 
     def cron(self, expression: str, work: object = None, /, **how: Unpack[Declaring]) -> Any:
-        """Declares that a job is enqueued at each time that *expression* names: five cron
-        fields, six with seconds first, `@daily` and the like, or `@every 30s`.
+        """Declares that a job is enqueued at each time of *expression*: five cron fields, six with
+        seconds first, `@daily` and the like, or `@every 30s`.
 
-        It decorates a definition or a function, or is given the *work*: a bound definition,
-        one without required parameters, or an instance of a defined class. When a node starts,
-        what its program declares comes into the file, and what it no longer declares goes.
+        Use it as a decorator of a definition or a function, or pass the *work*: a bound definition,
+        one without required parameters, or an instance of a defined class. When a node starts, the
+        schedules that its program declares are stored, and those no longer declared are removed.
 
-        *misfire* says what to do about ticks that are late by more than *grace*: "once"
-        (one job for all of them), "skip" or "all". With *overlap* "skip" there is no job
-        while the last one has not finished. *jitter* delays each job by up to so much at
-        random. There is no tick before *start* or after *end*.
+        *misfire* says what to do about ticks that are late by more than *grace*: "once" (one job
+        for all of them), "skip" or "all". With *overlap* "skip" no job is enqueued before the last
+        one has finished. *jitter* delays each job at random, by no more than that. There is no tick
+        before *start* or after *end*.
 
         Raises:
             OptionError: a value cannot be used, or the name is taken.
@@ -10305,8 +10346,8 @@ class LiteJobs:
     ) -> ScheduleHandle: ...
 
     def every(self, interval: Duration, work: object = None, /, **how: Unpack[Declaring]) -> Any:
-        """Like `cron`, each time that *interval* has passed, counted from *start*, or else from
-        when the schedule came into the file.
+        """Like `cron`, each time that *interval* has passed since *start*, or else since the
+        schedule was stored.
 
         Raises: like `cron`.
         """
@@ -10340,7 +10381,7 @@ class LiteJobs:
         return attrs.evolve(self.define, then=declare) if work is None else declare(work)
 
     def _declarations(self) -> tuple[Sequence[Schedule], str]:
-        """The schedules that the program declares, and the program."""
+        """The schedules that the program declares, and which program it is."""
         program = program_of(self.target, self._made_in)
         schedules = [
             self._with_work(attrs.evolve(schedule, origin=json.dumps({program: module})), work)
@@ -10351,7 +10392,7 @@ class LiteJobs:
         return schedules, program
 
     def _with_work(self, schedule: Schedule, work: object) -> Schedule:
-        """The schedule with what it enqueues."""
+        """The schedule with the definition, payload and options of what it enqueues."""
         if isinstance(work, type) and definition_of(work):
             work = work()
         bound = work.bind() if isinstance(work, Definition) else self.bind(work)
@@ -10373,7 +10414,7 @@ class LiteJobs:
 
     def schedule(self, name: str | AnyDefinition | type) -> ScheduleHandle:
         """The schedule of this name, whether it exists or not, to make, change, pause or fire it
-        in the file, while nodes run."""
+        while nodes run."""
         definition = definition_of(name)
         return ScheduleHandle(check_name(definition.name if definition else name, "name"), self)
 
@@ -10383,81 +10424,35 @@ class LiteJobs:
             return read_schedules(tx)
 
     def pause_schedules(self) -> int:
-        """Lets no schedule fire until it is resumed; gives how many that paused."""
+        """Pauses all schedules until they are resumed; returns how many were not paused before."""
         return self.store.schedules.set_paused(None, True)
 
     def resume_schedules(self) -> int:
-        """Lets all schedules fire again, from their next ticks on; gives how many were paused.
-        Missed ticks are not made up."""
+        """Resumes all schedules from their next ticks on, without those that were missed; returns
+        how many were paused."""
         return self.store.schedules.set_paused(None, False)
-
-    def change(self, *ids: int | Job[Any], to: Changes, **filters: Unpack[Filters]) -> Moved:
-        """Gives waiting jobs other values, checked as by enqueue; running and finished jobs are
-        left. The fields of a *payload* replace those of that name, and the whole has to fit
-        the definition, if this program has it.
-
-        Raises:
-            OptionError: neither ids nor filters are given, or there is no such option.
-            PayloadError: a job's payload does not fit any more. It stays as it is, but
-                others may have been changed before it.
-        """
-        check_known(to, Changes.__annotations__, "cannot be changed")
-        if not to:
-            raise OptionError("to", "say what to change, such as to={'priority': 10}")
-        if "at" in to:
-            aware(to["at"], "at")
-        options: Any = {name: value for name, value in to.items() if name != "payload"}
-        columns = columns_of(options, self.clock())
-        fields = to.get("payload")
-        if fields is not None:
-            try:
-                json_of_any.encode(dict(fields))
-            except (CodecError, TypeError, ValueError) as error:
-                problem = f"expected fields with JSON values: {error}"
-                raise OptionError("payload", problem) from None
-
-        def rework(name: str, payload: object) -> str | bytes:
-            old = _read_json(payload) if isinstance(payload, str) else None
-            if not isinstance(old, dict):
-                raise PayloadError(name, ("it is not a JSON object, so that no field can change",))
-            text = json_of_any.encode({**old, **(fields or {})})
-            definition = self.registry.by_name.get(name)
-            return text if definition is None else bind_json(definition, text, {}).payload
-
-        match = chosen(ids, filters)
-        return change_options(self.store.file, match, columns, None if fields is None else rework)
-
-    def hold(self, *ids: int | Job[Any], **filters: Unpack[Filters]) -> Moved:
-        """Pauses waiting jobs until they are released. Jobs that a worker has been given, begun
-        or not, count as running and are left: to hold those, pause their queue meanwhile."""
-        return bulk(self.store.file, chosen(ids, filters), VERBS["hold"])
-
-    def release(self, *ids: int | Job[Any], **filters: Unpack[Filters]) -> Moved:
-        """Lets paused jobs wait for their time again."""
-        return bulk(self.store.file, chosen(ids, filters), VERBS["release"])
 
     # Work
 
     def work(self, workers: int | None = None, **options: Unpack[NodeOptions]) -> None:
-        """Runs jobs in *workers* processes (default: one for each core) until it is stopped.
-        `until="empty"` ends it when nothing is pending, running or waiting for a retry. Each
-        worker also runs up to *concurrency* jobs (default: 100) of `async def` handlers at a
-        time, in one event loop, with its one state.
+        """Runs jobs in *workers* processes (default: one for each core) until it is stopped. With
+        `until="empty"` it ends when nothing is pending, running or waiting for a retry. Each worker
+        also runs up to *concurrency* jobs (default: 100) of `async def` handlers at a time, in one
+        event loop, with the same state.
 
-        With *threads* instead, jobs run in so many threads of this process: for interfaces,
-        notebooks, and frozen applications without `multiprocessing.freeze_support()`.
-        Definitions may then stand anywhere, and each thread has a state of its own. But a
-        thread cannot be killed: a job over its time is only asked to end, by
-        `context.cancelled`, and one that crashes takes the program with it. A thread that has
-        not ended after the grace is left behind; until it ends, its node stays listed, and no
-        other node runs its job.
+        With *threads*, jobs run in that many threads of this process instead: for graphical
+        programs, notebooks, and frozen applications without `multiprocessing.freeze_support()`.
+        Definitions may then be anywhere, and each thread has its own state. But a thread cannot be
+        killed: a job over its timeout is only asked to end, by `context.cancelled`, and one that
+        crashes takes the program with it. A thread that has not ended after the grace is left
+        behind; until it ends, its node stays listed, and no other node runs its job.
 
         A worker is replaced after *jobs_per_worker* jobs, for code that leaks; the next one is
-        started before. *queues* limits the node to some queues; *node* names it for jobs that
-        only it may take. *grace* (default: 5 s) is how long a job may go on after it was asked
-        to end before its worker is killed: when the node stops, or at a timeout or a
-        cancellation, unless the job or its definition has a `grace`. SIGTERM and Ctrl-C stop
-        the node, a second one at once (in the main thread; elsewhere use `start`).
+        started before. *queues* limits the node to some queues; *node* names it for jobs that only
+        it may take. *grace* (default: 5 s) is how long a job that was asked to end may go on before
+        its worker is killed: when the node stops, or at a timeout or a cancellation, unless the job
+        or its definition has a `grace`. SIGTERM and Ctrl-C stop the node, a second one at once (in
+        the main thread; elsewhere use `start`).
 
         Raises:
             DefinitionError: there are no definitions, or workers cannot find one.
@@ -10474,8 +10469,8 @@ class LiteJobs:
                 signal.signal(number, handler or signal.SIG_DFL)
 
     def start(self, workers: int | None = None, **options: Unpack[NodeOptions]) -> Pool:
-        """Like `work`, but in the background, until the end of a with statement: for programs
-        with a loop of their own."""
+        """Like `work`, but in the background, until the end of a `with` statement: for programs
+        that have a main loop."""
         return Pool(self._supervisor(workers, **options))
 
     def _supervisor(
@@ -10554,11 +10549,11 @@ class LiteJobs:
         return Subscription(frozenset(d.name for d in self.registry), chosen, name)
 
     def drain(self, *, queues: Iterable[str] | None = None) -> int:
-        """Runs jobs in this process, one after the other, until none is due; gives the number of
-        attempts. For tests and small scripts: timeouts are not enforced, a crash is a crash
-        of this process, and a handler that always wants to run again at once runs for ever.
-        First it does a node's other duties: it takes over jobs of dead processes, and deletes
-        those whose retention is over (not in a test)."""
+        """Runs jobs in this process, one after another, until none is due; returns the number of
+        attempts. For tests and small scripts: timeouts are not enforced, a crash is a crash of this
+        process, and this never returns if a job always makes another one due at once. Before, it
+        does the other duties of a node: it takes over jobs of dead processes, and deletes those
+        whose retention is over (not in a test)."""
         subscription = self._subscription(queues, None)
         with contextlib.ExitStack() as closing:
             own = self.registry, self.state, self.clock, self, self.middleware.runs
@@ -10569,24 +10564,23 @@ class LiteJobs:
             closing.callback(self.store.leave, node)
             closing.enter_context(self.events.dispatched_at_once())
             duties = Duties(self.store, node, self.events, subscription.node)
-            # What a test has enqueued stays to be looked at.
             return run_due(duties, runs, subscription, prunes=not self.tested)
 
 
 def _print_bar(left: Sequence[Job[Any]], total: int) -> None:
-    """Shows on the terminal how many of *total* jobs have ended, and the progress of the rest."""
+    """Prints how many of *total* jobs have ended, and the progress of the rest."""
     ended = total - sum(not job.finished for job in left)
     shares = [job.progress.share or 0.0 for job in left if job.progress and not job.finished]
     share = (ended + sum(shares)) / max(1, total)
-    # Of one width, to cover what was there: a share may become smaller.
+    # Of constant width, so that it covers the previous line.
     line = f"\r[{'=' * int(30 * share):30}] {ended:{len(str(total))}}/{total} {share:4.0%}"
     print(line, end="\n" if ended == total else "", file=sys.stderr, flush=True)
 
 
 def run_due(duties: Duties, executor: Executor, subscription: Subscription, prunes: bool) -> int:
-    """Runs what is due in this process, one job after the other; gives the number of attempts."""
+    """Runs due jobs in this process, one after another; returns the number of attempts."""
     store, node, events = duties.store, duties.node, duties.events
-    # Without a handler, logging would print warnings to stderr: events are not logged then.
+    # Without a handler, logging would print events that are warnings to stderr.
     emit = events.emit if logger.hasHandlers() else events.dispatch
     ended: Sequence[tuple[Claimed, Report]] = ()
     attempts, interrupted = 0, False
@@ -10606,11 +10600,11 @@ def run_due(duties: Duties, executor: Executor, subscription: Subscription, prun
 
     duties.do("rescue", "admit", "forget_statistics", "roll_up_metrics")
     while prunes and (store.prune(store.clock()) or store.shrink()):
-        pass  # A batch at a time, so that others can write, too.
+        pass  # One batch per transaction, so that others can write in between.
     while True:
         store.nodes.renew(node)
         if not interrupted:
-            # First those that expire: with overlap="skip" a tick waits for what has not ended.
+            # Expire first: with overlap="skip" a tick fires only if the last job has ended.
             duties.do("expire", "fire", "stage")
         done = store.exchange(ended, node, choose, subscription)
         for settled, report in ended:
@@ -10652,7 +10646,7 @@ class QueueChoices(TypedDict, total=False):
 
     concurrency: Annotated[int | None, "how many of its jobs run at a time"]
     rate: Annotated[str | None, "how many start in some time, as 10/s or 100/min"]
-    burst: Annotated[int | None, "how many may start at once after a rest"]
+    burst: Annotated[int | None, "how many may start at once after a pause"]
     weight: Annotated[float | None, "its share among queues with jobs of the same priority"]
     ageing: Annotated[Duration | None, "in which the priority of a waiting job rises by one"]
     max_attempts: int | None
@@ -10662,34 +10656,34 @@ class QueueChoices(TypedDict, total=False):
 
 @attrs.frozen
 class Queue:
-    """A queue, by its name. Its settings are in the file: all nodes share them, and running
-    nodes follow a change at once."""
+    """A queue, by its name. Its settings are in the file: they apply to all nodes, and changes take
+    effect at once."""
 
     name: str
     _jobs: LiteJobs = attrs.field(eq=False, repr=False)
 
     def set(self, **choices: Unpack[QueueChoices]) -> QueueSettings:
-        """Changes settings, and leaves the others; `None` takes one away.
+        """Changes these settings and no others; `None` removes one.
 
-        *concurrency*: how many of its jobs run at a time, on all nodes. *rate*: how many start
-        in some time ("10/s", "100/min"), evenly, or with a *burst* of so many at once after a
-        rest. *weight*: its share among queues with jobs of the same priority (default: 1).
-        *ageing*: the interval in which the priority of a waiting job rises by one.
-        *max_attempts* (`None`: for ever), *timeout* and *backoff*: for jobs whose definition
-        does not say. *concurrency* and *rate* hold when this returns, as after `pause`.
+        *concurrency*: how many of its jobs run at a time, on all nodes together. *rate*: how many
+        start in some time ("10/s", "100/min"), evenly, or with up to *burst* jobs at once after a
+        pause. *weight*: its share among queues with jobs of the same priority (default: 1).
+        *ageing*: the interval in which the priority of a waiting job rises by one. *max_attempts*
+        (`None`: no limit), *timeout* and *backoff*: for jobs whose definition does not set them.
+        *concurrency* and *rate* are in effect when this returns, as after `pause`.
 
         Raises:
             OptionError: there is no such setting, or its value cannot be used.
         """
         check_known(choices, _SETTING_CHECKS, "no such setting")
-        # Rows leave out the default backoff; for a queue it is a setting like any other.
+        # For jobs the default backoff is stored as NULL; for a queue that is no setting.
         store: dict[str, Any] = {**STORED, "ageing": STORED["timeout"], "backoff": store_curve}
         columns: dict[str, Any] = {}
         for setting, value in typing.cast("dict[str, Any]", choices).items():
             checked = None if value is None else _SETTING_CHECKS[setting](value, setting)
             columns[setting] = checked and store.get(setting, _identity)(checked)
         if columns.get("max_attempts", 0) is None:
-            columns["max_attempts"] = 0  # For ever; NULL is no setting at all.
+            columns["max_attempts"] = 0  # No limit; NULL is no setting.
         if "rate" in choices:
             columns["rate_given"] = choices["rate"]
         self._jobs.store.set_queue(self.name, columns)
@@ -10701,10 +10695,10 @@ class Queue:
         return self._jobs.store.queues().get(self.name) or QueueSettings(self.name)
 
     def pause(self) -> None:
-        """Lets no more of its jobs start, on any node; running ones go on. When it returns, nodes
-        have taken back what their workers had been given and had not begun. Only jobs of
-        `async def` handlers that wait for a turn of their event loop, and jobs of a node that
-        does not answer within two seconds (the log names it), may still start."""
+        """Lets no more of its jobs start, on any node; running ones go on. When this returns, nodes
+        have taken back the jobs that their workers had in hand and had not begun. Only jobs of
+        `async def` handlers that wait for their event loop, and jobs of a node that does not
+        answer within two seconds (the log names it), may still start."""
         self._jobs.store.set_queue(self.name, {"paused": 1})
 
     def resume(self) -> None:
@@ -10712,7 +10706,7 @@ class Queue:
         self._jobs.store.set_queue(self.name, {"paused": 0})
 
     def reset(self) -> None:
-        """Takes all its settings away, and resumes it."""
+        """Removes all its settings, and resumes it."""
         self._jobs.store.reset_queue(self.name)
 
 
@@ -10738,8 +10732,8 @@ _SETTING_CHECKS: Mapping[str, Check] = {
 
 
 class Declaring(Recurring, total=False):
-    """How a program declares a schedule: its name (else that of the definition), and the time
-    zone of its fields."""
+    """How a program declares a schedule: also its name (default: that of the definition) and the
+    time zone of its cron fields."""
 
     name: str | None
     timezone: str
@@ -10747,11 +10741,11 @@ class Declaring(Recurring, total=False):
 
 @attrs.frozen(eq=False, repr=False)
 class ScheduleHandle:
-    """A schedule by its name, whether it exists or not. Changes are in the file at once, and
-    running nodes follow them.
+    """A schedule, by its name, whether it exists or not. Changes take effect at once, also in
+    running nodes.
 
     Raises:
-        ScheduleNotFoundError: it does not exist; by all methods but `set`.
+        ScheduleNotFoundError: it does not exist; from all methods but `set`.
     """
 
     name: str
@@ -10771,8 +10765,8 @@ class ScheduleHandle:
         timezone: str = "UTC",
         **how: Unpack[Recurring],
     ) -> Schedule:
-        """Makes the schedule, or changes it; options as for `cron`, and an interval may be
-        given as such. It stays until it is removed, or a program declares one of this name.
+        """Makes or changes the schedule; options are those of `cron`, and *expression* may be an
+        interval. It stays until it is removed, or a program declares one of this name.
 
         Raises:
             OptionError: a value cannot be used.
@@ -10784,20 +10778,20 @@ class ScheduleHandle:
         return self._jobs.store.schedules.put(self._jobs._with_work(schedule, work))
 
     def pause(self) -> None:
-        """Lets it fire nothing until it is resumed."""
+        """Lets it enqueue no jobs until it is resumed."""
         self._jobs.store.schedules.set_paused(self.name, True)
 
     def resume(self) -> None:
-        """Lets it fire again, from the next tick on."""
+        """Lets it enqueue jobs again, from the next tick on."""
         self._jobs.store.schedules.set_paused(self.name, False)
 
     def fire(self) -> Job[Any]:
-        """Enqueues one job now, also while it is paused; its next tick stays."""
+        """Enqueues one job now, even if it is paused; its next tick does not change."""
         _refuse_while_importing()
         return self._jobs.get(self._jobs.store.schedules.fire_now(self.name))
 
     def remove(self) -> None:
-        """Deletes it. (One that a program declares comes back when its next node starts.)"""
+        """Deletes it. (If a program declares it, the program's next node makes it again.)"""
         self._jobs.store.schedules.remove(self.name)
 
 
@@ -10812,7 +10806,7 @@ def _options_in(typed: str) -> list[inspect.Parameter]:
 
 
 def _spell_out_options(owner: Any) -> None:
-    """Lets `help()` show each option that a method takes by a TypedDict."""
+    """Makes `help()` show the options that methods take as a TypedDict."""
     for method in filter(inspect.isfunction, vars(owner).values()):
         for hint in method.__annotations__.values():
             if isinstance(hint, str) and hint.startswith("Unpack["):
@@ -10826,8 +10820,8 @@ for _owner in (Definition, Bound, LiteJobs, Queue, ScheduleHandle):
 
 
 def module_name(name: str) -> str:
-    """The name of a module, which for the main program is that of its file (or, after -m,
-    of its module): so it is the same however the program was started."""
+    """The name of a module; for the main program that of its file, or with -m of its module, so
+    that it does not depend on how the program was started."""
     if name not in ("__main__", "__mp_main__"):
         return name
     main = sys.modules.get(name)
@@ -10836,8 +10830,8 @@ def module_name(name: str) -> str:
 
 
 def program_of(target: str | None, made_in: str | None) -> str:
-    """What distinguishes a program from others that use the same file: its main file or package,
-    and where its queue is made, if that is elsewhere, as in what `gunicorn` runs."""
+    """What identifies a program among those that use the same file: its main file or package, and
+    also the file that calls `LiteJobs()`, if that is elsewhere, as under `gunicorn`."""
     if getattr(sys, "frozen", False):
         return str(Path(sys.executable).resolve())
     main = target or getattr(sys.modules["__main__"], "__file__", None)
@@ -10849,8 +10843,8 @@ def program_of(target: str | None, made_in: str | None) -> str:
 
 
 class Changes(Changeable, total=False):
-    """What can be changed of a job that waits; `None` is as when one enqueues. A length of time
-    for *expires* counts from when the job is due, if that is changed too, else from now."""
+    """What can be changed of a waiting job; `None` means the same as in `enqueue`. A duration as
+    *expires* counts from when the job is due, if that is changed too, else from now."""
 
     payload: Annotated[Mapping[str, Any], FIELDS]
 
@@ -10874,7 +10868,7 @@ def columns_of(choices: Choices, now: int) -> dict[str, Any]:
 
 
 def _read_json(text: object) -> Any:
-    """A value of a row; its text, if that is not JSON."""
+    """A value of a row, or its text if that is not JSON."""
     if isinstance(text, bytes):
         return {"base64": base64.b64encode(text).decode()}
     try:
@@ -10884,15 +10878,15 @@ def _read_json(text: object) -> Any:
 
 
 def _home(path: Path, durability: Durability, enqueues: tuple[AroundEnqueue, ...]) -> LiteJobs:
-    """The queue of definitions that no import has registered, in a worker."""
+    """Makes the queue, in a worker, of definitions that no import has registered."""
     jobs = LiteJobs(path, durability=durability)
     jobs.middleware = Middleware(enqueues=enqueues)
     return jobs
 
 
 def _refuse_while_importing() -> None:
-    """Catches a program without the guard that spawned processes need."""
-    # Another thread may have only begun to import it: then the attribute is not there yet.
+    """Raises an error in a program without the guard that spawned processes need."""
+    # If another thread is just importing the module, the attribute may not be there yet.
     process = getattr(sys.modules.get("multiprocessing.process"), "_current_process", None)
     if IMPORTING.get() or getattr(process, "_inheriting", False):
         raise LitejobsError(
@@ -10908,7 +10902,7 @@ def _refuse_while_importing() -> None:
 
 @attrs.define(eq=False, repr=False)
 class Pool:
-    """A node that works in the background, from `with jobs.start(…) as pool:`."""
+    """A node in the background, from `with jobs.start(…) as pool:`."""
 
     _supervisor: Supervisor
     _thread: threading.Thread | None = None
@@ -10933,9 +10927,9 @@ class Pool:
             self._supervisor.joined.set()
 
     def wait(self, timeout: Duration | None = None) -> bool:
-        """Waits until the node has ended by itself; says whether it has.
+        """Waits until the node has ended by itself; returns whether it has.
 
-        Raises: what ended the node, if it was an error.
+        Raises: the error that ended the node, if any.
         """
         assert self._thread is not None, "enter it with a with statement first"
         self._thread.join(None if timeout is None else duration(timeout, "timeout").total_seconds())
@@ -10945,7 +10939,7 @@ class Pool:
         return not self._thread.is_alive()
 
     def stop(self) -> None:
-        """Stops the node: running jobs may end within the grace, no more are taken."""
+        """Stops the node: running jobs may end within the grace, and no others start."""
         if self._thread is not None and self._thread.is_alive():
             self._supervisor.stop()
             self._thread.join()
@@ -10960,9 +10954,9 @@ class Pool:
 ################################################################################
 # Testing
 #
-# For the tests of programs that use litejobs: a clock that is turned, and a way to
-# put a private file under a LiteJobs for the length of a test, to see what is
-# enqueued and to run it in this process. pytest finds its fixtures by itself.
+# For the tests of programs that use litejobs: a clock that the test turns, and a private file
+# that replaces that of a LiteJobs during a test, to see what is enqueued and to run it in this
+# process. pytest finds the fixtures by itself.
 ################################################################################
 
 NEW_YEAR = datetime(2025, 1, 1, tzinfo=UTC)
@@ -10980,7 +10974,7 @@ def _aware(value: object) -> datetime:
 
 @attrs.define(eq=False)
 class TurnedClock:
-    """A clock that stands still until it is turned: `LiteJobs(…, clock=TurnedClock())`."""
+    """A clock that only moves when it is turned: `LiteJobs(…, clock=TurnedClock())`."""
 
     now: datetime = attrs.field(default=NEW_YEAR, converter=_aware, alias="start")
 
@@ -10988,23 +10982,23 @@ class TurnedClock:
         return to_micros(self.now)
 
     def turn(self, time: Duration) -> None:
-        """Moves on by so many seconds or a timedelta; back, if it is negative."""
+        """Moves on by a number of seconds or a timedelta; back if it is negative."""
         self.now += time if isinstance(time, timedelta) else timedelta(seconds=time)
 
     def turn_to(self, moment: datetime) -> None:
-        """Moves to an aware datetime."""
+        """Moves to this aware datetime."""
         self.now = moment
 
 
 @attrs.define(eq=False, repr=False)
 class Recorder:
-    """What a LiteJobs was asked to do during a test. What is *enqueued* is read from the file,
-    as it is now, whichever process enqueued it."""
+    """What a LiteJobs was asked to do during a test. `enqueued` reads the file, so that it returns
+    the jobs of all processes, as they are now."""
 
     jobs: LiteJobs
     clock: TurnedClock
     failures: list[tuple[Job[Any], Failure]] = attrs.field(factory=list, init=False)
-    """Every attempt that failed while it was drained, with its job as it was then."""
+    """Every attempt that failed in `drain`, with its job as it was after that."""
     _store: Store = attrs.field(
         default=attrs.Factory(lambda self: self.jobs.store, takes_self=True), init=False
     )
@@ -11013,7 +11007,7 @@ class Recorder:
         self, definition: Definition[..., R, Any] | type | str | None = None, /, **fields: object
     ) -> list[Job[R]]:
         """The jobs in the order in which they were enqueued: all, or those of a *definition* (or
-        its name) whose payload has these *fields*, defaults included.
+        its name) whose payload has these *fields*, including defaults.
 
         Raises:
             DefinitionError: there is no such definition.
@@ -11038,11 +11032,11 @@ class Recorder:
         times: int | None = None,
         **fields: object,
     ) -> list[Job[R]]:
-        """Makes sure that a job with these fields was enqueued, so many *times* or at least
-        once; gives the jobs.
+        """Asserts that jobs with these fields were enqueued, as many as *times* or at least one;
+        returns them.
 
         Raises:
-            AssertionError: it was not; all that was enqueued is listed.
+            AssertionError: they were not; the message lists all jobs.
         """
         __tracebackhide__ = True
         found = self.enqueued(definition, **fields)
@@ -11055,10 +11049,10 @@ class Recorder:
     def assert_not_enqueued(
         self, definition: AnyDefinition | type | str, /, **fields: object
     ) -> None:
-        """Makes sure that no such job was enqueued.
+        """Asserts that no such job was enqueued.
 
         Raises:
-            AssertionError: one was; all that was enqueued is listed.
+            AssertionError: one was; the message lists all jobs.
         """
         __tracebackhide__ = True
         if found := self.enqueued(definition, **fields):
@@ -11066,11 +11060,11 @@ class Recorder:
             raise AssertionError(f"expected no job {call}, found {len(found)}; {self._summary()}")
 
     def drain(self, *, errors: OnErrors = "raise") -> int:
-        """Runs jobs in this process, one after the other, until none is due; gives the number
-        of attempts. With *errors* "keep", failed ones go to `failures`.
+        """Runs jobs in this process, one after another, until none is due; returns the number of
+        attempts. With *errors* "keep", it does not raise; `failures` has the failed ones.
 
         Raises:
-            AssertionError: an attempt failed; with its traceback.
+            AssertionError: an attempt failed; the message has its traceback.
         """
         __tracebackhide__ = True
         self._check()
@@ -11079,7 +11073,7 @@ class Recorder:
         with self.jobs.store.file.transaction(read_only=True) as tx:
             last = max([number for number, _, _ in read_failures(tx, "TRUE")], default=0)
         attempts = self.jobs.drain()
-        # Frozen for workers, of which there are none: a test may define some more.
+        # It was frozen for workers; here are none, and a test may define more.
         self.jobs.registry = attrs.evolve(self.jobs.registry, frozen=False)
         with self.jobs.store.file.transaction(read_only=True) as tx:
             failed = read_failures(tx, "id > :number", last)
@@ -11094,10 +11088,10 @@ class Recorder:
         return attempts
 
     def drain_all(self, *, errors: OnErrors = "raise") -> int:
-        """Like `drain`, then turns the clock to when the next job is due, until none is left.
+        """Like `drain`, but also turns the clock to when the next job is due, until none is left.
 
         Raises:
-            AssertionError: an attempt failed, or there is no end to it.
+            AssertionError: an attempt failed, or there are still jobs after 1,000 turns.
         """
         __tracebackhide__ = True
         attempts = 0
@@ -11115,7 +11109,7 @@ class Recorder:
             raise LitejobsError("this recorder's test is over: its jobs are gone with their file")
 
     def _named(self, definition: AnyDefinition | type | str, fields: Iterable[str]) -> str:
-        """The name of a definition that has these fields."""
+        """The name of a definition, after a check that it has these fields."""
         if not isinstance(definition, str):
             if (found := definition_of(definition)) is None:
                 raise DefinitionError(repr(definition), "no definition: give one, or its name")
@@ -11126,7 +11120,7 @@ class Recorder:
         return definition
 
     def _arguments(self, job: Job[Any]) -> dict[str, Any]:
-        """A payload by name, as the handler gets it; empty, if it cannot be read."""
+        """The arguments of the handler by name; empty if the payload cannot be read."""
         if definition := self.jobs.registry.by_name.get(job.name):
             with contextlib.suppress(PayloadError):
                 return fields_of(definition.body.decode(job.stored_payload))
@@ -11141,7 +11135,7 @@ class Recorder:
 
 
 RecordJobs = Callable[[LiteJobs], Recorder]
-"""What pytest's fixture `record_jobs` is."""
+"""The type of the pytest fixture `record_jobs`."""
 
 
 def _call(name: str, fields: Mapping[str, object]) -> str:
@@ -11150,9 +11144,9 @@ def _call(name: str, fields: Mapping[str, object]) -> str:
 
 @contextlib.contextmanager
 def recording(jobs: LiteJobs, clock: TurnedClock | None = None) -> Iterator[Recorder]:
-    """Gives *jobs* a private, empty file and a clock that stands still, and takes them away at
-    the end: what its definitions enqueue meanwhile never reaches the program's own file."""
-    import tempfile  # Late: programs do not need it.
+    """Gives *jobs* a private, empty file and a clock that stands still, until the end of the `with`
+    statement: what its definitions enqueue meanwhile never reaches the program's own file."""
+    import tempfile  # Here, because only tests need it.
 
     clock = TurnedClock() if clock is None else clock
     replaced = ("durability", "clock", "registry", "middleware", "tested", "store")
@@ -11160,7 +11154,7 @@ def recording(jobs: LiteJobs, clock: TurnedClock | None = None) -> Iterator[Reco
     before += [(definition.body, "home", definition.body.home) for definition in jobs.registry]
     with tempfile.TemporaryDirectory(prefix="litejobs-", ignore_cleanup_errors=True) as folder:
         jobs.durability, jobs.clock, jobs.tested = "fast", clock, True
-        # It has the same definitions, also those to come; but may be frozen by itself.
+        # The copies share their content with the originals, but are frozen separately.
         jobs.registry = attrs.evolve(jobs.registry, frozen=False)
         jobs.middleware = attrs.evolve(jobs.middleware, frozen=False)
         jobs.store = Store(File(Path(folder, "jobs.db"), jobs.durability, clock=clock))
@@ -11180,15 +11174,15 @@ def _pytest_plugin() -> ModuleType:
 
     @pytest.fixture
     def litejobs_clock() -> TurnedClock:
-        """The clock of what `record_jobs` has in hand: it stands still until it is turned."""
+        """The clock of `record_jobs`: it stands still until it is turned."""
         return TurnedClock()
 
     @pytest.fixture
     def record_jobs(litejobs_clock: TurnedClock) -> Iterator[RecordJobs]:
-        """record_jobs(jobs) puts a private file under a LiteJobs until the test ends, and
-        gives its Recorder."""
+        """record_jobs(jobs) gives a LiteJobs a private file until the test ends, and returns its
+        Recorder."""
         with contextlib.ExitStack() as undo:
-            # The same recorder for the same LiteJobs, from wherever it is asked for.
+            # Cached, so that another call for the same LiteJobs returns the same recorder.
             yield functools.cache(lambda jobs: undo.enter_context(recording(jobs, litejobs_clock)))
 
     plugin = ModuleType("litejobs_pytest", "The fixtures of litejobs.")
@@ -11198,12 +11192,12 @@ def _pytest_plugin() -> ModuleType:
 
 if typing.TYPE_CHECKING:
     pytest_plugin: Any
-    """What pytest loads when litejobs is installed. Where the file was only copied, a
-    conftest.py takes the fixtures from it: `record_jobs = pytest_plugin.record_jobs`."""
+    """What pytest loads when litejobs is installed. Where the file was only copied, a conftest.py
+    has to name the fixtures: `record_jobs = pytest_plugin.record_jobs`."""
 else:
 
     def __getattr__(name: str) -> Any:
-        # Nobody else imports pytest.
+        # Made on access, so that programs do not import pytest.
         if name == "pytest_plugin":
             return _pytest_plugin()
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -11212,18 +11206,17 @@ else:
 ################################################################################
 # Command line
 #
-# On a program (`module:attribute` or `file.py:attribute`) where code is needed, on
-# the file alone where it is not. Exit codes: 0 done; 1 nothing matched, or not all
-# could be done; 2 the command or what it was given is wrong; 3 the file cannot be
-# used.
+# Commands that need code take a program (`module:attribute` or `file.py:attribute`), the others
+# also a file. Exit codes: 0 done; 1 nothing matched, or not all could be done; 2 the command or
+# an argument is wrong; 3 the file cannot be used.
 ################################################################################
 
 Output = tuple[Any, str, int]
-"""What a command gives: a value for JSON, the same as text, and the exit code."""
+"""What a command returns: a value for JSON, the same as text, and the exit code."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command `litejobs`; gives its exit code."""
+    """Runs the command `litejobs`; returns its exit code."""
     given: dict[str, Any] = {"to": {}}
     arguments = sys.argv[1:] if arguments is None else arguments
     for place, value in vars(_parser(arguments).parse_args(arguments)).items():
@@ -11243,14 +11236,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             done = rows, _table(rows, columns[0]), int(not rows and verb != "queues")
         value, text, code = done
         if as_json:
-            # The only one of the characters below 160 that JSON leaves as it is.
+            # JSON escapes the other control characters below 128.
             text = json.dumps(value, indent=2, default=_json_value).replace("\x7f", "\\u007f")
         if text:
             print(printable(text, keep="\n\t"), flush=True)
         return typing.cast(int, code)
     except (LitejobsError, OSError) as error:
         if isinstance(error, OSError):
-            # The reader is gone, or the disk is full: the interpreter must not flush again at exit.
+            # If the reader is gone or the disk full, another flush at exit would fail, too.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             if isinstance(error, BrokenPipeError):
                 return 0
@@ -11263,13 +11256,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
-    """Reads the command that these words may name. Its arguments are the parameters of its
-    function: a TypedDict stands for what it may hold, and what can only be given by name is an
-    option."""
-    import argparse  # Late: only the command needs it.
+    """A parser for the command that is among *words*. Its arguments are the parameters of the
+    command's function, its options the keyword-only ones and the keys of a TypedDict."""
+    import argparse  # Here, because only the command needs it.
 
     class Parser(argparse.ArgumentParser):
-        """Says in one line what is wrong with a command."""
+        """Prints errors in one line."""
 
         def error(self, message: str) -> NoReturn:
             self.exit(2, f"{self.prog}: {printable(message)} (see {self.prog} --help)\n")
@@ -11281,7 +11273,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
         command = commands.add_parser(verb, help=about, description=about)
         command.set_defaults(verb=verb)
         if verb not in words:
-            continue  # To read all signatures would take a tenth of a second.
+            continue  # Reading all signatures would take a tenth of a second.
         if verb != "new":
             file = "" if verb == "run" else "the queue's file, or "
             place = f"{file}a program: module:attribute or file.py:attribute"
@@ -11311,11 +11303,10 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
 
 _FLAGS = {
     "run queues": "queue",
-    # The node is what a change is most often about: so that is what --node gives there.
-    "change node": "from-node",
+    "change node": "from-node",  # Since --node is the new node.
     "change to.node": "node",
 }
-"""Options that are not called as their parameters; what a filter could be taken for has a `to-`."""
+"""Options with names of their own. (Those of `change` that are also filters begin with `to-`.)"""
 
 
 def _kinds(hint: Any) -> tuple[Any, ...]:
@@ -11338,13 +11329,12 @@ _READERS: Mapping[Any, tuple[str, Callable[[str], Any], str]] = {
     str: ("", str, ""),
     Iterable: ("", str, ""),
 }
-"""What a value of a type is called in the help, how it is read, and what is said of a text that is
-none."""
+"""By type: how the help calls a value, how a text is read, and the message if it cannot be."""
 
 
 def _settings(name: str, hint: Any, removable: bool) -> dict[str, Any]:
-    """How argparse reads an option; empty if a text cannot be read as one. Where options are
-    *removable*, a zero or an empty text stands for None."""
+    """The arguments of `add_argument`; empty if the type cannot be read from a text. If options
+    are *removable*, a zero or an empty text means `None`."""
     import argparse
 
     kinds = _kinds(hint)
@@ -11365,9 +11355,9 @@ def _settings(name: str, hint: Any, removable: bool) -> dict[str, Any]:
     metavar, read, problem = known[0]
     none: Sequence[str] = ()
     if removable and type(None) in kinds:
-        # A node may be named 0, and a grace of no seconds is one.
+        # A node may have the name 0, and a grace of 0 seconds is not the same as none.
         none = ("",) if name in ("node", "grace") else ("0", "")
-        settings["help"] = f"{about}; {none[0] or repr('')} takes it away"
+        settings["help"] = f"{about}; {none[0] or repr('')} removes it"
 
     def checked(text: str) -> Any:
         try:
@@ -11467,7 +11457,7 @@ def _show(
     shown = {key: _json_value(value) for key, value in values.items() if value is not None}
     if isinstance(job.stored_payload, bytes):
         shown["payload"] = f"<{len(job.stored_payload)} bytes>"
-    with contextlib.suppress(OptionError):  # Of a progress that another program has written.
+    with contextlib.suppress(OptionError):  # Another program may have written the progress.
         shown |= {"progress": str(job.progress)} if job.progress else {}
     lines = [
         f"{key + ':':14}{printable(value if isinstance(value, str) else json.dumps(value))}"
@@ -11481,7 +11471,7 @@ def _show(
             lines.append(f"\n{failure.omitted} failed attempts are not kept")
         when = f"{_cell(failure.started_at)} UTC, worker {failure.worker}"
         lines.append("\n" + printable(f"attempt {failure.attempt}: {failure.kind} ({when})"))
-        # Indented: a line of what an exception says must not look like one of ours.
+        # Indented, so that no line of an exception's message looks like one of litejobs.
         message = failure.traceback.rstrip() or f"{failure.type}: {failure.message}"
         lines.append("    " + message.replace("\n", "\n    "))
         measured = {
@@ -11532,7 +11522,7 @@ def _queue(
     *,
     pause: Annotated[bool, "let no more of its jobs start"] = False,
     resume: Annotated[bool, "let its jobs start again"] = False,
-    reset: Annotated[bool, "take all its settings away"] = False,
+    reset: Annotated[bool, "remove all its settings"] = False,
     to: QueueChoices,
 ) -> Output:
     queue = jobs.queue(name)
@@ -11558,7 +11548,7 @@ def _set_paused(
     return {f"{verb}d": changed}, f"{changed} {verb}d", int(not changed)
 
 
-def _backup(jobs: LiteJobs, path: Annotated[str, "the copy: nothing may be there yet"]) -> Output:
+def _backup(jobs: LiteJobs, path: Annotated[str, "the copy; must not exist"]) -> Output:
     place = jobs.backup(path)
     size = place.stat().st_size
     text = printable(f"copied to {place}, {_bytes(size)}")
@@ -11571,7 +11561,7 @@ def _compact(jobs: LiteJobs) -> Output:
 
 
 def _doctor(
-    jobs: LiteJobs, *, repair: Annotated[bool, "mend the file's own books first"] = False
+    jobs: LiteJobs, *, repair: Annotated[bool, "correct stored counts first"] = False
 ) -> Output:
     if repair:
         jobs.repair()
@@ -11638,7 +11628,7 @@ def _new(
     chosen = {} if name == function else {"name": name}
     if queue is not None:
         chosen["queue"] = check_name(queue, "--queue")
-    # What is printable looks the same in JSON and in Python.
+    # Printable text is written the same way in JSON and in Python.
     given = [f"{k}={json.dumps(value, ensure_ascii=False)}" for k, value in chosen.items()]
     path, test = Path(dir, f"{function}.py"), Path(dir, f"test_{function}.py")
     texts = {
@@ -11661,15 +11651,14 @@ _JOB_VALUES = [name for name in JOB_COLUMNS if name not in ("claim", "backoff", 
 def _values(
     jobs: LiteJobs, things: Iterable[Any], names: Iterable[str] = _JOB_VALUES
 ) -> list[dict[str, Any]]:
-    """These values of jobs, schedules or the like, without what is hidden: as the program
-    says, or nodes have stored."""
+    """These values of jobs, schedules, queues and so on, without those that the program or, as
+    stored, a node says are hidden."""
     all_hidden = jobs.store.nodes.hidden() | {own.name: own.body.hidden for own in jobs.registry}
 
     computed = ("payload", "progress", "result", "words")
 
     def value(thing: Any, name: str) -> Any:
         if name == "words":
-            # This machine may not know the time zone, say.
             return f"({thing.problem})" if thing.problem else thing.timetable.words
         if name not in computed:
             return getattr(thing, name)
@@ -11691,7 +11680,7 @@ def _values(
 
 
 _Columns = Mapping[str, str]
-"""The values of a listing in JSON, and the headings of those that its table shows, too."""
+"""The values that a listing has in JSON, and the headings of those that its table shows."""
 _JOBS: _Columns = {
     "id": "id", "name": "name", "queue": "queue", "state": "state", "priority": "priority",
     "attempt": "attempt", "run_at": "run at (UTC)", "error": "error",
@@ -11724,7 +11713,7 @@ _CELLS: Mapping[str, Callable[[Mapping[str, Any]], object]] = {
     "timeout": lambda queue: _json_value(queue["timeout"]),
     "start": lambda span: f"{span['start']:%Y-%m-%d %H:%M}",
 }
-"""What tables show for some values."""
+"""How tables show some values."""
 
 
 def _table(rows: Iterable[Mapping[str, Any]], columns: _Columns) -> str:
@@ -11740,7 +11729,7 @@ def _table(rows: Iterable[Mapping[str, Any]], columns: _Columns) -> str:
 
 
 def _cell(value: object) -> str:
-    """A value in a table; a length of time with three digits."""
+    """A value in a table; a duration with three digits."""
     if isinstance(value, datetime):
         return f"{value:%Y-%m-%d %H:%M:%S}"
     if isinstance(value, float):
@@ -11755,7 +11744,7 @@ def _cell(value: object) -> str:
 
 
 def _json_value(value: Any) -> Any:
-    """Durations are in seconds."""
+    """A value for JSON; durations are in seconds."""
     if isinstance(value, timedelta):
         return value.total_seconds()
     return value.isoformat() if isinstance(value, datetime) else value
@@ -11769,15 +11758,15 @@ _MINUTES = functools.partial(LiteJobs.metrics, span="minute", limit=24)
 _COMMANDS: Mapping[str, tuple[Any, ...]] = {
     "run": (_run, "run jobs until stopped"),
     "enqueue": (_enqueue, "put a job into the file"),
-    "list": (_list, "list jobs, the newest first", _JOBS),
+    "list": (_list, "list jobs, newest first", _JOBS),
     "show": (_show, "show one job with its failed attempts"),
     "why": (_why, "say why a job is not running"),
     "retry": (functools.partial(_bulk, "retry"), "let failed and cancelled jobs start again"),
-    "cancel": (functools.partial(_bulk, "cancel"), "cancel jobs that wait or run"),
-    "delete": (functools.partial(_bulk, "delete"), "delete jobs that do not run"),
-    "hold": (functools.partial(_bulk, "hold"), "keep jobs that wait from running"),
-    "release": (functools.partial(_bulk, "release"), "let held jobs wait for their turn again"),
-    "change": (_change, "give jobs that wait other values"),
+    "cancel": (functools.partial(_bulk, "cancel"), "cancel waiting and running jobs"),
+    "delete": (functools.partial(_bulk, "delete"), "delete jobs that are not running"),
+    "hold": (functools.partial(_bulk, "hold"), "keep waiting jobs from running"),
+    "release": (functools.partial(_bulk, "release"), "release held jobs"),
+    "change": (_change, "change options of waiting jobs"),
     "stats": (_stats, "count jobs by queue and state"),
     "queues": (LiteJobs.queues, "list the queues that have settings", _QUEUES),
     "queue": (_queue, "show, pause, resume and set a queue"),
@@ -11788,17 +11777,17 @@ _COMMANDS: Mapping[str, tuple[Any, ...]] = {
     "pause-schedule": (functools.partial(_set_paused, "pause"), "pause a schedule, or all"),
     "resume-schedule": (functools.partial(_set_paused, "resume"), "resume a schedule, or all"),
     "backup": (_backup, "copy the file while jobs run"),
-    "compact": (_compact, "give free space in the file back"),
-    "doctor": (_doctor, "say what is wrong, with advice"),
+    "compact": (_compact, "return free space in the file to the system"),
+    "doctor": (_doctor, "find what is wrong, with advice"),
     "new": (_new, "write a definition and a test of it"),
 }
-"""Each command's function, whose parameters are its arguments, what it is for, and the columns of
-what it lists."""
+"""By command: its function, whose parameters are its arguments, its help, and the columns of what
+it lists."""
 
 
 if __name__ == "__main__":
-    # As a module of its own name: `python -m` would load a second one, with a registry
-    # that stays empty.
+    # Imported, since a program registers its definitions with the module `litejobs`, and
+    # `python -m litejobs` loads the file as a second module.
     from litejobs import main
 
     raise SystemExit(main())
