@@ -602,7 +602,7 @@ class TestThePlugin:
     def test_describes_its_fixtures(self, project: Path) -> None:
         printed = run_pytest(project, "--fixtures", path=as_installed(project))
         assert re.search(
-            r"^record_jobs -- .*\n    record_jobs\(jobs\) puts a private", printed, re.M
+            r"^record_jobs -- .*\n    record_jobs\(jobs\) gives a LiteJobs a private", printed, re.M
         )
         assert re.search(r"^litejobs_clock -- .*\n    The clock of what", printed, re.M)
 
