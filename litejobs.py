@@ -8655,9 +8655,9 @@ def make_restore(connection: socket.socket) -> Callable[[], bool]:
 ################################################################################
 # Supervisor
 #
-# The parent of the workers. It alone uses the file. Its loop is a list of verbs around one blocking
-# wait: spawn, watch, listen, do duties, exchange. Each job in hand is one Run. It never runs a
-# handler, never decodes a payload, and never blocks on a worker, which may have been stopped.
+# The parent of the workers claims and settles their jobs. Its loop is a list of verbs around one
+# blocking wait: spawn, watch, listen, do duties, exchange. Each job in hand is one Run. It never
+# runs a handler, never decodes a payload, and never blocks on a worker, which may be stopped.
 ################################################################################
 
 STARTS_AT_ONCE = max(1, (os.cpu_count() or 1) - 1)
@@ -8671,7 +8671,7 @@ ASYNC_CHECK = 0.01
 UNKNOWN_EXIT_CODE = 255
 """The exit code recorded for a process that other code has waited for."""
 CHANNEL_ERRORS = EOFError, OSError, ValueError, TypeError, LookupError
-"""Raised by reading from a worker that is gone, or if a job has overwritten what it sends."""
+"""Raised by reading from a worker that is gone, or whose messages a job has overwritten."""
 
 
 @attrs.define(eq=False, repr=False)
@@ -9130,8 +9130,8 @@ FINAL_LOCK_WAIT = 1.0
 RETRY_PAUSE = 0.5
 """Seconds until an exchange that failed is tried again."""
 SLOW, VERY_SLOW = 0.010, 0.100
-"""Seconds that a job may run before those behind it are taken back: if another worker of this
-node is idle, and otherwise, since other nodes may have room."""
+"""Seconds that a job may run before those behind it are taken back: SLOW if another worker of the
+node is idle, else VERY_SLOW, since other nodes may have room."""
 CANCEL_PART = 0.25
 """The part of the grace that is left when a stopping node cancels its async jobs."""
 MEMORY_CHECK = 0.1
@@ -9162,7 +9162,7 @@ class Supervisor:
     unresponsive_after: float = 5.0
     """Seconds after which a worker that begins none of the jobs it has in hand is replaced."""
     slow_after: float = 60.0
-    """Seconds of running after which a job is logged as slow; again after twice the time."""
+    """Seconds after which a running job is logged as slow; again each time that has doubled."""
     _rng: random.Random = attrs.field(factory=random.Random)
     _wakeup: socket.socket = attrs.field(init=False)
     """Receives the datagrams that wake the node; their content is ignored."""
@@ -9355,7 +9355,7 @@ class Supervisor:
                 self._settle_last()
             self._close()
         except FileError as error:
-            logger.error("what threads that were left behind did is lost: %s", error)
+            logger.error("the results of threads that were left behind are lost: %s", error)
 
     def _settle_last(self) -> None:
         pending, progress = self._pending, self._progress
@@ -10393,7 +10393,7 @@ class LiteJobs:
         options = bound.options
         merges = options.unique is not None and callable(options.unique.on_conflict)
         fixed = isinstance(options.expires, datetime)
-        for option, refused, problem in (  # Of one job only, or of this program only.
+        for option, refused, problem in (  # What only fits one job, or only this program.
             ("delay", options.delay, "not for a schedule, which says itself when its jobs run"),
             ("at", options.at, "not for a schedule, which says itself when its jobs run"),
             ("expires", fixed, "for a schedule give a length of time, from each tick on"),
@@ -10402,7 +10402,7 @@ class LiteJobs:
         ):
             if refused:
                 raise OptionError(option, problem)
-        # Made for the moment 0, so that times stay lengths.
+        # Made for time 0, so that what is stored are durations, to be added to each tick.
         kept = options_of(new_job(bound, 0))
         return attrs.evolve(schedule, definition=bound.name, payload=bound.payload, options=kept)
 

@@ -604,7 +604,7 @@ class TestThePlugin:
         assert re.search(
             r"^record_jobs -- .*\n    record_jobs\(jobs\) gives a LiteJobs a private", printed, re.M
         )
-        assert re.search(r"^litejobs_clock -- .*\n    The clock of what", printed, re.M)
+        assert re.search(r"^litejobs_clock -- .*\n    The clock of `record_jobs`", printed, re.M)
 
     def test_costs_a_program_no_pytest(self, tmp_path: Path) -> None:
         look = "import sys, litejobs; print({'pytest', '_pytest', 'tempfile'} & {*sys.modules})"
