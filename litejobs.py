@@ -212,8 +212,7 @@ def _make_printable(record: logging.LogRecord) -> bool:
         record.args = (*shown,)
     if record.exc_info and not record.exc_text:
         parts = traceback.format_exception(*record.exc_info)
-        # Frames, which begin with a space, keep their line breaks; those of a message are
-        # escaped, since it could forge a line of the log.
+        # Frames begin with a space. A message that kept its line breaks could forge log lines.
         lines = (printable(p.rstrip("\n"), "\n" if p.startswith(" ") else "") for p in parts)
         record.exc_text = "\n".join(lines)
     return True
@@ -1707,7 +1706,6 @@ class _Form:
 
 
 _OWN_ERRORS = (CodecError, cattrs.errors.ForbiddenExtraKeysError, RecursionError)
-"""Their messages show no hidden value."""
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -2031,7 +2029,6 @@ Reason = Literal["timeout", "cancel", "stop", "memory"]
 """Why a job is asked to end."""
 REASONS: tuple[Reason, ...] = typing.get_args(Reason)
 StopCheck = Callable[[], Reason | None]
-"""Returns why the job has been asked to end, if it has."""
 
 
 class Interrupted(BaseException):
@@ -2402,8 +2399,8 @@ class Body:
             problem = str(error).replace(".__init__()", "()")
             if problem.endswith("given"):  # It counts the object that is made, too.
                 most = len(attrs.fields(make))
-                problem = f"takes no more than {most} arguments, {len(args)} were given"
-                problem = f"{self.name}() {problem}"
+                given = f"{len(args)} were given"
+                problem = f"{self.name}() takes no more than {most} arguments, {given}"
             raise TypeError(problem) from None
 
     def encode(self, payload: Any) -> str | bytes:
@@ -2419,7 +2416,7 @@ class Body:
             try:
                 made = encode(payload if self.is_class else fields_of(payload))
             except Exception as error:
-                raise self._unfit(f"encode raised {_shown_error(error)}") from error
+                raise self._unfit(f"encode raised {_first_line(error)}") from error
             if type(made) is not bytes:
                 raise self._unfit(f"encode gave {got(codec.kind, made)}, which is not bytes")
         if excess := excess_of(made):
@@ -2438,7 +2435,7 @@ class Body:
         try:
             made = decode(stored)
         except (Exception, SystemExit) as error:
-            raise self._unfit(f"decode raised {_shown_error(error)}") from error
+            raise self._unfit(f"decode raised {_first_line(error)}") from error
         if type(made) is not (codec.kind if self.is_class else dict):
             expected = codec.kind.__name__ if self.is_class else "a dict of arguments by name"
             raise self._unfit(f"decode gave {got(codec.kind, made)}, not {expected}")
@@ -2451,7 +2448,7 @@ class Body:
         return PayloadError(self.name, (problem,))
 
 
-def _shown_error(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     text = described(lambda: f"{type(error).__name__}: {error}", "an error that cannot be shown")
     return text.partition("\n")[0][:200]  # The whole is in the traceback.
 
@@ -2831,11 +2828,10 @@ class Define:
     def _body(self, code: Any) -> Body:
         if isinstance(code, Definition):
             raise DefinitionError(code.name, f"defined already, at {code.body.place}: register it")
-        given = getattr(code, "__name__", "<lambda>") if self._name is None else self._name
-        name = check_name(given, "name")
+        own_name = getattr(code, "__name__", "<lambda>")
+        name = check_name(own_name if self._name is None else self._name, "name")
         if name == "<lambda>":
-            reason = "has no name of its own: write a function, or give name="
-            raise DefinitionError(repr(code), reason)
+            raise DefinitionError(repr(code), "has no name: write a function, or give name=")
         if problem := _problem_of(code):
             raise DefinitionError(name, problem)
         function: Any = code if inspect.isfunction(code) else code.run
@@ -2858,8 +2854,10 @@ def _problem_of(code: Any) -> str | None:
         return f"expected a function or an attrs class, got {code!r}"
     else:
         for each in inspect.signature(code).parameters.values():
-            if each.name == "self" and each.annotation is each.empty:
+            if each.name == "self":
                 return "a method, whose object cannot be stored: use a function, or a class"
+            if each.name.startswith("__"):  # The payload's class could not store it.
+                return f"takes {each}: use a name that does not begin with two underscores"
             if each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD):
                 return f"takes {each}: use a parameter of type list or dict, which has a name"
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
