@@ -212,8 +212,7 @@ def _make_printable(record: logging.LogRecord) -> bool:
         record.args = (*shown,)
     if record.exc_info and not record.exc_text:
         parts = traceback.format_exception(*record.exc_info)
-        # Frames, which begin with a space, keep their line breaks; those of a message are
-        # escaped, since it could forge a line of the log.
+        # Frames begin with a space. A message that kept its line breaks could forge log lines.
         lines = (printable(p.rstrip("\n"), "\n" if p.startswith(" ") else "") for p in parts)
         record.exc_text = "\n".join(lines)
     return True
@@ -1707,7 +1706,6 @@ class _Form:
 
 
 _OWN_ERRORS = (CodecError, cattrs.errors.ForbiddenExtraKeysError, RecursionError)
-"""Their messages show no hidden value."""
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -2031,7 +2029,6 @@ Reason = Literal["timeout", "cancel", "stop", "memory"]
 """Why a job is asked to end."""
 REASONS: tuple[Reason, ...] = typing.get_args(Reason)
 StopCheck = Callable[[], Reason | None]
-"""Returns why the job has been asked to end, if it has."""
 
 
 class Interrupted(BaseException):
@@ -2350,6 +2347,7 @@ class Body:
     """The definition's own, whose backoff may be a function: rows keep only curves."""
     home: Any = None
     """The LiteJobs that it is registered with."""
+    _signatures: list[Signature] = attrs.field(factory=list, init=False)
 
     @property
     def is_class(self) -> bool:
@@ -2372,7 +2370,8 @@ class Body:
         for codec in (None if self.options.encode else signature.payload, signature.result):
             if codec and (problem := unencodable(codec.kind)):
                 raise DefinitionError(self.name, problem)
-        return signature
+        self._signatures.append(signature)
+        return self._signatures[0]  # The same one for threads that make it at the same time.
 
     @property
     def kind(self) -> Any:
@@ -2400,8 +2399,8 @@ class Body:
             problem = str(error).replace(".__init__()", "()")
             if problem.endswith("given"):  # It counts the object that is made, too.
                 most = len(attrs.fields(make))
-                problem = f"takes no more than {most} arguments, {len(args)} were given"
-                problem = f"{self.name}() {problem}"
+                given = f"{len(args)} were given"
+                problem = f"{self.name}() takes no more than {most} arguments, {given}"
             raise TypeError(problem) from None
 
     def encode(self, payload: Any) -> str | bytes:
@@ -2417,7 +2416,7 @@ class Body:
             try:
                 made = encode(payload if self.is_class else fields_of(payload))
             except Exception as error:
-                raise self._unfit(f"encode raised {_shown_error(error)}") from error
+                raise self._unfit(f"encode raised {_first_line(error)}") from error
             if type(made) is not bytes:
                 raise self._unfit(f"encode gave {got(codec.kind, made)}, which is not bytes")
         if excess := excess_of(made):
@@ -2436,7 +2435,7 @@ class Body:
         try:
             made = decode(stored)
         except (Exception, SystemExit) as error:
-            raise self._unfit(f"decode raised {_shown_error(error)}") from error
+            raise self._unfit(f"decode raised {_first_line(error)}") from error
         if type(made) is not (codec.kind if self.is_class else dict):
             expected = codec.kind.__name__ if self.is_class else "a dict of arguments by name"
             raise self._unfit(f"decode gave {got(codec.kind, made)}, not {expected}")
@@ -2449,7 +2448,7 @@ class Body:
         return PayloadError(self.name, (problem,))
 
 
-def _shown_error(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     text = described(lambda: f"{type(error).__name__}: {error}", "an error that cannot be shown")
     return text.partition("\n")[0][:200]  # The whole is in the traceback.
 
@@ -2829,11 +2828,10 @@ class Define:
     def _body(self, code: Any) -> Body:
         if isinstance(code, Definition):
             raise DefinitionError(code.name, f"defined already, at {code.body.place}: register it")
-        given = getattr(code, "__name__", "<lambda>") if self._name is None else self._name
-        name = check_name(given, "name")
+        own_name = getattr(code, "__name__", "<lambda>")
+        name = check_name(own_name if self._name is None else self._name, "name")
         if name == "<lambda>":
-            reason = "has no name of its own: write a function, or give name="
-            raise DefinitionError(repr(code), reason)
+            raise DefinitionError(repr(code), "has no name: write a function, or give name=")
         if problem := _problem_of(code):
             raise DefinitionError(name, problem)
         function: Any = code if inspect.isfunction(code) else code.run
@@ -2856,8 +2854,10 @@ def _problem_of(code: Any) -> str | None:
         return f"expected a function or an attrs class, got {code!r}"
     else:
         for each in inspect.signature(code).parameters.values():
-            if each.name == "self" and each.annotation is each.empty:
+            if each.name == "self":
                 return "a method, whose object cannot be stored: use a function, or a class"
+            if each.name.startswith("__"):  # The payload's class could not store it.
+                return f"takes {each}: use a name that does not begin with two underscores"
             if each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD):
                 return f"takes {each}: use a parameter of type list or dict, which has a name"
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
@@ -3125,9 +3125,10 @@ class Executor:
                     self.noticed.add(claimed[:2])
                 return reason
 
-            timeout, report = claimed.timeout, functools.partial(progress, claimed)
-            job = Job[Any](*claimed, state="running", started_at=started_at, source=self.source)
-            deadline = None if timeout is None else from_micros(started_at + timeout)
+            now, timeout = started_at, claimed.timeout
+            job: Job[Any] = Job(*claimed, state="running", started_at=now, source=self.source)
+            deadline = None if timeout is None else from_micros(now + timeout)
+            report = functools.partial(progress, claimed)
             return Context(job, self.state, deadline, why_asked, report)
 
         try:
@@ -3206,7 +3207,7 @@ class Executor:
         outcome a second time, and read messages meant for the worker."""
         if isinstance(error, SystemExit):
             os._exit(error.code if isinstance(error.code, int) else bool(error.code))
-        problem = "a process that job %d (%s) forked came out of it: end it with os._exit()"
+        problem = "a process that job %d (%s) forked left the handler: end it with os._exit()"
         logger.critical(problem, claimed.id, claimed.name, exc_info=error)
         os._exit(1)
 
@@ -3453,9 +3454,8 @@ def check_tracing() -> None:
 ################################################################################
 # Schema
 #
-# The tables, indexes and triggers in the file; the sections below say what is kept in them.
-# Opening a file creates them or brings them up to date, and refuses a file in which
-# something else has one of their names.
+# The tables, indexes and triggers in the file; the sections below say what they hold. Opening a
+# file creates or upgrades them, and refuses a file in which something else has one of their names.
 ################################################################################
 
 _COUNT, _MOMENT = (0, 2**31 - 1), (0, 253_402_300_799_999_999)
@@ -3474,7 +3474,7 @@ BOUNDS: Mapping[str, Mapping[str, tuple[float, float]]] = {
         "filled_at": _MOMENT,
     },
 }  # fmt: skip
-"""The ranges of numbers that other programs may write: part of the schema, and never changed."""
+"""The ranges of numbers that other programs may write. Part of the schema; never change them."""
 
 
 COUNTED = "state <> 'pending' AND state <> 'running'"
@@ -3486,8 +3486,8 @@ HOLDS = """
             AND (unique_scope = 'active' OR claim = 0)
     )
 """
-"""Which jobs partial indexes have: those that are counted, have a key, hold a unique key. A
-statement that is to use one of them repeats its text."""
+"""The terms of partial indexes: jobs that are counted, that wait for or run with a key, that hold
+a unique key. A statement that is to use such an index repeats its term."""
 _DEFINED = ",\n        ".join(
     f"{option} {'INTEGER' if option in BOUNDS['litejobs_job'] else 'TEXT'}"
     f"{' NOT NULL' if option in ('queue', 'node', 'priority') else ''}"
@@ -3520,7 +3520,7 @@ COMPLETION = f"""
     FROM (SELECT CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER) AS now) AS time
         LEFT JOIN litejobs_definition AS known ON known.name =
 """
-"""How an UPDATE completes a row inserted by hand, by its trigger and by ourselves."""
+"""Ends an UPDATE that completes a row of which only some columns were given."""
 SCHEMA = f"""
     CREATE TABLE litejobs_meta (name TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID;
 
@@ -3528,10 +3528,10 @@ SCHEMA = f"""
         id           INTEGER PRIMARY KEY AUTOINCREMENT,
         name         TEXT    NOT NULL,
         queue        TEXT,                               -- NULL when inserted: as defined
-        node         TEXT    NOT NULL DEFAULT '',        -- the only one to take it; '': any
+        node         TEXT    NOT NULL DEFAULT '',        -- the only one to run it; '': any
         priority     INTEGER,                            -- higher runs first
         state        TEXT    NOT NULL DEFAULT 'pending' CHECK (
-                         -- Alone, since an IN builds its list anew for each row.
+                         -- Compared singly, since IN builds its list anew for each row.
                          state = 'pending' OR state = 'running' OR state = 'completed' OR state IN
                          ('scheduled', 'retrying', 'failed', 'cancelled', 'paused', 'blocked')),
         payload      ANY     NOT NULL DEFAULT '{{}}',      -- JSON text
@@ -3541,7 +3541,7 @@ SCHEMA = f"""
         timeout      INTEGER,                            -- microseconds
         backoff      TEXT,                               -- JSON; NULL: the default
         retention    TEXT,                               -- JSON; NULL: the default
-        claim        INTEGER NOT NULL DEFAULT 0,         -- the fence: rises with every claim
+        claim        INTEGER NOT NULL DEFAULT 0,         -- fencing token: rises with each claim
         lost         INTEGER NOT NULL DEFAULT 0,         -- how often its whole node died
         holder       INTEGER,                            -- the node that runs it
         cancel_at    INTEGER,                            -- when a running job was cancelled
@@ -3551,13 +3551,13 @@ SCHEMA = f"""
         prune_at     INTEGER,
         result       TEXT,                               -- JSON
         error        TEXT,
-        headers      TEXT,                               -- JSON: what middleware sends along
-        key          TEXT,                               -- so many jobs with one key may run
-        key_limit    INTEGER,                            -- at a time; the others are blocked
+        headers      TEXT,                               -- JSON: set by middleware
+        key          TEXT,                               -- jobs with one key are limited:
+        key_limit    INTEGER,                            -- more than these are blocked
         unique_key   TEXT,
         unique_scope TEXT,                               -- queued, active or exists
         unique_until INTEGER,
-        expires_at   INTEGER,                            -- cancelled, if not started by then
+        expires_at   INTEGER,                            -- cancelled if not started by then
         progress     TEXT,                               -- JSON: done, total, note
         schedule     TEXT,                               -- the schedule that enqueued it
         grace        INTEGER                             -- microseconds; NULL: as defined
@@ -3626,15 +3626,15 @@ SCHEMA = f"""
         paused       INTEGER NOT NULL DEFAULT 0,
         concurrency  INTEGER,                                 -- how many run at a time
         rate         REAL,                                    -- how many start in a second
-        burst        INTEGER,                                 -- and how many at once after a rest
+        burst        INTEGER,                                 -- how many at once after idling
         weight       REAL,                                    -- the share among equal priorities
         ageing       INTEGER,                                 -- microseconds to priority + 1
         max_attempts INTEGER,                                 -- defaults; 0: for ever
         timeout      INTEGER,
         backoff      TEXT,
-        tokens       REAL,                                    -- how many may start,
-        filled_at    INTEGER,                                 -- as counted then
-        rate_given   TEXT                                     -- the rate in words, as 10/min
+        tokens       REAL,                                    -- how many could start,
+        filled_at    INTEGER,                                 -- at this time
+        rate_given   TEXT                                     -- the rate as text: 10/min
     ) STRICT, WITHOUT ROWID;
 
     CREATE TABLE litejobs_schedule (
@@ -3662,11 +3662,11 @@ SCHEMA = f"""
 
     CREATE TABLE litejobs_metric (
         span         INTEGER NOT NULL,                        -- seconds
-        time         INTEGER NOT NULL,                        -- when they began
+        time         INTEGER NOT NULL,                        -- when the span began
         queue        TEXT    NOT NULL,
         name         TEXT    NOT NULL,
         measure      TEXT    NOT NULL,                        -- a state; waiting or running
-        bucket       INTEGER NOT NULL,                        -- of a time; 0 for a state
+        bucket       INTEGER NOT NULL,                        -- of a duration; 0 for a state
         number       INTEGER NOT NULL,
         PRIMARY KEY (span, time, queue, name, measure, bucket)
     ) STRICT, WITHOUT ROWID;
@@ -3676,9 +3676,9 @@ SCHEMA_VERSION = 4
 
 
 def _triggers() -> Iterator[tuple[str, str]]:
-    """For other programs, in any language: an INSERT is completed, changes are counted, and
-    numbers out of bounds are refused. (litejobs' own connection fires no triggers, but counts a
-    whole transaction at once.) The name of each, and the rest of its statement."""
+    """The name of each trigger and the rest of its statement. They serve other programs: they
+    complete an INSERT, count changes, and refuse numbers out of bounds. (litejobs' own connection
+    fires no triggers, and counts once for a whole transaction.)"""
     added, removed = (
         f"""
             INSERT INTO litejobs_count (state, queue, name, number)
@@ -3726,7 +3726,7 @@ def _triggers() -> Iterator[tuple[str, str]]:
 
 @functools.cache
 def _expected_schema() -> Mapping[tuple[str, str], str]:
-    """The statements of our tables, indexes and triggers, by kind and name."""
+    """The statements that create our tables, indexes and triggers, by kind and name."""
     made = re.findall(r"(CREATE (?:UNIQUE )?(TABLE|INDEX) (\w+)[\s\S]*?);\n", SCHEMA)
     expected = {(kind.lower(), name): statement for statement, kind, name in made}
     triggers = {("trigger", name): f"CREATE TRIGGER {name} {rest}" for name, rest in _triggers()}
@@ -3734,14 +3734,14 @@ def _expected_schema() -> Mapping[tuple[str, str], str]:
 
 
 def schema_version(connection: Any, path: str) -> int:
-    """The version of the schema, 0 if there is none; one that cannot be used is refused."""
+    """The version of the schema, 0 if there is none; refuses one that cannot be used."""
     exists = "SELECT 1 FROM sqlite_schema WHERE name = 'litejobs_meta'"
     if connection.execute(exists).fetchone() is None:
         return 0
     row = connection.execute("SELECT value FROM litejobs_meta WHERE name = 'schema'").fetchone()
     version = row[0] if row and isinstance(row[0], int) else 0
     if version in (1, 2):
-        problem = "written by a litejobs of before its first release: start with a new file"
+        problem = "written by a litejobs from before its first release: start with a new file"
         raise FileError(path, problem)
     if version > SCHEMA_VERSION:
         problem = f"written by a newer litejobs (schema {version}, this one knows {SCHEMA_VERSION})"
@@ -3750,21 +3750,21 @@ def schema_version(connection: Any, path: str) -> int:
 
 
 def update_schema(connection: Any, path: str) -> None:
-    """Creates what an older schema lacks, unless another process has meanwhile, in a transaction;
-    by single statements, since the standard sqlite3 commits before it runs a script."""
+    """Creates what an older schema lacks, in the caller's transaction, unless another process has
+    done so. (One statement at a time: the standard sqlite3 commits before it runs a script.)"""
     if schema_version(connection, path) == SCHEMA_VERSION:
         return
-    there = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema").fetchall()}
+    found = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema").fetchall()}
     for (kind, name), statement in _expected_schema().items():
         if kind == "trigger":
             connection.execute(f"DROP TRIGGER IF EXISTS {name}")
-        if kind == "trigger" or name not in there:
+        if kind == "trigger" or name not in found:
             connection.execute(statement)
         elif kind == "table":
-            known = {row[1] for row in connection.execute(f"PRAGMA table_info({name})").fetchall()}
+            there = {row[1] for row in connection.execute(f"PRAGMA table_info({name})").fetchall()}
             columns = re.findall(r"^ {8}([a-z_]+) +([A-Z].*?),? *(?:--.*)?$", statement, re.M)
             for column, rest in columns:
-                if column not in known:
+                if column not in there:
                     connection.execute(f"ALTER TABLE {name} ADD COLUMN {column} {rest}")
     set_version = "INSERT OR REPLACE INTO litejobs_meta (name, value) VALUES ('schema', ?)"
     connection.execute(set_version, (SCHEMA_VERSION,))
@@ -3772,7 +3772,8 @@ def update_schema(connection: Any, path: str) -> None:
 
 def _refuse_foreign_schema(connection: apsw.Connection, path: str) -> None:
     """Refuses a file in which something else has one of our names: a view could run for ever, and
-    a table without our columns and rules may hold anything. (Missing things are for `doctor`.)"""
+    a table without our columns and constraints may hold anything. (`doctor` reports what is
+    missing.)"""
     objects = connection.execute("""
         SELECT type, name, sql FROM sqlite_schema
         WHERE name LIKE 'litejobs\\_%' ESCAPE '\\'           -- In lower or upper case.
@@ -3785,32 +3786,29 @@ def _refuse_foreign_schema(connection: apsw.Connection, path: str) -> None:
             problem = f"its {str(name)!r} is not as litejobs made it"
             raise FileError(path, f"{problem}: name another file, or restore a backup")
         if name == "litejobs_meta":
-            # A newer litejobs makes what this one does not know.
+            # This refuses a newer schema before anything in it that is not known here.
             outdated = schema_version(connection, path) < SCHEMA_VERSION
 
 
 def _is_ours(kind: str, found: str, expected: str, outdated: bool) -> bool:
-    """Whether a statement, however it is laid out, makes what ours does. Columns may stand in
-    any order, and tables may have more of them, as users add, unless those compute something."""
+    """Whether a statement, whatever its layout, creates what ours does. The columns may be in any
+    order, and users may have added others, unless those compute something."""
     found, expected = (
         re.sub(r"('[^']*')|--.*|/\*[\s\S]*?\*/|\s+", r"\1", sql) for sql in (found, expected)
     )
     if found == expected or kind != "table":
         return found == expected or (kind == "trigger" and outdated)
     (start, _, rest), (our_start, _, our_rest) = found.partition("("), expected.partition("(")
-    (columns, _, rules), (our_columns, _, our_rules) = (
-        rest.rpartition(")"),
-        our_rest.rpartition(")"),
-    )
+    (columns, _, end), (our_columns, _, our_end) = rest.rpartition(")"), our_rest.rpartition(")")
     there, ours = {*columns.split(",")}, {*our_columns.split(",")}
-    as_ours = (start, rules) == (our_start, our_rules) and (outdated or ours <= there)
-    return as_ours and not re.search(r"[()]", "".join(there - ours))
+    same = (start, end) == (our_start, our_end) and (outdated or ours <= there)
+    return same and not re.search(r"[()]", "".join(there - ours))
 
 
 def _forget_statistics(connection: apsw.Connection) -> None:
-    """Discards what ANALYZE has stored about our tables. A queue that was empty then may hold
-    millions of jobs now, and SQLite would read all of them instead of using an index. Without
-    statistics it assumes that every table is large, which is right here."""
+    """Deletes what ANALYZE has stored about our tables: a queue that was empty then may now hold
+    millions of jobs, which SQLite would read instead of an index. Without statistics it assumes
+    large tables."""
     tables = connection.execute("""
         SELECT name FROM sqlite_schema
         WHERE name IN ('sqlite_stat1', 'sqlite_stat4') AND sql GLOB 'CREATE TABLE *'
@@ -3819,51 +3817,48 @@ def _forget_statistics(connection: apsw.Connection) -> None:
         ours = f"FROM {table} WHERE tbl GLOB 'litejobs_*'"
         if connection.execute(f"SELECT 1 {ours} LIMIT 1").get:
             connection.execute(f"DELETE {ours}")
-            connection.execute("ANALYZE sqlite_schema")  # This only reads them again.
+            connection.execute("ANALYZE sqlite_schema")  # Only reloads the statistics.
 
 
 ################################################################################
 # File
 #
-# The database file and one connection to it, which the threads of a process take turns with,
-# for a transaction each. What was committed is in the file of that name, or an error says so:
-# SQLite looks at the paths of the file, its WAL and its shared memory only when it opens them,
-# but people and programs move, remove and replace files at any time. From here to the Store all
-# is SQL of SQLite.
+# The database file and one connection to it, which the threads of a process use in turn, for a
+# transaction each. What was committed is in the file of that name, or an error says so: SQLite
+# looks at the paths of the file, its WAL and its shared memory only when it opens them, but people
+# and programs move, remove and replace files at any time.
 ################################################################################
 
 Durability = Literal["full", "fast"]
 FileId = tuple[int, int]
-"""Device and inode, which tell a file from others of the same name; zeros: there is none."""
+"""Device and inode, which distinguish files of the same name; zeros if there is no file."""
 MEBIBYTE = 2**20
 BUSY_TIMEOUT, CHECK_INTERVAL = 30.0, 0.01
-"""Seconds to wait for the write lock, and between two checks of the paths while one only reads."""
+"""Seconds to wait for the write lock; seconds between two checks of the paths when only reading."""
 WAL_CHECK_INTERVAL = 1.0
-"""Seconds between two checks that the WAL is still the same file; each commit only checks that it
-is there. (On Linux, the sync after a `stat` writes the inode, too: 40 µs of 200.)"""
+"""Seconds between two checks that the WAL is still the same file; a commit only checks that it
+exists. (On Linux, the sync after a `stat` writes the inode, too: 40 µs of 200.)"""
 WAL_ROOM = 1_250
-"""Pages that the WAL has room for while a node runs: SQLite begins it anew after 1,000."""
+"""Pages that the WAL has room for while a node runs: SQLite restarts it after 1,000."""
 DISK_RESERVE = 4 * MEBIBYTE
 """Bytes of free disk that producers leave: half for what SQLite keeps in memory until the commit
 (its page cache has 2 MB), half for what jobs add to the file when they are settled."""
 AMPLE_SPACE, SPACE_CHECK_INTERVAL = 2**30, 0.05
-"""Bytes beyond that, with which the disk is not looked at again for so many seconds."""
+"""With this many bytes more, the disk is not checked again for this many seconds."""
 SAFE_SQLITE = (3, 51, 3)
-"""The first version that does not reset the WAL under a reader, by which commits were lost."""
+"""The first version without the bug that loses commits by resetting the WAL under a reader."""
 REPLACED = "was removed, moved or replaced while it was open, or its WAL was"
 HARD_LINKED = "has a second name, a hard link, and each name would have its own WAL: remove one"
 MISSING = FileNotFoundError, NotADirectoryError
-"""Other errors only say that the path could not be checked."""
+"""The errors of a path that leads nowhere; with others it could not be checked."""
 _OPENING = threading.RLock()
-"""Held while this process opens a file; a signal handler may open another one meanwhile."""
+"""Held while this process opens a file. Reentrant: a signal handler may open another one."""
 _FILES: weakref.WeakValueDictionary[int, File] = weakref.WeakValueDictionary()
 _NODE_PATHS: dict[Path, Path] = {}
 """In a worker: where relative paths lead in the program of its node."""
-
-
 ReadError = apsw.Error | UnicodeDecodeError
-"""What reading from a file may raise; the last one for a text that is not UTF-8. Values that
-litejobs does not write, as after a page was overwritten, raise a CorruptError like such a page."""
+"""What reading from a file may raise; UnicodeDecodeError for text that is not UTF-8. Values that
+litejobs does not write raise an apsw.CorruptError."""
 _PROBLEMS: Mapping[type[Exception], str] = {
     apsw.NotADBError: "is not an SQLite database: name another file",
     apsw.FullError: "the disk is full: nothing was written; free some space",
@@ -3874,7 +3869,7 @@ _PROBLEMS: Mapping[type[Exception], str] = {
 
 
 def _translated(error: ReadError | OSError, path: str | Path) -> FileError:
-    """The error of ours for one of SQLite or the operating system, with what to do about it."""
+    """Our error for one of SQLite or the operating system, with advice."""
     match error:
         case apsw.CorruptError() | UnicodeDecodeError():
             problem = f"is damaged ({type(error).__name__}: {error}): see `litejobs doctor …`"
@@ -3889,7 +3884,7 @@ def _translated(error: ReadError | OSError, path: str | Path) -> FileError:
 
 @contextlib.contextmanager
 def _translated_errors(path: str | Path) -> Iterator[None]:
-    """Raises errors of SQLite and the operating system as errors of ours."""
+    """Raises errors of SQLite and the operating system as our own."""
     try:
         yield
     except (apsw.Error, UnicodeDecodeError, OSError) as error:
@@ -3920,10 +3915,10 @@ def _file_id(path: str) -> FileId:
 
 @attrs.define(eq=False, repr=False, on_setattr=attrs.setters.NO_OP)
 class File:
-    """The file, and the connection that the threads of a process take turns with."""
+    """The file, and the connection that the threads of a process use in turn."""
 
     given: Path = attrs.field(converter=Path)
-    """The path as the program wrote it; `path` does not follow a change of the folder."""
+    """The path as the program gave it; `path` does not change with the working directory."""
     durability: Durability = "full"
     create: bool = True
     clock: Clock = system_clock
@@ -3931,22 +3926,22 @@ class File:
     lock: threading.RLock = attrs.field(factory=threading.RLock)
     """Held by the thread that uses the connection."""
     node_count: int = 0
-    """How many nodes run on it: another file of this name is of no use to them."""
+    """How many nodes run on it here: they cannot go on with another file of this name."""
     may_wait: Callable[[float], bool] = lambda waited: waited < BUSY_TIMEOUT
-    """Whether to go on waiting for the write lock after so many seconds."""
+    """Whether to go on waiting for the write lock, by the seconds waited."""
     version_base: int = 0
-    """Rises so much with each connection that no version of the content comes again."""
+    """Added to SQLite's data version; rises with each connection, so that no sum ever recurs."""
     cache: dict[Callable[[Transaction], Any], tuple[int, Any]] = attrs.field(factory=dict)
-    """What `Transaction.cached` has read, each with the version of the file."""
+    """What `Transaction.cached` has read, with the version of the file."""
     warned: bool = False
-    """Whether the log says already that the SQLite of the standard sqlite3 is too old."""
+    """Whether it was logged that the SQLite of the standard sqlite3 is too old."""
     _connection: apsw.Connection | None = None
     _abandoned: list[apsw.Connection] = attrs.field(factory=list)
     _pid: int = 0
     _paths: tuple[str, ...] = ("", "", "")
-    """Of the open file, its WAL and its shared memory."""
+    """The paths of the open file, its WAL and its shared memory."""
     _ids: tuple[FileId, ...] = ((0, 0),) * 3
-    """Of these three, when they were opened."""
+    """The ids of these three when they were opened."""
     _lost: bool = False
     """Whether the connection was closed because its paths led elsewhere."""
     _checked_at: float = 0.0
@@ -3954,7 +3949,7 @@ class File:
     _size: int = 0
     """Bytes, when the paths were checked."""
     _ample_until: float = 0.0
-    """Until when the disk has ample space, without another look."""
+    """Until when the disk is not checked again."""
     _socket: socket.socket | None = None
     _close_socket: Callable[[], object] = lambda: None
 
@@ -3967,16 +3962,16 @@ class File:
         _FILES[id(self)] = self
 
     def presence_path(self, node: int | str) -> str:
-        """The small file beside it whose lock the processes of a node share."""
+        """The small file next to it whose lock the processes of a node share."""
         return f"{self.path}-node-{node}"
 
     def transaction(
         self, *, read_only: bool = False, notify: bool = False, enqueues: bool = False
     ) -> Transaction:
-        """A transaction, in a `with` statement, that has the write lock from its start: all of
-        the block is committed, or none. *notify* wakes the nodes after that; *enqueues*, too, and
-        refuses to commit while the disk is nearly full. *read_only* is for statements that only
-        read, each by itself."""
+        """A transaction, for a `with` statement, that holds the write lock from its start: all of
+        the block is committed, or none. *notify* wakes the nodes after the commit; *enqueues* does
+        so, too, and refuses to commit while the disk is nearly full. *read_only* begins none: each
+        statement reads by itself."""
         return Transaction(self, None, True, read_only, notify or enqueues, enqueues)
 
     def read(self, sql: str, bindings: Any = ()) -> list[Any]:
@@ -3995,8 +3990,8 @@ class File:
                 yield connection
 
     def notify_nodes(self, ports: Iterable[int] | None = None) -> None:
-        """Wakes all nodes, or those that listen at *ports*, by one datagram to each. It has no
-        content, and losing it is harmless."""
+        """Wakes all nodes, or those that listen at *ports*, by an empty datagram to each. Losing
+        one is harmless."""
         if ports is None:
             with self.transaction(read_only=True) as tx:
                 ports = _ports(tx)
@@ -4005,14 +4000,14 @@ class File:
                 if (sender := self._socket) is None:
                     self._socket = sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
                     sender.setblocking(False)
-                    # If nobody calls close().
+                    # In case nobody calls close().
                     self._close_socket = weakref.finalize(self, sender.close)
                 sender.sendto(b"", ("127.0.0.1", port))
 
     def connection(self) -> apsw.Connection:
         """The open connection of this process; opened now if need be."""
         if self._connection is not None and self._pid != os.getpid():
-            # It belongs to the parent: even to close it would break the parent's locks.
+            # It belongs to the parent, whose locks would be lost if it were closed here.
             self._abandoned.append(self._connection)
             self._connection = None
         if self._connection is not None:
@@ -4034,7 +4029,7 @@ class File:
                     synchronous = "full" if self.durability == "full" else "normal"
                     connection = self._connect(place, synchronous)
                     break
-                except apsw.BusyError:  # The switch to WAL does not wait for others that do it.
+                except apsw.BusyError:  # SQLite switches to WAL without calling the busy handler.
                     if not may_go_on(tries):
                         raise
             self._paths = str(place), f"{place}-wal", f"{place}-shm"
@@ -4046,8 +4041,8 @@ class File:
         return connection
 
     def _connect(self, place: Path, synchronous: str) -> apsw.Connection:
-        """A connection with all settings, in WAL mode. Without *create* a file in which there is
-        no queue is refused."""
+        """A configured connection, in WAL mode. Without *create*, a file without a queue is
+        refused."""
         flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOFOLLOW
         connection = apsw.Connection(str(place), flags=flags)
         try:
@@ -4098,13 +4093,13 @@ class File:
                 return
             with contextlib.suppress(apsw.Error, FileError, OSError):
                 if not self._link_count(fully=True):
-                    # A checkpoint could overwrite what others have written since.
+                    # A checkpoint could overwrite what others have written meanwhile.
                     connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
                     self._lost = True
                     with contextlib.suppress(apsw.Error):
                         if not connection.in_transaction:
-                            # Whoever is writing may have made its check before this happened: the
-                            # file must not be opened again, and written in the same places, sooner.
+                            # A writer may have made its check before this happened: the file must
+                            # not be opened again, and written at the same offsets, before it ends.
                             connection.execute("BEGIN IMMEDIATE")
                         connection.execute("ROLLBACK")
                     if _file_id(self._paths[0]) != self._ids[0]:
@@ -4112,9 +4107,9 @@ class File:
             connection.close()
 
     def check(self) -> None:
-        """Refuses to go on with a file that its name does not lead to any more; the next use opens
-        the one that is there by then. Transactions that write check it once they have the write
-        lock; those that only read, now and then."""
+        """Refuses to go on with a file that its path no longer leads to; the next use opens the one
+        that is there by then. Writing transactions check this once they hold the write lock,
+        read-only ones after CHECK_INTERVAL."""
         links = 1 if self._connection is None else self._link_count()
         if links > 1:
             raise FileError(str(self.path), HARD_LINKED)
@@ -4123,8 +4118,8 @@ class File:
             raise FileReplacedError(str(self.path), f"{REPLACED}; nothing was written")
 
     def _link_count(self, fully: bool = False) -> int:
-        """How many names the file has; 0 if a path leads to something else than is open. Where that
-        of the WAL leads is checked *fully*, or once in a while."""
+        """How many names the file has; 0 if a path leads to something else than what is open. The
+        id of the WAL is checked if *fully*, or after WAL_CHECK_INTERVAL."""
         now = time.monotonic()
         path, wal, shm = self._paths
         try:
@@ -4140,24 +4135,24 @@ class File:
             raise _translated(error, self.path) from error
         here = _stat_id(found) == self._ids[0] and _stat_id(memory) == self._ids[2]
         self._size, self._checked_at = found.st_size, now
-        return found.st_nlink if here and found.st_size else 0  # SQLite never makes it empty.
+        return found.st_nlink if here and found.st_size else 0  # SQLite never empties it.
 
     def changes(self) -> int:
-        """A number that changes when others have committed, or the file was opened again."""
+        """A number that changes when others commit, or the file is opened again."""
         with self.transaction(read_only=True) as tx:
             return self.version_base + int(tx.execute("PRAGMA data_version").fetchone()[0])
 
-    # A full disk must not keep jobs from being settled, which makes room in the end. So producers
-    # are refused while there is still room for settling. Only SQLite writes to the file and its
-    # WAL: other writing would damage what processes with other locks write meanwhile.
+    # Jobs have to be settled even while the disk is full, since that frees space in the end: so
+    # producers are refused while there is still room for settling. That room is reserved through
+    # SQLite: any other writing to the file or its WAL could damage them.
 
     def lacks_space(self, connection: apsw.Connection, reserve: int) -> int | None:
-        """How many bytes the disk has left, in a transaction, if those are too few for what the
-        next checkpoint adds to the file, for the WAL, and for the *reserve*. Quotas, and file
-        systems that promise more than they have, are not seen by this."""
+        """How many bytes are free on the disk, if those are too few for what the next checkpoint
+        adds to the file, for the WAL, and for the *reserve*; else `None`. To be called in a
+        transaction. Quotas and overcommitted file systems are not seen."""
         if (now := time.monotonic()) < self._ample_until:
             return None
-        pages, size = (connection.execute(f"PRAGMA {it}").get for it in ("page_count", "page_size"))
+        pages, size = (connection.pragma(name) for name in ("page_count", "page_size"))
         needed = max(0, pages * size - self._size) + WAL_ROOM * (size + 24) + reserve
         try:
             if sys.platform == "win32":
@@ -4166,26 +4161,26 @@ class File:
                 free = shutil.disk_usage(self.path.parent).free
             else:
                 disk = os.statvfs(self._paths[0])
-                # A file system that does not say how large it is has room.
+                # Some file systems do not say how large they are.
                 free = disk.f_bavail * disk.f_frsize if disk.f_blocks else sys.maxsize
             if free >= needed + AMPLE_SPACE:
                 self._ample_until = now + SPACE_CHECK_INTERVAL
             if free < needed:
                 needed -= min(WAL_ROOM * (size + 24), os.path.getsize(self._paths[1]))
         except OSError:
-            return None  # The commit says what is wrong with it.
+            return None  # The commit will say what is wrong.
         return free if free < needed else None
 
     def extend_wal(self) -> None:
-        """Gives the WAL room for settling; nodes call it now and then. SQLite writes the pages of
-        a transaction that is then rolled back behind the last valid frame, under the write lock,
-        and the WAL keeps its size."""
+        """Enlarges the WAL, so that there is room for settling; nodes call it now and then. SQLite
+        writes pages after the last valid frame, under the write lock; when the transaction is
+        rolled back, the WAL keeps its size."""
         with self.lock, _translated_errors(self.path):
             connection = self.connection()
             size = connection.pragma("page_size")
             if os.stat(self._paths[1]).st_size >= WAL_ROOM * (size + 24):
                 return
-            connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)  # So it begins anew.
+            connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)  # To restart it.
             connection.execute("BEGIN IMMEDIATE")
             try:
                 self.check()
@@ -4197,7 +4192,7 @@ class File:
                 self.roll_back()
 
     def roll_back(self) -> None:
-        """Ends the transaction, if there still is one; closes the connection if that fails."""
+        """Rolls back the transaction, if there is one; closes the connection if that fails."""
         try:
             if self._connection is not None and self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
@@ -4205,18 +4200,19 @@ class File:
             with contextlib.suppress(apsw.Error):
                 self.close()
 
-    def expect_change(self, progress: object) -> None:
-        """Refuses to repeat what changes nothing, since an index does not agree with its table."""
-        if not progress:
+    def expect_change(self, changed: object) -> None:
+        """Raises unless a statement in a loop has changed something: a damaged index would
+        make the loop endless."""
+        if not changed:
             problem = "is damaged: an index does not lead to the jobs that it should"
             raise FileError(str(self.path), f"{problem}; see `litejobs doctor {self.path}`")
 
 
 @attrs.define(eq=False, repr=False)
 class Transaction:
-    """Statements that are committed together, or not at all: on the connection of the file, which
-    threads take turns with, or on the caller's, who has begun it and commits it. (As a generator
-    with `contextmanager` it took longer than SQLite does.)"""
+    """Statements that are committed together, or not at all: on the connection of the file, or on
+    the caller's, who begins and commits. (As a generator with `contextmanager` it took longer than
+    SQLite does.)"""
 
     file: File
     connection: Any
@@ -4229,8 +4225,8 @@ class Transaction:
     now: int = attrs.field(init=False)
     """The time at its beginning."""
     version: int = attrs.field(init=False)
-    """A number for the file's content at the beginning: it rises by one with a commit of our own,
-    and by at least one with those of others."""
+    """Identifies the file's content at the beginning: rises by one with each of our commits, and by
+    at least one with those of others."""
     _used: dict[Callable[[Transaction], Any], Any] = attrs.field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
@@ -4252,8 +4248,8 @@ class Transaction:
             self.now = file.clock()
         except BaseException as error:
             if not (self._read_only or isinstance(error, apsw.SQLError)):
-                # It may have begun all the same. (In a signal handler, after an SQLError, the
-                # transaction is that of the interrupted code.)
+                # It may have begun all the same. (After an SQLError in a signal handler, the open
+                # transaction belongs to the interrupted code.)
                 file.roll_back()
             file.lock.release()
             self._raise_translated(error)
@@ -4276,7 +4272,7 @@ class Transaction:
             elif not self._read_only:
                 file.roll_back()
         except BaseException as failed:
-            # Ctrl-C on the way to the commit; after a failed one there is nothing to undo.
+            # For Ctrl-C before the commit; after a failed commit there is nothing to undo.
             file.roll_back()
             self._raise_translated(failed)
             raise
@@ -4286,8 +4282,8 @@ class Transaction:
         file.notify_nodes(ports)
 
     def cached(self, read: Callable[[Transaction], T]) -> T:
-        """What *read* gives, which is called only if others have committed since it last was. The
-        transaction must not change what it has read by this."""
+        """The result of *read*, which is called only if others have committed since the last call.
+        The transaction must not change what *read* reads."""
         version, value = self.file.cache.get(read, (-1, None))
         if version != self.version:
             value = read(self)
@@ -4300,7 +4296,7 @@ class Transaction:
         try:
             self.execute("COMMIT")
         except apsw.FullError:
-            raise  # What completes a commit is written last.
+            raise  # Nothing was committed: the frame that completes a commit is written last.
         except apsw.Error as error:
             # The frames may be in the WAL although the commit failed.
             with contextlib.suppress(apsw.Error):
@@ -4321,13 +4317,13 @@ class Transaction:
     def _raise_translated(self, error: BaseException | None) -> None:
         file = self.file
         if isinstance(error, apsw.FullError) and (connection := file._connection) is not None:
-            # As far as no reader needs the WAL, the next transaction finds room there.
+            # If no reader needs the WAL, the next transaction can overwrite it.
             with file.lock, contextlib.suppress(apsw.Error):
                 connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
         if isinstance(error, ReadError):
             try:
                 file.check()
-            except FileError as reason:  # SQLite read something else than pages of the file.
+            except FileError as reason:  # SQLite did not read pages of the file.
                 raise reason from error
             raise _translated(error, file.path) from error
 
@@ -4338,8 +4334,8 @@ def _ports(tx: Transaction) -> Sequence[int]:
 
 
 def _busy_handler(may_wait: Callable[[float], bool]) -> Callable[[int], bool]:
-    """A busy handler for one connection, with short waits of random length: SQLite's own waits
-    longer and longer, so that some process starves. *may_wait* bounds the whole wait."""
+    """A busy handler for one connection, with short random waits: those of SQLite's own grow, so
+    that some process starves. *may_wait* bounds the whole wait."""
     since = 0.0
 
     def wait(tries: int) -> bool:
@@ -4353,17 +4349,19 @@ def _busy_handler(may_wait: Callable[[float], bool]) -> Callable[[int], bool]:
 
 
 def _locate(path: Path, create: bool) -> Path:
-    """The real path of the file, which then exists, private to its user. It is created with
-    O_EXCL, and never opened here once it exists: closing any descriptor of a file drops all POSIX
-    locks that this process has on it."""
+    """The real path of the file, created if need be and readable only by its user. It is created
+    with O_EXCL and never opened here once it exists: closing any descriptor of a file drops all
+    POSIX locks that this process has on it."""
     try:
-        place = real_path(path)
+        # For a loop of links, Path.resolve() has an error of its own before Python 3.13.
+        place = Path(os.path.realpath(path.parent, strict=True), path.name)
+        str(place).encode()  # A ValueError if SQLite takes no such name.
         if create:
-            # What is beside a file that is missing, or empty, after that, is an earlier one's.
-            left = [_file_id(f"{place}{end}") for end in ("", "-wal", "-shm")]
+            # If the file is missing or empty after that, they belong to an earlier one.
+            ids = [_file_id(f"{place}{suffix}") for suffix in ("", "-wal", "-shm")]
             with contextlib.suppress(OSError):
                 if not (place.exists() and place.stat().st_size):
-                    _rename_orphaned_wal(str(place), left)
+                    _rename_orphaned_wal(str(place), ids)
             with contextlib.suppress(FileExistsError):
                 os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         found = os.lstat(place)
@@ -4387,24 +4385,16 @@ def _locate(path: Path, create: bool) -> Path:
     raise FileError(str(path), problem) from None
 
 
-def real_path(path: Path) -> Path:
-    """The path with the links of its folder resolved; a ValueError if SQLite takes no such name."""
-    # For a loop of links, Path.resolve() has an error of its own before Python 3.13.
-    place = Path(os.path.realpath(path.parent, strict=True), path.name)
-    str(place).encode()
-    return place
-
-
-def _rename_orphaned_wal(place: str, left: Sequence[FileId]) -> None:
+def _rename_orphaned_wal(place: str, ids: Sequence[FileId]) -> None:
     """Renames the WAL of a file that is gone, and removes its shared memory, unless others have
-    replaced them meanwhile: SQLite would delete the one or apply it to whatever file has the name
-    now, and share the other with processes that still have that file open."""
-    _, wal, shm = left
+    replaced them meanwhile. SQLite would delete that WAL or apply it to the file that has the name
+    now, and would share that memory with processes that still have the old file open."""
+    _, wal, shm = ids
     if not (any(wal) or any(shm)):
         return
     with contextlib.ExitStack() as unlocking:
-        # Of two processes, none renames the new file of the other. Folders need not be readable,
-        # people lock them, too, and not every file system has such locks: so only for a second.
+        # So that of two processes none renames the new file of the other. For a second at most: a
+        # folder may be unreadable, locked by others, or on a file system without such locks.
         with contextlib.suppress(OSError):
             if sys.platform != "win32" and (locked := lock(os.path.dirname(place), True, 1.0)):
                 unlocking.enter_context(locked)
@@ -4413,7 +4403,7 @@ def _rename_orphaned_wal(place: str, left: Sequence[FileId]) -> None:
         if any(wal) and _file_id(f"{place}-wal") == wal:
             aside = f"{place}-wal-{wal[1]}"
             os.rename(f"{place}-wal", aside)
-            problem = "%s-wal belongs to a file that is not there any more: it is kept as %s"
+            problem = "%s-wal belongs to a file that no longer exists: it is kept as %s"
             logger.warning(problem, place, aside)
 
 
@@ -4426,7 +4416,7 @@ def lock(path: str, exclusive: bool, wait: float = 0.0) -> contextlib.ExitStack 
         with contextlib.ExitStack() as locked, busy:
             if sys.platform == "win32":
                 os.lstat(path)  # An error of SQLite's would not say that it is missing.
-                # A lock of SQLite's on an empty file.
+                # SQLite's own lock, on an empty file.
                 connection = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READWRITE)
                 locked.callback(connection.close)
                 connection.pragma("journal_mode", "memory")
@@ -4451,10 +4441,10 @@ def _close(descriptor: int) -> None:
 
 
 def _refuse_lost_wal(connection: apsw.Connection, place: Path) -> None:
-    """Refuses a file whose WAL was removed while others have it open: the shared memory still
-    refers to frames which only they have."""
+    """Refuses a file whose WAL was removed while others have it open: the shared memory refers to
+    frames that only they have."""
     wal = f"{place}-wal"
-    for _ in range(2):  # Once more, since somebody may have emptied the WAL between the two looks.
+    for _ in range(2):  # The WAL may have been emptied between the two statements below.
         try:
             connection.pragma("schema_version")  # SQLite opens the WAL when it first reads.
             frames, _saved = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)
@@ -4465,27 +4455,27 @@ def _refuse_lost_wal(connection: apsw.Connection, place: Path) -> None:
         if frames <= 0 or os.path.getsize(wal):
             return
     connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-    os.unlink(wal)  # SQLite has just created it; the others are to see that theirs is gone.
-    problem = "its WAL was removed while programs had it open, which still have"
+    os.unlink(wal)  # SQLite has just created it; the others have to see that theirs is gone.
+    problem = "its WAL was removed while programs had it open, and they still do"
     raise FileReplacedError(str(place), f"{problem}: end them; what was only in the WAL is lost")
 
 
 def fill_standard_streams() -> None:
-    """Opens those of the descriptors 0 to 2 that are closed on the null device: otherwise the next
-    file gets their number, and is written to by what is printed."""
+    """Opens the null device for those of the descriptors 0 to 2 that are closed: otherwise the next
+    file gets such a number, and whatever is printed goes into it."""
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(number, True)
     os.close(number)
 
 
 def files_here() -> list[File]:
-    """The files of this process, which other threads may be creating."""
+    """The files of this process; safe while other threads create some."""
     return [file for reference in _FILES.valuerefs() if (file := reference()) is not None]
 
 
 def use_relative_paths(paths: Mapping[Path, Path]) -> None:
-    """Makes relative paths lead there in a worker, in whatever folder it was started, also those
-    of files that the import of the main program has created already."""
+    """Makes relative paths in a worker lead where they do in its node, also those of files that
+    the import of the main program has already created."""
     _NODE_PATHS.update(paths)
     for file in files_here():
         if file.given in paths:
@@ -4500,10 +4490,10 @@ _HELD_BY_FORK: list[threading.RLock] = []
 
 def _close_before_fork() -> None:
     """Closes the connections, which are opened again when needed: SQLite handles do not survive a
-    fork, and a child that only closes one can undo the parent's commits. The child has no copy of
-    a thread that holds a lock, to wait for: so no other thread may."""
+    fork, and a child that only closes one can undo the parent's commits. It also takes the locks:
+    the child has no copy of another thread that holds one, and would wait for ever."""
     files = files_here()
-    # Python forks even if Ctrl-C raises an error here; what is held by then is released.
+    # If Ctrl-C raises here, Python forks all the same; what is held by then is released.
     for held in (_FORKS, *(file.lock for file in files), _OPENING):
         held.acquire()
         _HELD_BY_FORK.append(held)
@@ -4524,9 +4514,9 @@ if hasattr(os, "register_at_fork"):
         after_in_child=_release_after_fork,
     )
 
-# Two SQLite libraries in one process, as apsw's and Python's own, must not have the same file
+# Two SQLite libraries in one process, such as apsw's and Python's own, must not have the same file
 # open: when one closes it, the system drops the locks of the other, and other processes would
-# delete the WAL that it is writing. (On Windows, each handle has locks of its own.)
+# delete the WAL that it is writing. (On Windows, each handle has its own locks.)
 
 
 @functools.cache
@@ -4536,8 +4526,8 @@ def _install_audit_hook() -> None:
 
 
 def _audit_open(event: str, arguments: tuple[Any, ...]) -> None:
-    """Keeps the standard sqlite3 and `open` from opening a file that litejobs has open. (Python
-    does not report ATTACH.)"""
+    """Keeps the standard sqlite3 and `open` from opening a file that litejobs has open. (There is
+    no audit event for ATTACH.)"""
     if event not in ("open", "sqlite3.connect"):
         return
     path = arguments[0]
@@ -4551,7 +4541,7 @@ def _audit_open(event: str, arguments: tuple[Any, ...]) -> None:
             name = unquote(urlsplit(name).path)
         found = _file_id(name)
     except (TypeError, ValueError):
-        return  # It is not a path, which they will report.
+        return  # Not a path, as they will report.
     if open_in_litejobs(found):
         problem = "litejobs has the file open in this process, and would lose its locks on it"
         advice = "close() it first, use a connection of apsw's or backup(), or work elsewhere"
@@ -4559,8 +4549,8 @@ def _audit_open(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 def _refuse_file_open_here(place: Path, found: FileId) -> None:
-    """Refuses a file that something else than our SQLite has open in this process; where that
-    matters, and can be known."""
+    """Refuses a file that something else than our SQLite has open in this process, if the system
+    lists open descriptors."""
     if sys.platform == "win32" or not os.path.isdir("/dev/fd"):
         return
     give_up = time.monotonic() + 0.5
@@ -4571,23 +4561,23 @@ def _refuse_file_open_here(place: Path, found: FileId) -> None:
                 there.add(_stat_id(os.fstat(int(number))))
         if found not in there or open_in_litejobs(found) or open_in_apsw(place, if_busy=True):
             return
-        # Connections that other threads are just opening or closing are not listed.
+        # apsw does not list a connection while another thread opens or closes it.
         if time.monotonic() > give_up:
-            problem = "something else in this process has the file open, sqlite3 it may be"
+            problem = "something else in this process has the file open, perhaps sqlite3"
             raise FileError(str(place), f"{problem}: close that first, or work elsewhere")
         time.sleep(0.005)
 
 
 def open_in_litejobs(found: FileId) -> bool:
-    """Whether this process would lose locks of litejobs' SQLite by closing that file."""
+    """Whether litejobs has that file or its shared memory open in this process."""
     return any(found) and any(
         file._connection is not None and found in file._ids[::2] for file in files_here()
     )
 
 
 def open_in_apsw(place: Path, if_busy: bool) -> bool:
-    """Whether a connection of apsw in this process is to that file; one that another thread is
-    using this moment does not tell."""
+    """Whether a connection of apsw in this process has that file open; *if_busy* if it cannot be
+    known, since another thread is using the connection."""
     for connection in apsw.connections():
         try:
             if (path := connection.filename) and os.path.samefile(path, place):
@@ -4604,8 +4594,8 @@ def open_in_apsw(place: Path, if_busy: bool) -> bool:
 # Jobs in SQL
 #
 # Reading, changing and finding jobs, in a transaction. Ready jobs are in one partial index, by
-# lane. Jobs that are neither pending nor running are in another one, by state, queue and name,
-# and their numbers are kept. So every query reads little, however large the file is.
+# queue and name. Jobs that are neither pending nor running are in another one, by state, queue and
+# name, and their numbers are kept. So every query reads little, however large the file is.
 ################################################################################
 
 BATCH = 5_000
@@ -4615,16 +4605,16 @@ _FAILURE = ", ".join(field.name for field in attrs.fields(Failure))
 _READY = "CASE WHEN key IS NULL THEN 'pending' ELSE 'blocked' END"
 """The state of a job that is due (a SQL expression)."""
 _WAITS = f"CASE WHEN run_at > :now THEN 'scheduled' ELSE {_READY} END"
-"""The state of a job that waits only until it is due and its key has room."""
+"""The state of a job that waits until it is due and its key has a slot (a SQL expression)."""
 _UNSTARTED = "attempt = 0 AND state IN ('scheduled', 'blocked', 'paused', 'pending', 'retrying')"
-"""Which jobs may expire."""
+"""Which jobs may expire (a SQL term)."""
 _KEPT_BY_DEFAULT = " ".join(
     f"WHEN '{state}' THEN {kept // MICROSECOND}"
     for state, kept in attrs.asdict(DEFAULT_RETENTION).items()
 )
 Group = tuple[State, str, str]
 """State, queue and name: what jobs are counted by."""
-# Bounded, since a sum that overflows would be refused, whatever somebody has written there.
+# Bounded: other programs may have written any number, and a sum that overflows is an error.
 _ADD = """
     ON CONFLICT DO UPDATE SET
         number = max(-9007199254740992, min(number, 9007199254740992)) + excluded.number
@@ -4632,8 +4622,8 @@ _ADD = """
 
 
 def _kept_for(state: str) -> str:
-    """How long a job that ended in this state is kept (a SQL expression): by its own
-    retention, up to a hundred years, or else by the default."""
+    """How long a job that ended in this state is kept (a SQL expression): its own retention,
+    up to a hundred years, or else the default."""
     own = f"CAST(max(0, min(retention ->> {state}, {MAX_DURATION // MICROSECOND})) AS INTEGER)"
     by_default = f"CASE {state} {_KEPT_BY_DEFAULT} END"
     return f"CASE WHEN json_valid(retention) THEN {own} ELSE {by_default} END"
@@ -4646,7 +4636,7 @@ _CANCELLED = f"""
 
 
 def _expiry(ids: str) -> str:
-    """Cancels those of some jobs that have not been started; *ids* is SQL."""
+    """A statement that cancels those of some jobs that were not started; *ids* is SQL."""
     return f"""
         UPDATE litejobs_job SET
             {_CANCELLED}, expires_at = NULL,
@@ -4657,10 +4647,10 @@ def _expiry(ids: str) -> str:
 
 
 def from_row(kind: Callable[..., T], row: Any, **more: Any) -> T:
-    """What a class makes of a row of its columns, if the values have the annotated types."""
+    """An object made of a row; a CorruptError if the values do not have the annotated types."""
     if row is None or not all(map(isinstance, row, _column_types(kind))):
         of = "" if row is None else f" of {short_repr(row[0])}"
-        raise apsw.CorruptError(f"a row{of} is no {getattr(kind, '__name__', kind)}")
+        raise apsw.CorruptError(f"a row{of} is not a valid {getattr(kind, '__name__', kind)}")
     return kind(*row, **more)
 
 
@@ -4673,25 +4663,25 @@ def _column_types(kind: Any) -> list[Any]:
 
 
 def as_integer(value: Any) -> int | None:
-    """An integer, or NULL."""
+    """The value, if it is an integer or NULL; else a CorruptError."""
     if value is not None and type(value) is not int:
         raise apsw.CorruptError(f"expected an integer, found {short_repr(value)}")
     return value
 
 
 def _column(connection: Any, sql: str, bindings: Any = ()) -> list[int]:
-    """The numbers that a query for one column gives."""
+    """The integers that a query for one column returns, without NULLs."""
     rows: Any = connection.execute(sql, bindings)
     return [number for (value,) in rows if (number := as_integer(value)) is not None]
 
 
 def _one_number(connection: Any, sql: str, bindings: Any = ()) -> int | None:
-    """The number that a query gives, if it gives one."""
+    """The first integer that a query returns, if any."""
     return next(iter(_column(connection, sql, bindings)), None)
 
 
 def _carray(ids: Iterable[int]) -> Any:
-    # Of nothing apsw makes no array, or one that is not where SQLite wants it: no id is -1.
+    # apsw makes no usable array of nothing; no job has the id -1.
     return apsw.carray(array.array("q", ids) or array.array("q", [-1]))
 
 
@@ -4699,8 +4689,8 @@ def _carray(ids: Iterable[int]) -> Any:
 
 
 def change_jobs(tx: Transaction, ids: Sequence[int], *statements: str, **bindings: Any) -> int:
-    """Executes statements on these jobs, counts them anew, and admits others with their keys;
-    returns how many the last one has changed. On the caller's connection there is no carray."""
+    """Executes statements on these jobs, updates the counts, and admits others with their keys;
+    returns how many the last statement changed. The caller's connection has no carray."""
     if not ids:
         return 0
     if tx.own:
@@ -4718,7 +4708,7 @@ def change_jobs(tx: Transaction, ids: Sequence[int], *statements: str, **binding
 
 
 def groups_of(tx: Transaction, ids: Sequence[int]) -> tuple[Counter[Group], set[str]]:
-    """How many of these jobs there are of each group, and all their keys."""
+    """How many of these jobs are in each group, and their keys."""
     groups: Counter[Group] = Counter()
     keys = set()
     rows = tx.execute(
@@ -4736,8 +4726,8 @@ def groups_of(tx: Transaction, ids: Sequence[int]) -> tuple[Counter[Group], set[
 
 
 def add_to_counts(tx: Transaction, changes: Mapping[Group, int]) -> None:
-    """Adds to the numbers of jobs in the counted states, and leaves out others. On the caller's
-    connection the triggers do it."""
+    """Adds to the numbers of jobs in the counted states, and ignores other states. On the
+    caller's connection the triggers do this."""
     rows = [(*group, n) for group, n in changes.items() if n and group[0] in COUNTED_STATES]
     if rows and tx.own:
         tx.connection.executemany(
@@ -4752,8 +4742,8 @@ def expire_job(tx: Transaction, id: int) -> None:
 
 
 def cancel_returned(tx: Transaction) -> None:
-    """Cancels jobs that were asked to end while they ran, and that came back to be tried again
-    before the request reached them."""
+    """Cancels jobs whose cancellation was requested while they ran, and that were given back or
+    failed before the request reached them."""
     returned = "SELECT id FROM litejobs_job WHERE cancel_at IS NOT NULL AND state <> 'running'"
     change_jobs(tx, _column(tx, returned), _set(_CANCELLED))
 
@@ -4762,14 +4752,14 @@ def _set(values: str, term: str = "TRUE") -> str:
     return f"UPDATE litejobs_job SET {values} WHERE id IN carray(:ids) AND {term}"
 
 
-# Only so many jobs with the same key run at a time. A job with a key is blocked, and in no index
-# that a claim reads, until there is a slot. Then it is pending, and holds the slot until it has
-# run.
+# At most key_limit jobs with the same key run at a time. A job with a key is blocked, and in no
+# index that a claim reads, until there is a slot. Then it is pending, and holds the slot until it
+# has run.
 
 
 def admit_blocked(tx: Transaction, keys: Iterable[str]) -> int:
-    """Makes blocked jobs with these keys ready for which there is a slot, in their order; returns
-    how many."""
+    """Makes blocked jobs with these keys pending while there are slots, in the order in which they
+    are to run; returns how many."""
     admitted = 0
     for key in keys:
         while following := admissible(tx, key):
@@ -4783,7 +4773,7 @@ def admit_blocked(tx: Transaction, keys: Iterable[str]) -> int:
 
 
 def admissible(tx: Transaction, key: str) -> tuple[int, Group] | None:
-    """The next blocked job with this key and where it is counted, if there is a slot for it."""
+    """The next blocked job with this key and its group, if there is a slot for it."""
     first = tx.execute(
         f"""
         SELECT id, key_limit, queue, name FROM litejobs_job INDEXED BY litejobs_key
@@ -4812,9 +4802,9 @@ FIELDS = "such as to='\"ada\"' or customer.id=12; may be repeated"
 
 
 class Filters(TypedDict, total=False):
-    """What jobs can be found by. Moments are aware: from *after* on, and earlier than
-    *before*. *payload* names fields, or ways to fields inside (`"customer.id"`), with the
-    JSON values that all of them should have: numbers, texts, booleans or None."""
+    """What jobs can be found by. Times are aware datetimes: at or after *after*, and earlier
+    than *before*. *payload* maps fields, or paths to inner fields (`"customer.id"`), to the
+    JSON values that all of them must have: numbers, texts, booleans or None."""
 
     id: int | Job[Any] | Iterable[int | Job[Any]]
     name: str | AnyDefinition | type
@@ -4831,7 +4821,7 @@ class Filters(TypedDict, total=False):
 
 
 def id_of(job: object, what: str = "id") -> int:
-    """The id of a job, which may stand for it."""
+    """The id of a job, given as the job or its id."""
     if isinstance(job, Job):
         return job.id
     if isinstance(job, int) and not isinstance(job, bool):
@@ -4848,7 +4838,7 @@ def _several(check: Check) -> Check:
 
 
 def _check_name_of(value: object, what: str) -> str:
-    """A name, for which a definition or its class may stand."""
+    """The name of a definition, given as the name, the definition or its class."""
     name = definition.name if (definition := definition_of(value)) else value
     if not isinstance(name, str):
         raise OptionError(what, f"expected a name or a definition, got {reprlib.repr(value)}")
@@ -4856,7 +4846,7 @@ def _check_name_of(value: object, what: str) -> str:
 
 
 def _check_fields(wanted: object, what: str) -> str:
-    """JSON: the path to each field, and the value that should be there."""
+    """JSON: the path of each field, with the value that it must have."""
     if not isinstance(wanted, Mapping) or not wanted:
         raise OptionError(what, f"expected fields with their values, got {wanted!r}")
     paths = {}
@@ -4880,7 +4870,7 @@ def _check_moment(value: object, what: str) -> int:
     return to_micros(aware(value, what))
 
 
-# 1 is not true and not "1" in JSON, but they are all alike to SQLite; 1 and 1.0 are not.
+# In JSON, 1 is neither true nor "1", but 1.0: SQLite alone compares them otherwise.
 _HAS_FIELDS = """
     CASE WHEN typeof(payload) = 'text' AND json_valid(payload) THEN NOT EXISTS (
         SELECT 1 FROM json_each(:payload) AS wanted
@@ -4901,26 +4891,26 @@ FILTERS: Mapping[str, tuple[Check, str]] = {
     "finished_before": (_check_moment, "finished_at < :finished_before"),
     "payload": (_check_fields, _HAS_FIELDS),
 }
-"""A check that gives what is bound, and the term for which jobs are looked at one by one."""
+"""A check that returns the bound value, and the term that is tested on one job after the other."""
 
 
 @attrs.frozen
 class Match:
-    """Which jobs a query or a bulk command means; `None` leaves a filter out."""
+    """Which jobs a query or a bulk command is for; `None` means any."""
 
     ids: tuple[int, ...] | None = None
     name: str | None = None
     queue: str | None = None
     states: tuple[State, ...] | None = None
     others: Mapping[str, Any] = attrs.field(factory=dict)
-    """By the filters for which there is no index: what is bound."""
+    """The bound values of filters that have no index."""
     before: int | None = None
-    """Only jobs with a lower id: the cursor to the next page."""
+    """Only jobs with a lower id: the cursor for the next page."""
 
     @property
     def where(self) -> str:
-        """The term on queue, name and state. The states stand in it as text, since a bound value
-        would hide the partial indexes."""
+        """The term on queue, name and state. The states are literals, since SQLite uses no partial
+        index for a bound value."""
         terms = [f"{key} = :{key}" for key in ("queue", "name") if getattr(self, key) is not None]
         if self.states is not None:
             states = ", ".join(f"'{state}'" for state in self.states)
@@ -4929,21 +4919,21 @@ class Match:
 
     @property
     def uncounted(self) -> list[tuple[State, str]]:
-        """Those of the states that are not counted, with their indexes."""
+        """The states among these that are not counted, with their indexes."""
         indexes: Any = {"pending": "litejobs_ready", "running": "litejobs_held"}
         return [each for each in indexes.items() if self.states is None or each[0] in self.states]
 
     @property
     def bindings(self) -> dict[str, Any]:
-        """What the terms refer to."""
-        given = {**self.others, "queue": self.queue, "name": self.name}
-        given = {k: storable(v) if isinstance(v, str) else v for k, v in given.items()}
+        """The values that the terms refer to."""
+        values = {**self.others, "queue": self.queue, "name": self.name}
+        values = {k: storable(v) if isinstance(v, str) else v for k, v in values.items()}
         before = 2**63 - 1 if self.before is None else max(-(2**63), min(self.before, 2**63 - 1))
-        return given | {"before": before, "ids": json.dumps(self.ids)}
+        return values | {"before": before, "ids": json.dumps(self.ids)}
 
 
 def matching(filters: Filters) -> Match:
-    """The jobs that all filters choose."""
+    """The jobs that match all filters."""
     check_known(filters, FILTERS, "no such filter")
     others = {
         name: FILTERS[name][0](value, name) for name, value in filters.items() if value is not None
@@ -4953,7 +4943,7 @@ def matching(filters: Filters) -> Match:
 
 
 def chosen(ids: tuple[int | Job[Any], ...], filters: Filters) -> Match:
-    """The jobs that ids and filters choose: never all."""
+    """The jobs with these ids that match all filters: never every job."""
     if not ids and not filters:
         raise OptionError("id", "say which jobs: ids, or filters such as state='failed'")
     match = matching(filters)
@@ -4964,8 +4954,8 @@ def chosen(ids: tuple[int | Job[Any], ...], filters: Filters) -> Match:
 
 
 def _ids_of(match: Match) -> str:
-    """A query for the ids of the first *limit* jobs that match, below *before* and the newest
-    first, which reads little however many jobs there are."""
+    """A query for the ids of the newest *limit* jobs that match, newest first, which reads little
+    however many jobs there are."""
     where = match.where
     further = " AND ".join(("id < :before", *(FILTERS[name][1] for name in match.others)))
     if match.ids is not None:
@@ -4976,20 +4966,19 @@ def _ids_of(match: Match) -> str:
     elif where == "TRUE":
         found = f"SELECT id FROM litejobs_job WHERE {further}"
     else:
-        mine = f"""
+        of_group = f"""
             SELECT id FROM litejobs_job INDEXED BY litejobs_shelf
-            WHERE {COUNTED} AND state = its.state AND queue = its.queue AND name = its.name
+            WHERE {COUNTED} AND state = grp.state AND queue = grp.queue AND name = grp.name
                 AND {further} ORDER BY id DESC
         """
-        # Only groups whose newest job is among the newest can matter; the others take one step
-        # into the index each.
+        # Only the groups with the newest jobs matter; the others cost one index lookup each.
         counted = f"""
             WITH newest AS MATERIALIZED (
-                SELECT state, queue, name, ({mine} LIMIT 1) AS id FROM litejobs_count AS its
+                SELECT state, queue, name, ({of_group} LIMIT 1) AS id FROM litejobs_count AS grp
                 WHERE {where} ORDER BY id DESC LIMIT :limit
             )
-            SELECT job.id FROM newest AS its CROSS JOIN litejobs_job AS job
-            ON job.id IN ({mine} LIMIT :limit)
+            SELECT job.id FROM newest AS grp CROSS JOIN litejobs_job AS job
+            ON job.id IN ({of_group} LIMIT :limit)
         """
         found = " UNION ALL ".join(
             [
@@ -5020,10 +5009,10 @@ def _counts_of(match: Match) -> str:
 def find_jobs(
     tx: Transaction, match: Match, limit: object, source: LiteJobs = NOWHERE
 ) -> list[Job[Any]]:
-    """The jobs that match, the newest first."""
+    """The jobs that match, newest first."""
     if isinstance(limit, bool) or not isinstance(limit, int) or not 0 <= limit < 2**31:
         raise OptionError("limit", f"expected a number of jobs, got {limit!r}")
-    # CROSS, here and there: with statistics SQLite would go through all jobs instead.
+    # CROSS fixes the order of the joins: with statistics SQLite might scan all jobs.
     sql = f"""
         WITH found (job) AS MATERIALIZED ({_ids_of(match)})
         SELECT {_JOB} FROM found CROSS JOIN litejobs_job ON id = job ORDER BY id DESC
@@ -5066,8 +5055,7 @@ def count_by_queue(tx: Transaction) -> dict[str, dict[str, int]]:
 
 
 def read_failures(tx: Transaction, term: str, number: int = 0) -> list[tuple[int, int, Failure]]:
-    """The failed attempts for which an SQL *term* holds, the oldest first, each after its own
-    number and the id of its job."""
+    """Row id, job id and failure of the attempts for which a SQL *term* holds, oldest first."""
     sql = f"SELECT id, job, {_FAILURE} FROM litejobs_attempt WHERE {term} ORDER BY id"
     rows = tx.execute(sql, {"number": number})
     return [(number, job, from_row(Failure, row)) for number, job, *row in rows]
@@ -5081,7 +5069,7 @@ DELETION = (
 )
 """Deletes jobs with their history."""
 Steps = Mapping[tuple[State, ...], tuple[str, ...]]
-"""The statements for jobs in some states."""
+"""The statements for jobs in these states."""
 VERBS: Mapping[str, Steps] = {
     "cancel": {
         WAITING: (_set(f"{_CANCELLED}, error = 'cancelled'"),),
@@ -5089,14 +5077,13 @@ VERBS: Mapping[str, Steps] = {
     },
     "retry": {
         ("failed", "cancelled"): (
-            # Their unique keys are taken from others that have held them for long enough, or have
-            # expired.
+            # Other jobs that held their unique keys past the TTL, or have expired, lose them.
             f"""
             UPDATE litejobs_job INDEXED BY litejobs_unique SET unique_key = NULL
             WHERE {HOLDS} AND (unique_until <= :now OR expires_at <= :now AND {_UNSTARTED})
                 AND unique_key IN (SELECT unique_key FROM litejobs_job WHERE id IN carray(:ids))
             """,
-            # Or ignore: the unique key may be another job's by now.
+            # OR IGNORE: another job may hold the unique key by now.
             f"""
             UPDATE OR IGNORE litejobs_job SET
                 state = {_READY}, run_at = :now, attempt = 0, lost = 0,
@@ -5112,15 +5099,15 @@ VERBS: Mapping[str, Steps] = {
     "release": {("paused",): (_set(f"state = {_WAITS}"),)},
 }
 Rework = Callable[[str, object], str | bytes]
-"""Makes a new payload, from a definition's name and the old one."""
+"""Makes a new payload from the definition's name and the old payload."""
 
 
 def bulk(
     file: File, match: Match, steps: Steps, rework: Rework | None = None, **bindings: Any
 ) -> Moved:
-    """Changes the jobs that match by the step for their state, and wakes the nodes. Some at a
-    time: a million rows in one transaction would keep the nodes waiting. If *rework*, which makes
-    their new payloads, raises, the jobs of that transaction stay as they were."""
+    """Changes the jobs that match by the statements for their states, and wakes the nodes. It uses
+    a transaction for each BATCH: nodes would wait too long for a million rows. If *rework* raises,
+    the jobs of that transaction stay unchanged."""
     with file.transaction(read_only=True) as tx:
         rows: Any = tx.execute(_ids_of(match), {**match.bindings, "limit": -1})
         ids = array.array("q", (id for (id,) in rows))
@@ -5129,8 +5116,8 @@ def bulk(
         page = attrs.evolve(match, ids=tuple(ids[start : start + BATCH]))
         with file.transaction() as tx:
             for states, statements in steps.items():
-                chosen = {*states}.intersection(states if match.states is None else match.states)
-                part = attrs.evolve(page, states=tuple(chosen))
+                both = {*states}.intersection(states if match.states is None else match.states)
+                part = attrs.evolve(page, states=tuple(both))
                 found = _column(tx, _ids_of(part), {**part.bindings, "limit": -1})
                 if rework is not None:
                     sql = "SELECT name, payload, id FROM litejobs_job WHERE id IN carray(?)"
@@ -5147,7 +5134,7 @@ def bulk(
 def change_options(
     file: File, match: Match, columns: Mapping[str, Any], rework: Rework | None
 ) -> Moved:
-    """Gives waiting jobs other values, and payloads that *rework* makes."""
+    """Sets columns of waiting jobs, and gives them the payloads that *rework* makes."""
     sets = [f"{column} = :{column}" for column in columns] or ["state = state"]
     if "run_at" in columns:
         sets.append(f"""state = CASE
@@ -5167,9 +5154,9 @@ def change_options(
 
 @contextlib.contextmanager
 def on_callers_connection(connection: Any, file: File) -> Iterator[Transaction]:
-    """A part of the transaction on the caller's connection, all of it or none."""
+    """A transaction nested in that of the caller's connection: all of it happens, or none."""
     try:
-        # Rows are to be tuples and texts str, whatever factories the application has set.
+        # Rows have to be tuples, and text str, whatever factories the application has set.
         plain: dict[str, Any] = {"row_trace": None, "cursor_factory": apsw.Cursor}
         if standard := _is_standard(connection):
             plain = {"row_factory": None, "text_factory": str}
@@ -5201,9 +5188,9 @@ def on_callers_connection(connection: Any, file: File) -> Iterator[Transaction]:
 
 @contextlib.contextmanager
 def _nested_transaction(connection: Any, file: File, standard: bool) -> Iterator[None]:
-    """A savepoint in the transaction on a connection, or else a transaction, which is committed
-    at its end where the connection commits each change. It takes the write lock first: a
-    transaction that has only read fails at once if it writes after others have committed."""
+    """A savepoint in the open transaction, or else a new transaction, which is committed at the
+    end if the connection is in autocommit mode. It takes the write lock first: a transaction that
+    has only read cannot write after others have committed."""
     ours = False
     if connection.in_transaction:
         # sqlite3 with autocommit=False begins transactions ahead of time, without the lock.
@@ -5214,7 +5201,7 @@ def _nested_transaction(connection: Any, file: File, standard: bool) -> Iterator
                 raise  # Only that there is no such table yet is expected.
     else:
         connection.execute("BEGIN IMMEDIATE")
-        # Since Python 3.12; -1: as before, when sqlite3 begins transactions unless told otherwise.
+        # Since Python 3.12; -1, the default, means that isolation_level decides as before.
         autocommit = getattr(connection, "autocommit", -1) if standard else True
         ours = connection.isolation_level is None if autocommit == -1 else autocommit is True
     if not ours:
@@ -5235,16 +5222,16 @@ def _nested_transaction(connection: Any, file: File, standard: bool) -> Iterator
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         if _code(error) & 0xFF in (apsw.SQLITE_FULL, apsw.SQLITE_BUSY):
-            raise  # Then the commit has not happened: its end is written last, with all locks.
+            raise  # Nothing was committed: the end of a commit is written last, under the lock.
         raise _unknown_outcome(file, error) from error
 
 
 def _is_standard(connection: Any) -> bool:
-    """Whether it is a connection of the standard sqlite3, and not of apsw; refuses all others."""
+    """Whether it is a connection of the standard sqlite3 (else of apsw); refuses any other."""
     if isinstance(connection, apsw.Connection):
         return False
     standard: Any = sys.modules.get("sqlite3")
-    # Another thread may be importing it, and then has no connection yet.
+    # While another thread is importing it, the class may be missing: then no connection exists.
     if not isinstance(connection, getattr(standard, "Connection", ())):
         kind = f"{type(connection).__module__}.{type(connection).__qualname__}"
         problem = f"expected a connection of apsw or of the standard sqlite3, got a {kind}"
@@ -5256,9 +5243,8 @@ def _is_standard(connection: Any) -> bool:
 
 
 def _check_file(connection: Any, file: File, standard: bool) -> None:
-    """Refuses a connection to another file than the queue's; and the standard sqlite3 while our
-    SQLite has the file open in this process: when one of the two libraries closes the file, the
-    locks of the other are gone."""
+    """Refuses a connection to another file than the queue's, and the standard sqlite3 while our
+    SQLite has the file open in this process."""
     rows = connection.execute("PRAGMA database_list")
     path = next((row[2] for row in rows if row[1] == "main"), None)
     with _translated_errors(file.path):
@@ -5275,7 +5261,7 @@ def _check_file(connection: Any, file: File, standard: bool) -> None:
 
 
 def _warn_of_old_sqlite(connection: Any, file: File) -> None:
-    """Logs once that the standard sqlite3 may lose commits, and stores it for `doctor`."""
+    """Logs once that the standard sqlite3 may lose commits, and stores that for `doctor`."""
     version: str = sys.modules["sqlite3"].sqlite_version
     if file.warned or sys.modules["sqlite3"].sqlite_version_info >= SAFE_SQLITE:
         return
@@ -5290,22 +5276,22 @@ def _warn_of_old_sqlite(connection: Any, file: File) -> None:
 ################################################################################
 # Enqueue
 #
-# How new jobs come into the file: threads that enqueue at once share a commit, and a unique key
-# has one winner.
+# Inserting new jobs. Threads that enqueue at the same time share a commit, and only one job holds
+# a unique key.
 ################################################################################
 
 
 class NewJob(NamedTuple):
-    """A job that is to be inserted; or several, which differ in their payloads alone, and of
-    which none has a key, an expiry or a rule for duplicates."""
+    """A job to insert; or several that differ only in their payloads, without a key, an expiry or
+    a rule for duplicates."""
 
     columns: Mapping[str, Any]
-    """By name; but the payload. Those that are left out are NULL."""
+    """The values by column, except for the payload; missing ones are NULL."""
     payloads: tuple[str | bytes, ...]
     open: frozenset[str] = frozenset()
-    """Options that were not given, for the queue's defaults."""
+    """Options that were not given: the queue's defaults apply to them."""
     on_conflict: OnConflict | Callable[[str | bytes], str | bytes] = "return"
-    """A function makes the new payload of the job that holds the unique key from its old one."""
+    """A function makes the new payload of the job that holds the unique key from the old one."""
 
     @property
     def group(self) -> Group:
@@ -5314,21 +5300,21 @@ class NewJob(NamedTuple):
 
     def job(self, id: int, payload: str | bytes, source: LiteJobs) -> Job[Any]:
         """The job of a row that was just inserted."""
-        shown = {column: self.columns[column] for column in _SHOWN}
-        if shown["run_at"] == shown["enqueued_at"]:
-            shown["run_at"] = shown["enqueued_at"] = from_micros(shown["run_at"])
-        return Job(id=id, claim=0, attempt=0, payload=payload, source=source, **shown)
+        values = {column: self.columns[column] for column in _NEW_JOB_COLUMNS}
+        if values["run_at"] == values["enqueued_at"]:
+            values["run_at"] = values["enqueued_at"] = from_micros(values["run_at"])
+        return Job(id=id, claim=0, attempt=0, payload=payload, source=source, **values)
 
 
-_OF_EACH = {*STORED, "name", "run_at", "enqueued_at", "state"}
-_SHOWN = [column for column in JOB_COLUMNS if column in _OF_EACH]
+_ALWAYS_SET = {*STORED, "name", "run_at", "enqueued_at", "state"}
+_NEW_JOB_COLUMNS = [column for column in JOB_COLUMNS if column in _ALWAYS_SET]
 _COMPLETE = f"UPDATE litejobs_job AS NEW {COMPLETION} :name WHERE NEW.id = :id"
-"""Does what the trigger does for a row that was inserted by hand. Our own connection fires no
-triggers: others may have put theirs into the file."""
+"""Does what the trigger does for other programs. Our own connection fires no triggers, since other
+programs may have added theirs to the file."""
 
 
 def new_job(bound: Bound[Any], now: int, payloads: tuple[str | bytes, ...] = ()) -> NewJob:
-    """What is inserted for a job, or for several that differ from it in their payloads alone."""
+    """What to insert for a job, or for several that differ from it only in their payloads."""
     options = bound.options
     run_at = options.run_at(now)
     columns = {
@@ -5362,7 +5348,7 @@ def new_job(bound: Bound[Any], now: int, payloads: tuple[str | bytes, ...] = ())
 
 
 class Enqueued(Sequence[Job[Any]]):
-    """Jobs that were just enqueued, each made when it is accessed: most never are."""
+    """Jobs that were just enqueued, each created when it is accessed: most never are."""
 
     def __init__(self, ids: range, new: Sequence[NewJob], source: LiteJobs) -> None:
         self._ids, self._new, self._source = ids, new, source
@@ -5390,26 +5376,26 @@ class QueueSettings:
     paused: bool = False
     concurrency: int | None = None
     rate: str | None = None
-    """How many start in some time, as it was given: "10/min"."""
+    """How many may start in a time, as it was given: "10/min"."""
     burst: int | None = None
     weight: float | None = None
     ageing: timedelta | None = None
     defaults: Mapping[str, Any] = attrs.field(factory=dict, repr=False)
-    """For max_attempts, timeout and backoff, as far as they are set."""
+    """max_attempts, timeout and backoff, if they are set."""
     per_second: float | None = attrs.field(default=None, eq=False, repr=False)
-    """The rate, as it is calculated with."""
+    """The rate as a number."""
 
 
 _QUEUE_DEFAULTS: Mapping[str, Callable[[Any], Any]] = {
-    "max_attempts": lambda number: number or None,  # 0: without end.
+    "max_attempts": lambda number: number or None,  # 0: no limit.
     "timeout": as_length,
     "backoff": lambda text: load_backoff(text, DEFAULT_BACKOFF),
 }
 
 
 def read_settings(tx: Transaction) -> dict[str, QueueSettings]:
-    """The settings of queues, by name. Of those that cannot be calculated with nobody knows
-    what the queue's jobs may do, and it is paused."""
+    """The settings of queues, by name. A queue with numbers out of bounds counts as paused, since
+    it is not known what its jobs may do."""
     bounds = BOUNDS["litejobs_queue"]
     columns = ("name", "paused", "backoff", "rate_given", *bounds)
     found = {}
@@ -5421,7 +5407,7 @@ def read_settings(tx: Transaction) -> dict[str, QueueSettings]:
                 if row[column] is not None and not low <= row[column] <= high:
                     raise ValueError(column)
             rate = None if row["rate"] is None else f"{row['rate']:g}/s"
-            with contextlib.suppress(OptionError):  # Somebody may have changed the number by hand.
+            with contextlib.suppress(OptionError):  # The number may have been changed by hand.
                 if parse_rate(row["rate_given"]) == row["rate"]:
                     rate = row["rate_given"]
             found[row["name"]] = QueueSettings(
@@ -5463,8 +5449,8 @@ def _insert(columns: tuple[str, ...], values: str = "VALUES ({} ?)") -> str:
 
 
 def insert_all(tx: Transaction, jobs: Sequence[NewJob]) -> tuple[range, Sequence[NewJob]]:
-    """Inserts jobs that need no more than a row; returns their ids, in order, and the jobs with
-    the defaults of their queues."""
+    """Inserts jobs without keys or other rules; returns their ids, in order, and the jobs with the
+    defaults of their queues."""
     jobs, count = _with_defaults(tx, jobs), 0
     counts: dict[Group, int] = {}
     for job in jobs:
@@ -5473,7 +5459,7 @@ def insert_all(tx: Transaction, jobs: Sequence[NewJob]) -> tuple[range, Sequence
         if number == 1:
             tx.execute(_insert((*job.columns,)), (*job.columns.values(), *job.payloads))
         else:
-            # Half of what an executemany takes.
+            # In half the time of executemany().
             sql = _insert((*job.columns,), "SELECT {} value FROM carray(?)")
             tx.execute(sql, (*job.columns.values(), apsw.carray(job.payloads)))
         if job.columns["state"] != "pending":
@@ -5486,12 +5472,12 @@ def insert_all(tx: Transaction, jobs: Sequence[NewJob]) -> tuple[range, Sequence
 
 
 def insert_each(tx: Transaction, jobs: Sequence[NewJob]) -> list[tuple[int, bool]]:
-    """Inserts jobs, each unless it is a duplicate; gives for each the id, and whether it was there
-    before."""
+    """Inserts jobs, each unless it is a duplicate; returns for each the id of the job, and whether
+    it existed before."""
     inserted = [_insert_one(tx, job) for job in _with_defaults(tx, jobs)]
     for key in {job.columns["key"] for job in jobs if job.columns.get("key") is not None}:
-        # Jobs that hold a slot and have expired give it up, also when no node is at work; those
-        # that are let in instead may have expired, too.
+        # Expired jobs give up their slots, even while no node is running; the jobs that are
+        # admitted instead may have expired, too.
         sql = f"""
             SELECT id FROM litejobs_job INDEXED BY litejobs_key
             WHERE {KEYED} AND state = 'pending' AND key = ? AND {_UNSTARTED} AND expires_at <= ?
@@ -5503,21 +5489,23 @@ def insert_each(tx: Transaction, jobs: Sequence[NewJob]) -> list[tuple[int, bool
 
 
 def insert_and_read(tx: Transaction, jobs: Sequence[NewJob], source: LiteJobs) -> list[Job[Any]]:
-    """The same; gives the jobs as they are then."""
+    """Inserts jobs like `insert_each`; returns them as they are after all of these inserts."""
     sql = f"SELECT {_JOB} FROM litejobs_job WHERE id = ?"
-    rows = [(tx.execute(sql, (id,)).fetchone(), there) for id, there in insert_each(tx, jobs)]
-    return [from_row(Job, row, source=source, duplicate=there) for row, there in rows]
+    return [
+        from_row(Job, tx.execute(sql, (id,)).fetchone(), source=source, duplicate=duplicate)
+        for id, duplicate in insert_each(tx, jobs)
+    ]
 
 
 def _insert_one(tx: Transaction, job: NewJob) -> tuple[int, bool]:
-    """Inserts a job, or does what its rule says about its duplicate."""
+    """Inserts a job, or applies its rule for duplicates."""
     (payload,) = job.payloads
-    if (held := _unique_key_holder(tx, job.columns.get("unique_key"))) is None:
+    if (holder := _unique_key_holder(tx, job.columns.get("unique_key"))) is None:
         tx.execute(_insert((*job.columns,)), (*job.columns.values(), payload))
         new: int = tx.execute("SELECT last_insert_rowid()").fetchone()[0]
         add_to_counts(tx, {job.group: 1})
         return new, False
-    id, waiting, fixed = held
+    id, waiting, fixed = holder
     if job.on_conflict == "raise" or (fixed and job.on_conflict != "return"):
         raise DuplicateError(id, job.columns["name"])
     if callable(job.on_conflict):
@@ -5533,26 +5521,26 @@ def _insert_one(tx: Transaction, job: NewJob) -> tuple[int, bool]:
 
 
 def _unique_key_holder(tx: Transaction, key: str | None) -> tuple[int, str | bytes, bool] | None:
-    """Id and payload of the job that holds a unique key, and whether it has started or ended, so
-    that nobody may change it."""
-    held = None
-    if key is not None:
-        held = tx.execute(
-            f"""
-            SELECT id, payload, claim > 0 OR finished_at IS NOT NULL, unique_until,
-                CASE WHEN {_UNSTARTED} THEN expires_at END
-            FROM litejobs_job INDEXED BY litejobs_unique
-            WHERE unique_key = ? AND {HOLDS}
-            """,
-            (key,),
-        ).fetchone()
-    if held is None:
+    """Id and payload of the job that holds a unique key, and whether it has started or ended, and
+    so may no longer be changed."""
+    if key is None:
         return None
-    id, payload, fixed, *moments = held
+    row = tx.execute(
+        f"""
+        SELECT id, payload, claim > 0 OR finished_at IS NOT NULL, unique_until,
+            CASE WHEN {_UNSTARTED} THEN expires_at END
+        FROM litejobs_job INDEXED BY litejobs_unique
+        WHERE unique_key = ? AND {HOLDS}
+        """,
+        (key,),
+    ).fetchone()
+    if row is None:
+        return None
+    id, payload, fixed, *moments = row
     until, expires_at = map(as_integer, moments)
     if expires_at is not None and expires_at <= tx.now:
         expire_job(tx, id)
-        return _unique_key_holder(tx, key)  # Scope "exists" also means ended jobs.
+        return _unique_key_holder(tx, key)  # With the scope "exists" it still holds the key.
     if until is not None and until <= tx.now:
         tx.execute("UPDATE litejobs_job SET unique_key = NULL WHERE id = ?", (id,))
         return None
@@ -5560,8 +5548,8 @@ def _unique_key_holder(tx: Transaction, key: str | None) -> tuple[int, str | byt
 
 
 def insert_unknown(tx: Transaction, name: str, payload: str, given: Mapping[str, Any]) -> int:
-    """Inserts one job of a definition that the program does not have; what nodes have stored of
-    the definition fills in the columns that are not given."""
+    """Inserts one job of a definition that the program does not have; columns that are not given
+    are taken from the definition as nodes stored it."""
     known = [str(known) for (known,) in tx.execute("SELECT name FROM litejobs_definition")]
     if known and name not in known:
         problem = f"no node has had such a definition{did_you_mean(name, known)}"
@@ -5574,34 +5562,36 @@ def insert_unknown(tx: Transaction, name: str, payload: str, given: Mapping[str,
 
 
 GROUP_COMMIT_WINDOW = 0.0001
-"""Seconds that a thread waits for others before it commits for all: less than a sync."""
+"""Seconds that a thread waits for others before it commits for all: less than a sync takes."""
 Write = Callable[[Transaction], Any]
-"""What a thread does in a transaction that it may share with others."""
+"""What one thread does in a transaction shared with other threads."""
 PendingWrite = tuple[Write, threading.Lock, list[tuple[Any, Exception | None]]]
-"""A write that waits to be committed; a lock that is released for its thread to go on; and then
-its result or error."""
+"""A write that waits for its commit; a lock whose release wakes its thread; a list for its result
+or error."""
 
 
 @attrs.define(eq=False, repr=False)
 class GroupCommit:
-    """Commits the writes of a process's threads: those that come while one thread commits share
+    """Commits the writes of a process's threads: those that arrive while one thread commits share
     the next commit."""
 
     file: File
-    _pid: int = 0
     _lead: threading.RLock = attrs.field(factory=threading.RLock)
-    """Held by the thread that commits for all. (A signal handler that enqueues while its thread
-    does must not wait for that thread.)"""
+    """Held by the thread that commits for all. Reentrant: a signal handler may enqueue while its
+    thread holds it."""
     _waiting: list[PendingWrite] = attrs.field(factory=list)
     _size: int = 1
     """How many writes the last commit was for."""
 
+    def __attrs_post_init__(self) -> None:
+        FORK_HOOKS[self] = GroupCommit._reset
+
+    def _reset(self) -> None:
+        # The parent commits what waits there.
+        self._lead, self._waiting = threading.RLock(), []
+
     def commit(self, write: Write) -> Any:
-        """Commits a write, and wakes the nodes; returns its result. The thread that has the lead
-        commits for all that wait."""
-        if self._pid != os.getpid():
-            # What waits in the process that forked this one is committed there.
-            self._pid, self._lead, self._waiting = os.getpid(), threading.RLock(), []
+        """Commits a write, and wakes the nodes; returns its result."""
         lead = self._lead
         if not self._waiting and self._size < 3 and lead.acquire(blocking=False):
             try:
@@ -5628,7 +5618,7 @@ class GroupCommit:
         return result
 
     def _pass_on(self, lead: threading.RLock) -> None:
-        """Gives up the lead, and lets a thread that waits take it."""
+        """Releases the lead, and wakes a waiting thread to take it."""
         lead.release()
         if self._waiting:
             with contextlib.suppress(IndexError, RuntimeError):  # It may have been taken meanwhile.
@@ -5636,7 +5626,7 @@ class GroupCommit:
 
     def _commit_waiting(self) -> None:
         if self.file.durability == "full" and self._size > 2:
-            # The others, whose commit has just ended, will be back at once.
+            # Threads whose commit has just ended often enqueue again at once.
             time.sleep(GROUP_COMMIT_WINDOW)
         taken = self._waiting[:]
         del self._waiting[: len(taken)]
@@ -5654,7 +5644,7 @@ class GroupCommit:
                     for *_, outcome in batch:
                         outcome.append((None, error))
                 except Exception as error:
-                    if len(batch) > 1:  # Only one of them may be to blame.
+                    if len(batch) > 1:  # Perhaps only one of the writes fails.
                         batches = [[pending] for pending in reversed(batch)]
                     else:
                         batch[0][2].append((None, error))
@@ -8661,9 +8651,9 @@ def make_restore(connection: socket.socket) -> Callable[[], bool]:
 ################################################################################
 # Supervisor
 #
-# The parent of the workers. It alone uses the file. Its loop is a list of verbs around one blocking
-# wait: spawn, watch, listen, do duties, exchange. Each job in hand is one Run. It never runs a
-# handler, never decodes a payload, and never blocks on a worker, which may have been stopped.
+# The parent of the workers claims and settles their jobs. Its loop is a list of verbs around one
+# blocking wait: spawn, watch, listen, do duties, exchange. Each job in hand is one Run. It never
+# runs a handler, never decodes a payload, and never blocks on a worker, which may be stopped.
 ################################################################################
 
 STARTS_AT_ONCE = max(1, (os.cpu_count() or 1) - 1)
@@ -8677,7 +8667,7 @@ ASYNC_CHECK = 0.01
 UNKNOWN_EXIT_CODE = 255
 """The exit code recorded for a process that other code has waited for."""
 CHANNEL_ERRORS = EOFError, OSError, ValueError, TypeError, LookupError
-"""Raised by reading from a worker that is gone, or if a job has overwritten what it sends."""
+"""Raised by reading from a worker that is gone, or whose messages a job has overwritten."""
 
 
 @attrs.define(eq=False, repr=False)
@@ -9136,8 +9126,8 @@ FINAL_LOCK_WAIT = 1.0
 RETRY_PAUSE = 0.5
 """Seconds until an exchange that failed is tried again."""
 SLOW, VERY_SLOW = 0.010, 0.100
-"""Seconds that a job may run before those behind it are taken back: if another worker of this
-node is idle, and otherwise, since other nodes may have room."""
+"""Seconds that a job may run before those behind it are taken back: SLOW if another worker of the
+node is idle, else VERY_SLOW, since other nodes may have room."""
 CANCEL_PART = 0.25
 """The part of the grace that is left when a stopping node cancels its async jobs."""
 MEMORY_CHECK = 0.1
@@ -9168,7 +9158,7 @@ class Supervisor:
     unresponsive_after: float = 5.0
     """Seconds after which a worker that begins none of the jobs it has in hand is replaced."""
     slow_after: float = 60.0
-    """Seconds of running after which a job is logged as slow; again after twice the time."""
+    """Seconds after which a running job is logged as slow; again each time that has doubled."""
     _rng: random.Random = attrs.field(factory=random.Random)
     _wakeup: socket.socket = attrs.field(init=False)
     """Receives the datagrams that wake the node; their content is ignored."""
@@ -9361,7 +9351,7 @@ class Supervisor:
                 self._settle_last()
             self._close()
         except FileError as error:
-            logger.error("what threads that were left behind did is lost: %s", error)
+            logger.error("the results of threads that were left behind are lost: %s", error)
 
     def _settle_last(self) -> None:
         pending, progress = self._pending, self._progress
@@ -10399,7 +10389,7 @@ class LiteJobs:
         options = bound.options
         merges = options.unique is not None and callable(options.unique.on_conflict)
         fixed = isinstance(options.expires, datetime)
-        for option, refused, problem in (  # Of one job only, or of this program only.
+        for option, refused, problem in (  # What only fits one job, or only this program.
             ("delay", options.delay, "not for a schedule, which says itself when its jobs run"),
             ("at", options.at, "not for a schedule, which says itself when its jobs run"),
             ("expires", fixed, "for a schedule give a length of time, from each tick on"),
@@ -10408,7 +10398,7 @@ class LiteJobs:
         ):
             if refused:
                 raise OptionError(option, problem)
-        # Made for the moment 0, so that times stay lengths.
+        # Made for time 0, so that what is stored are durations, to be added to each tick.
         kept = options_of(new_job(bound, 0))
         return attrs.evolve(schedule, definition=bound.name, payload=bound.payload, options=kept)
 

@@ -326,6 +326,17 @@ def test_what_takes_any_number_of_arguments_is_refused(jobs: LiteJobs) -> None:
     assert "takes **names" in refusal(DefinitionError, jobs.define, more)
 
 
+def test_parameters_that_no_payload_can_hold_are_refused(jobs: LiteJobs) -> None:
+    def method(self: str) -> None: ...
+    def mangled(__name: str) -> None: ...
+    def lost(__class__: str = "") -> None: ...
+
+    assert "a method" in refusal(DefinitionError, jobs.define, method)
+    for code in mangled, lost:
+        said = refusal(DefinitionError, jobs.define, code)
+        assert "use a name that does not begin with two underscores" in said
+
+
 def test_generators_are_refused_since_their_body_would_never_run(jobs: LiteJobs) -> None:
     def steps() -> Iterator[int]:
         yield 1
