@@ -4427,12 +4427,17 @@ def lock(path: str, exclusive: bool, wait: float = 0.0) -> contextlib.ExitStack 
 
             # Read-only: a job that writes into every open descriptor must not damage it.
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-            locked.callback(os.close, descriptor)
+            locked.callback(_close, descriptor)
             fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
             return locked.pop_all()
         if time.monotonic() >= give_up:
             return None
         time.sleep(0.001)
+
+
+def _close(descriptor: int) -> None:
+    with contextlib.suppress(OSError):  # It is closed all the same.
+        os.close(descriptor)
 
 
 def _refuse_lost_wal(connection: apsw.Connection, place: Path) -> None:
@@ -6764,7 +6769,8 @@ def back_up(file: File, place: Path) -> Path:
                 finally:
                     os.close(folder)
     except BaseException:
-        copy.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            copy.unlink()
         raise
     return place
 
@@ -8645,9 +8651,9 @@ def make_restore(connection: socket.socket) -> Callable[[], bool]:
 ################################################################################
 # Supervisor
 #
-# The parent of the workers. It alone uses the file. Its loop is a list of verbs around one blocking
-# wait: spawn, watch, listen, do duties, exchange. Each job in hand is one Run. It never runs a
-# handler, never decodes a payload, and never blocks on a worker, which may have been stopped.
+# The parent of the workers claims and settles their jobs. Its loop is a list of verbs around one
+# blocking wait: spawn, watch, listen, do duties, exchange. Each job in hand is one Run. It never
+# runs a handler, never decodes a payload, and never blocks on a worker, which may be stopped.
 ################################################################################
 
 STARTS_AT_ONCE = max(1, (os.cpu_count() or 1) - 1)
@@ -8661,7 +8667,7 @@ ASYNC_CHECK = 0.01
 UNKNOWN_EXIT_CODE = 255
 """The exit code recorded for a process that other code has waited for."""
 CHANNEL_ERRORS = EOFError, OSError, ValueError, TypeError, LookupError
-"""Raised by reading from a worker that is gone, or if a job has overwritten what it sends."""
+"""Raised by reading from a worker that is gone, or whose messages a job has overwritten."""
 
 
 @attrs.define(eq=False, repr=False)
@@ -9120,8 +9126,8 @@ FINAL_LOCK_WAIT = 1.0
 RETRY_PAUSE = 0.5
 """Seconds until an exchange that failed is tried again."""
 SLOW, VERY_SLOW = 0.010, 0.100
-"""Seconds that a job may run before those behind it are taken back: if another worker of this
-node is idle, and otherwise, since other nodes may have room."""
+"""Seconds that a job may run before those behind it are taken back: SLOW if another worker of the
+node is idle, else VERY_SLOW, since other nodes may have room."""
 CANCEL_PART = 0.25
 """The part of the grace that is left when a stopping node cancels its async jobs."""
 MEMORY_CHECK = 0.1
@@ -9152,7 +9158,7 @@ class Supervisor:
     unresponsive_after: float = 5.0
     """Seconds after which a worker that begins none of the jobs it has in hand is replaced."""
     slow_after: float = 60.0
-    """Seconds of running after which a job is logged as slow; again after twice the time."""
+    """Seconds after which a running job is logged as slow; again each time that has doubled."""
     _rng: random.Random = attrs.field(factory=random.Random)
     _wakeup: socket.socket = attrs.field(init=False)
     """Receives the datagrams that wake the node; their content is ignored."""
@@ -9345,7 +9351,7 @@ class Supervisor:
                 self._settle_last()
             self._close()
         except FileError as error:
-            logger.error("what threads that were left behind did is lost: %s", error)
+            logger.error("the results of threads that were left behind are lost: %s", error)
 
     def _settle_last(self) -> None:
         pending, progress = self._pending, self._progress
@@ -10383,7 +10389,7 @@ class LiteJobs:
         options = bound.options
         merges = options.unique is not None and callable(options.unique.on_conflict)
         fixed = isinstance(options.expires, datetime)
-        for option, refused, problem in (  # Of one job only, or of this program only.
+        for option, refused, problem in (  # What only fits one job, or only this program.
             ("delay", options.delay, "not for a schedule, which says itself when its jobs run"),
             ("at", options.at, "not for a schedule, which says itself when its jobs run"),
             ("expires", fixed, "for a schedule give a length of time, from each tick on"),
@@ -10392,7 +10398,7 @@ class LiteJobs:
         ):
             if refused:
                 raise OptionError(option, problem)
-        # Made for the moment 0, so that times stay lengths.
+        # Made for time 0, so that what is stored are durations, to be added to each tick.
         kept = options_of(new_job(bound, 0))
         return attrs.evolve(schedule, definition=bound.name, payload=bound.payload, options=kept)
 
