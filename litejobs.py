@@ -1044,8 +1044,9 @@ SECOND = 1_000_000
 DAY = 86_400 * SECOND
 MAX_TICKS = 1_000
 """How many missed ticks fire in one transaction."""
-PERIODS_KEPT = 4
-"""How many of the periods whose ticks were handled a schedule remembers."""
+PERIODS_KEPT = 16
+"""How many of the periods whose ticks were handled a schedule remembers. When the clock is
+set back to before all of them, another one begins."""
 ALIASES: Mapping[str, str] = {
     "@hourly": "0 * * * *",
     "@daily": "0 0 * * *",
