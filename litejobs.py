@@ -2393,7 +2393,7 @@ class Body:
 
     def arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The payload object made of arguments."""
-        make = self.kind
+        make = self.signature.payload.kind
         try:
             return make(*args, **kwargs)
         except TypeError as error:
@@ -2420,7 +2420,7 @@ class Body:
                 raise self._unfit(f"encode raised {_first_line(error)}") from error
             if type(made) is not bytes:
                 raise self._unfit(f"encode gave {got(codec.kind, made)}, which is not bytes")
-        if excess := excess_of(made):
+        if len(made) >= PAYLOAD_LIMIT // 4 and (excess := excess_of(made)):
             raise self._unfit(f"{excess}; put the data into a file and pass its path")
         return made
 
