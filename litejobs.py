@@ -7449,7 +7449,8 @@ def _claim(tx: Transaction, ids: list[int], node: int) -> list[Claimed]:
         UPDATE litejobs_job SET
             state = 'running', attempt = min(attempt, 2147483647) + 1,
             claim = (claim & 4611686018427387903) + 1,
-            holder = ?1, started_at = ?2
+            holder = ?1, started_at = ?2,
+            run_at = coalesce(run_at, ?2) -- Another program may have set it to NULL.
         WHERE id IN carray(?3) AND state = 'pending'
             AND (expires_at IS NULL OR expires_at > ?2 OR attempt > 0)
         RETURNING {", ".join(Claimed._fields)}
