@@ -15,33 +15,34 @@ without a broker. A complete program:
         send_email.enqueue("user@example.com", subject="Welcome!")
         jobs.work(workers=2, until="empty")
 
-Words. A *definition* is a named, typed piece of work. A *job* is one row: a
-definition with its payload. An *attempt* is one execution of a job, a *queue* a
-named lane of jobs. A *node* is a running `work()`: one supervisor process with
-its *workers*, child processes that run jobs. A *dead letter* is a job that failed
-for good; a *schedule* enqueues a job at each of its ticks. One enqueues a job; a node
-claims, runs and settles it; people retry and cancel; duties fire, stage, rescue and
-prune.
+Words. A *definition* is a named, typed piece of work. A *job* is one row: a definition with its
+payload. An *attempt* is one execution of a job, a *queue* a named lane of jobs. A *node* is a
+running `work()`: one supervisor process with its *workers*, child processes that run jobs. A
+*dead letter* is a job that failed for good; a *schedule* enqueues a job at each of its *ticks*.
+Programs enqueue, retry and cancel jobs. A node claims, runs and settles them; its *duties* fire
+schedules, stage jobs that have become due, rescue those of dead nodes, and prune finished ones.
 
-States, each change one transaction:
+The states of a job; each change is one transaction:
 
     scheduled ──▶ pending ──▶ running ──▶ completed
                    ▲  ▲          ├──────▶ failed      (the dead letters)
          blocked ──┘  │          ├──────▶ cancelled
                       └─ retrying ◀┘
 
-A job that is due is blocked while as many jobs with its key run as may; what waits can
-be cancelled, or paused by a person until it is released.
+A due job is blocked while the limit of running jobs with its key is reached. A waiting job
+can be cancelled, or paused until it is released.
 
-To add an option of jobs: Choices, Options, Job, and its column in SCHEMA, whose version rises.
-A filter: Filters (and FILTERS, unless it compares a column of its name with a text). An event:
-EventKind, and where it happens. A duty: DUTIES. A backoff: a class with a curve, in Curve.
+Where to add an option of jobs: Choices (or Changeable, if waiting jobs can be given another
+value), Options, Job (above `_source`; if running jobs use it, below `_grace`, and at the end of
+Claimed), and a column in SCHEMA, with a higher SCHEMA_VERSION. A filter: Filters, and FILTERS
+unless it compares the column of its name with a text. An event: EventKind, _LEVELS if it is logged,
+and where it happens. A duty: DUTIES. A backoff: a class like Linear, in Curve and in __all__.
 
-The file is read from top to bottom, and each section uses only those above it:
-Errors, Values, Policies, Schedules, Wire (JSON), Definitions,
-Execution (one attempt), Tracing, Schema, File, Jobs in SQL, Caller's connection, Enqueue,
-Schedules in SQL, Ready, Nodes, Health, Store (with these, all SQL), Events, Duties, Program,
-Worker, Supervisor, LiteJobs (what users hold), Testing, Command line.
+The file is read from top to bottom, and each section uses only those above it: Errors, Values,
+Policies, Schedules, Wire (JSON), Definitions, Execution (one attempt), Tracing, Schema, File,
+Jobs in SQL, Caller's connection, Enqueue, Schedules in SQL, Ready, Nodes, Health,
+Store (with these, all SQL), Events, Duties, Program, Worker, Supervisor,
+LiteJobs (what users hold), Testing, Command line.
 """
 
 from __future__ import annotations
@@ -189,19 +190,18 @@ logger = logging.getLogger("litejobs")
 ################################################################################
 # Errors
 #
-# Everything that litejobs raises on its own account is a LitejobsError. The facts
-# are fields; the message is one sentence that names the thing and says what to do.
-# Messages and log lines are made printable: no name or value in them can control a
-# terminal or forge a line of a log.
+# Everything that litejobs raises on its own account is a LitejobsError. The facts are fields; the
+# message is one sentence that names the thing and says what to do. Messages and log lines are made
+# printable: no name or value in them can control a terminal or forge a line of a log.
 ################################################################################
 
 
-def printable(text: str, also: str = "") -> str:
-    """Text on one line that cannot control a terminal: all characters but printable ones
-    and those in *also* are shown as escapes."""
+def printable(text: str, keep: str = "") -> str:
+    """Text that cannot control a terminal: characters that are neither printable nor in
+    *keep* become escapes."""
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() or c in also else repr(c)[1:-1] for c in text)
+    return "".join(c if c.isprintable() or c in keep else repr(c)[1:-1] for c in text)
 
 
 def _make_printable(record: logging.LogRecord) -> bool:
@@ -212,7 +212,7 @@ def _make_printable(record: logging.LogRecord) -> bool:
         record.args = (*shown,)
     if record.exc_info and not record.exc_text:
         parts = traceback.format_exception(*record.exc_info)
-        # Frames have several lines; a message that has some could forge one.
+        # Frames begin with a space. A message that kept its line breaks could forge log lines.
         lines = (printable(p.rstrip("\n"), "\n" if p.startswith(" ") else "") for p in parts)
         record.exc_text = "\n".join(lines)
     return True
@@ -227,13 +227,13 @@ class LitejobsError(Exception):
 
     _fields: typing.ClassVar[tuple[str, ...]] = ()
     _sentence: typing.ClassVar = ""
-    """The message, in which `{0}` is the error."""
+    """The format of the message; `{0}` is the error."""
 
     def __init_subclass__(cls) -> None:
         cls._fields += (*cls.__annotations__,)  # As attrs does, which takes longer to import.
 
     def __init__(self, *values: Any, **named: Any) -> None:
-        Exception.__init__(self, *values)  # Not OSError's, to which two values are an errno.
+        Exception.__init__(self, *values)  # OSError takes two values for an errno and its text.
         vars(self).update(zip(self._fields, values, strict=False), **named)
 
     def __str__(self) -> str:
@@ -284,13 +284,13 @@ class BusyError(FileError):
 
 
 class OutcomeUnknownError(FileError):
-    """A commit failed half-way: what it wrote may be there or not. Look before you
+    """A commit failed half-way: what it wrote may be there or not. Check before you
     enqueue again."""
 
 
 class DuplicateError(LitejobsError):
     """A job with the same unique key exists, and `on_conflict` is "raise", or the job was to
-    be changed but has started."""
+    be replaced but has started."""
 
     id: int
     """The job that holds the key."""
@@ -316,7 +316,7 @@ class JobFailedError(LitejobsError):
 
 
 class ResultError(LitejobsError, ValueError):
-    """The result that is kept does not fit the return annotation any more."""
+    """The stored result does not fit the return annotation any more."""
 
     id: int
     name: str
@@ -341,7 +341,7 @@ class ScheduleNotFoundError(LitejobsError, LookupError):
 
 
 class WorkerError(LitejobsError):
-    """Workers cannot start, so that no job would ever run, or a node must not start."""
+    """No worker can start, so that no job would ever run; or a node must not start."""
 
     problem: str
     _sentence = "{0.problem}"
@@ -364,17 +364,18 @@ State = Literal[
 ]  # fmt: skip
 STATES: tuple[State, ...] = typing.get_args(State)
 WAITING: tuple[State, ...] = ("scheduled", "blocked", "paused", "pending", "retrying")
-LATER: tuple[State, ...] = ("scheduled", "retrying")
+DELAYED: tuple[State, ...] = ("scheduled", "retrying")
 FINISHED: tuple[State, ...] = ("completed", "failed", "cancelled")
 COUNTED_STATES: tuple[State, ...] = ("scheduled", "blocked", "paused", "retrying", *FINISHED)
+"""Those whose numbers of jobs are stored, not counted by reading rows."""
 
 Clock = Callable[[], int]
 Duration = float | timedelta
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
-LONGEST = timedelta(days=36500)
-_LAST = (datetime.max.replace(tzinfo=UTC) - EPOCH) // MICROSECOND
+MAX_DURATION = timedelta(days=36500)
+_LAST_MOMENT = (datetime.max.replace(tzinfo=UTC) - EPOCH) // MICROSECOND
 
 
 def system_clock() -> int:
@@ -388,7 +389,7 @@ def to_micros(moment: datetime) -> int:
 
 
 def from_micros(micros: int) -> datetime:
-    """The moment as an aware datetime in UTC; the nearest that there is."""
+    """The moment as an aware datetime in UTC, or the nearest one that Python has."""
     try:
         return EPOCH + micros * MICROSECOND
     except OverflowError:
@@ -402,16 +403,16 @@ def duration(value: Duration, what: str) -> timedelta:
     try:
         length = value if isinstance(value, timedelta) else timedelta(seconds=value)
     except (OverflowError, ValueError):
-        raise OptionError(what, f"{value!r} is no length of time") from None
+        raise OptionError(what, f"{value!r} is not a length of time") from None
     if length < timedelta(0):
-        raise OptionError(what, f"{value!r} is negative; a time to wait is zero or more")
-    if length > LONGEST:
+        raise OptionError(what, f"{value!r} is negative; a length of time is zero or more")
+    if length > MAX_DURATION:
         raise OptionError(what, f"{value!r} is more than a hundred years")
     return length
 
 
 def aware(value: object, what: str) -> datetime:
-    """A datetime that says which moment it means."""
+    """A datetime, if it has a time zone."""
     if not isinstance(value, datetime):
         raise OptionError(what, f"expected an aware datetime, got {value!r}")
     if value.utcoffset() is None:
@@ -420,7 +421,7 @@ def aware(value: object, what: str) -> datetime:
 
 
 def at_least_one(value: object, what: str, also: str = "", most: int = 2**31 - 1) -> int:
-    """An integer from 1 to *most*; *also* names, in the error, what else is allowed."""
+    """An integer from 1 to *most*; the error says that *also* is allowed."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise OptionError(what, f"expected 1 or more{also}, got {value!r}")
     if value > most:
@@ -446,14 +447,14 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def check_known(given: Iterable[str], known: Iterable[str], problem: str) -> None:
-    """Makes sure that all given words, such as names of options, are known."""
+    """Refuses a word, such as the name of an option, that is not known."""
     for word in given:
         if word not in known:
             raise OptionError(word, f"{problem}{did_you_mean(word, known)}")
 
 
 def check_one_of(value: T, known: Iterable[Any], what: str) -> T:
-    """The value, which has to be one of the known ones."""
+    """The value, if it is one of the known ones."""
     if value not in known:
         raise OptionError(what, f"there is no {value!r}{did_you_mean(str(value), known)}")
     return value
@@ -472,21 +473,21 @@ def described(describe: Callable[[], str], otherwise: str) -> str:
         return otherwise
 
 
-IN_FORKS: weakref.WeakKeyDictionary[Any, Callable[[Any], None]] = weakref.WeakKeyDictionary()
-"""What is called with each of these in a forked child, as long as they are alive."""
+FORK_HOOKS: weakref.WeakKeyDictionary[Any, Callable[[Any], None]] = weakref.WeakKeyDictionary()
+"""By object, while it is alive: what a forked child calls with it."""
 
 
-def _act_in_fork() -> None:
-    for thing, act in [*IN_FORKS.items()]:
-        act(thing)
+def _run_fork_hooks() -> None:
+    for owner, hook in [*FORK_HOOKS.items()]:
+        hook(owner)
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_act_in_fork)
+    os.register_at_fork(after_in_child=_run_fork_hooks)
 
 
 def poll_intervals() -> Iterator[float]:
-    """Seconds between two polls of a job that is waited for: short at first, then 20 ms."""
+    """Seconds from one poll to the next: short at first, then 20 ms."""
     return itertools.chain((0.0005, 0.001, 0.002, 0.004, 0.008), itertools.repeat(0.02))
 
 
@@ -503,7 +504,7 @@ def plain_payload(stored: Any, name: str) -> Any:
     try:
         return stored if isinstance(stored, bytes) else load_json(stored)
     except (ValueError, TypeError) as error:
-        raise PayloadError(name, (f"it is no JSON: {error}",)) from None
+        raise PayloadError(name, (f"it is not JSON: {error}",)) from None
 
 
 class Claimed(NamedTuple):
@@ -526,8 +527,9 @@ class Claimed(NamedTuple):
     grace: int | None = None
 
 
+# Rows are checked against the annotations of such converters (see `from_row`).
 def as_moment(value: int | datetime) -> datetime:
-    """A moment, as a row or a person gives it."""
+    """A moment that is given as a datetime or, as in rows, in microseconds."""
     return value if isinstance(value, datetime) else from_micros(value)
 
 
@@ -537,7 +539,7 @@ def maybe_moment(value: int | datetime | None) -> datetime | None:
 
 
 def as_length(value: int | timedelta | None) -> timedelta | None:
-    """A duration, as a row or a person gives it."""
+    """A duration that is given as a timedelta or, as in rows, in microseconds."""
     return value * MICROSECOND if isinstance(value, int) else value
 
 
@@ -586,7 +588,7 @@ FIRST_FAILURES, LAST_FAILURES = 10, 40
 
 @attrs.frozen
 class Moved:
-    """How many jobs a command changed, and how many it matched but had to leave."""
+    """How many jobs a command changed, and how many it matched but had to leave as they were."""
 
     moved: int
     left: int = 0
@@ -615,13 +617,13 @@ class Finding:
     advice: str = attrs.field(converter=printable)
 
 
-def _number(value: object) -> float:
+def _finite(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
         raise OptionError("progress", f"expected a finite number, got {value!r}")
     return value
 
 
-def _note(value: object) -> str:
+def _short_note(value: object) -> str:
     if not isinstance(value, str):
         raise OptionError("progress", f"expected a text as the note, got {value!r}")
     return storable(value[:500])[:500]
@@ -631,9 +633,9 @@ def _note(value: object) -> str:
 class Progress:
     """How far a job has come, as its handler last reported; of a note, 500 characters are kept."""
 
-    done: float = attrs.field(converter=_number)
-    total: float | None = attrs.field(default=None, converter=attrs.converters.optional(_number))
-    note: str = attrs.field(default="", converter=_note)
+    done: float = attrs.field(converter=_finite)
+    total: float | None = attrs.field(default=None, converter=attrs.converters.optional(_finite))
+    note: str = attrs.field(default="", converter=_short_note)
 
     @property
     def share(self) -> float | None:
@@ -648,12 +650,12 @@ class Progress:
 
 
 def store_progress(progress: Progress) -> str:
-    """The text that is kept in the row."""
+    """The JSON that is stored in the row."""
     return json.dumps(attrs.asdict(progress))
 
 
-def stored(text: str, what: str, read: Callable[[Any], T]) -> T:
-    """What *read* makes of a column's JSON; an `OptionError` if it was not written by litejobs."""
+def load_column(text: str, what: str, read: Callable[[Any], T]) -> T:
+    """What *read* makes of the JSON in a column; an `OptionError` if litejobs did not write it."""
     try:
         return read(load_json(text))
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError):
@@ -673,8 +675,8 @@ def _or_none(value: str | None) -> str | None:
 
 @attrs.frozen(repr=False, slots=False)  # Without slots it is made in half the time.
 class Job(Generic[R]):
-    """A job as it was when it was read: a frozen snapshot of its row, made of its columns in
-    this order, of which the first ones are those of `Claimed`."""
+    """A job as it was when it was read: a frozen snapshot of its row. Its fields are columns, in
+    the order in which they are read; those of `Claimed` come first."""
 
     id: int
     """Unique in the file, and never used again."""
@@ -723,25 +725,24 @@ class Job(Generic[R]):
     """JSON text."""
     _source: LiteJobs = attrs.field(kw_only=True, eq=False)
     duplicate: bool = attrs.field(default=False, kw_only=True)
-    """Whether it was there already when it was enqueued, and holds the unique key."""
+    """Whether it existed already and holds the unique key of a job that was to be enqueued."""
 
     @property
     def payload(self) -> Any:
-        """The payload as plain JSON values; bytes, if its definition has an encoding of
-        its own."""
+        """The payload as plain JSON values; bytes, if its definition has an encoding of its own."""
         return plain_payload(self.stored_payload, self.name)
 
     @property
     def headers(self) -> dict[str, str]:
         """What was sent along with the job, for middleware."""
-        return stored(self._headers or "{}", "headers", _text_values)
+        return load_column(self._headers or "{}", "headers", _text_values)
 
     @property
     def progress(self) -> Progress | None:
         """What `context.progress` last reported, in this attempt or an earlier one."""
         if self.stored_progress is None:
             return None
-        return stored(self.stored_progress, "progress", lambda fields: Progress(**fields))
+        return load_column(self.stored_progress, "progress", lambda fields: Progress(**fields))
 
     @property
     def errors(self) -> tuple[Failure, ...]:
@@ -763,8 +764,8 @@ class Job(Generic[R]):
         return self._source.get(self.id)
 
     def wait(self, timeout: Duration | None = None) -> Job[R]:
-        """Waits until the job has completed, failed or been cancelled; gives it back
-        as it is then.
+        """Waits until the job has completed, failed or been cancelled, and returns it as it is
+        then.
 
         Raises:
             WaitTimeoutError: *timeout* passed first.
@@ -774,7 +775,7 @@ class Job(Generic[R]):
 
     def result(self, timeout: Duration | None = None) -> R:
         """What the handler returned, rebuilt with its declared type. Waits like `wait`:
-        without a *timeout*, for ever if no node is working.
+        without a *timeout*, for ever if no node is running.
 
         Raises:
             JobFailedError: the job failed or was cancelled.
@@ -784,8 +785,7 @@ class Job(Generic[R]):
         return value
 
     def why(self) -> str:
-        """In one sentence, why the job is not running, or how it ended; read from the file
-        now.
+        """In one sentence, why the job is not running, or how it ended; read from the file now.
 
         Raises:
             JobNotFoundError: it was deleted or pruned.
@@ -794,7 +794,7 @@ class Job(Generic[R]):
 
     def __await__(self) -> Generator[Any, None, Job[R]]:
         """`await job` is `job.wait()` that lets other coroutines run meanwhile."""
-        import asyncio  # Late, as in Executor.
+        import asyncio  # Late: few programs need it.
 
         async def wait(job: Job[R]) -> Job[R]:
             intervals = poll_intervals()
@@ -810,7 +810,6 @@ class Job(Generic[R]):
 
 
 JOB_COLUMNS = tuple(str(field.alias) for field in attrs.fields(Job) if not field.kw_only)
-"""In the order of the fields."""
 
 
 ################################################################################
@@ -825,15 +824,15 @@ Jitter = Literal["none", "full", "equal"]
 HOUR = timedelta(hours=1)
 
 
-def _length(value: Duration) -> timedelta:
+def _backoff_length(value: Duration) -> timedelta:
     return duration(value, "backoff")
 
 
-def _spread(value: Jitter) -> Jitter:
+def _jitter(value: Jitter) -> Jitter:
     return check_one_of(value, typing.get_args(Jitter), "jitter")
 
 
-def _power(value: object) -> float:
+def _backoff_number(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
         raise OptionError("backoff", f"expected a finite number from zero, got {value!r}")
     return float(value)
@@ -843,9 +842,9 @@ def _power(value: object) -> float:
 class Constant:
     """Waits *base* before every further attempt."""
 
-    base: timedelta = attrs.field(converter=_length)
-    cap: timedelta = attrs.field(default=LONGEST, converter=_length, kw_only=True)
-    jitter: Jitter = attrs.field(default="none", converter=_spread, kw_only=True)
+    base: timedelta = attrs.field(converter=_backoff_length)
+    cap: timedelta = attrs.field(default=MAX_DURATION, converter=_backoff_length, kw_only=True)
+    jitter: Jitter = attrs.field(default="none", converter=_jitter, kw_only=True)
 
     def curve(self, attempt: int) -> float:
         """Seconds after this failed attempt, before cap and jitter."""
@@ -856,9 +855,9 @@ class Constant:
 class Linear:
     """Waits *base* × n after attempt n."""
 
-    base: timedelta = attrs.field(converter=_length)
-    cap: timedelta = attrs.field(default=HOUR, converter=_length, kw_only=True)
-    jitter: Jitter = attrs.field(default="none", converter=_spread, kw_only=True)
+    base: timedelta = attrs.field(converter=_backoff_length)
+    cap: timedelta = attrs.field(default=HOUR, converter=_backoff_length, kw_only=True)
+    jitter: Jitter = attrs.field(default="none", converter=_jitter, kw_only=True)
 
     def curve(self, attempt: int) -> float:
         """Seconds after this failed attempt, before cap and jitter."""
@@ -869,10 +868,10 @@ class Linear:
 class Exponential:
     """Waits *base* × *factor*ⁿ⁻¹ after attempt n."""
 
-    base: timedelta = attrs.field(converter=_length)
-    factor: float = attrs.field(default=2.0, converter=_power)
-    cap: timedelta = attrs.field(default=HOUR, converter=_length, kw_only=True)
-    jitter: Jitter = attrs.field(default="equal", converter=_spread, kw_only=True)
+    base: timedelta = attrs.field(converter=_backoff_length)
+    factor: float = attrs.field(default=2.0, converter=_backoff_number)
+    cap: timedelta = attrs.field(default=HOUR, converter=_backoff_length, kw_only=True)
+    jitter: Jitter = attrs.field(default="equal", converter=_jitter, kw_only=True)
 
     def curve(self, attempt: int) -> float:
         """Seconds after this failed attempt, before cap and jitter."""
@@ -883,10 +882,10 @@ class Exponential:
 class Polynomial:
     """Waits *base* × nᵉ after attempt n, where e is the *exponent*."""
 
-    base: timedelta = attrs.field(converter=_length)
-    exponent: float = attrs.field(default=4.0, converter=_power)
-    cap: timedelta = attrs.field(default=HOUR, converter=_length, kw_only=True)
-    jitter: Jitter = attrs.field(default="equal", converter=_spread, kw_only=True)
+    base: timedelta = attrs.field(converter=_backoff_length)
+    exponent: float = attrs.field(default=4.0, converter=_backoff_number)
+    cap: timedelta = attrs.field(default=HOUR, converter=_backoff_length, kw_only=True)
+    jitter: Jitter = attrs.field(default="equal", converter=_jitter, kw_only=True)
 
     def curve(self, attempt: int) -> float:
         """Seconds after this failed attempt, before cap and jitter."""
@@ -938,10 +937,10 @@ def load_backoff(text: str | None, custom: Backoff) -> Backoff:
     """The policy of a row; *custom* is the definition's own."""
     if text is None or text == CUSTOM:
         return DEFAULT_BACKOFF if text is None else custom
-    return stored(text, "backoff", lambda fields: CURVES[fields.pop("kind")](**fields))
+    return load_column(text, "backoff", lambda fields: CURVES[fields.pop("kind")](**fields))
 
 
-def _kept(value: Duration | None) -> timedelta | None:
+def _retained(value: Duration | None) -> timedelta | None:
     return None if value is None else duration(value, "retention")
 
 
@@ -949,9 +948,9 @@ def _kept(value: Duration | None) -> timedelta | None:
 class Retention:
     """How long finished jobs stay in the file, by how they ended; `None` for ever."""
 
-    completed: timedelta | None = attrs.field(default=timedelta(days=1), converter=_kept)
-    cancelled: timedelta | None = attrs.field(default=timedelta(days=1), converter=_kept)
-    failed: timedelta | None = attrs.field(default=timedelta(days=30), converter=_kept)
+    completed: timedelta | None = attrs.field(default=timedelta(days=1), converter=_retained)
+    cancelled: timedelta | None = attrs.field(default=timedelta(days=1), converter=_retained)
+    failed: timedelta | None = attrs.field(default=timedelta(days=30), converter=_retained)
 
 
 DEFAULT_RETENTION = Retention()
@@ -977,7 +976,7 @@ def _named_fields(value: Iterable[str] | None) -> tuple[str, ...] | None:
     return None if value is None else tuple(value)
 
 
-def _lifetime(value: Duration | None) -> timedelta | None:
+def _ttl(value: Duration | None) -> timedelta | None:
     return None if value is None else duration(value, "ttl")
 
 
@@ -988,7 +987,7 @@ class Unique:
     The key is the whole payload, some *fields* of it, or *key*: a text, or a function of an
     instance (of a function's arguments, by name). It is held until the job starts (*scope*
     "queued"), until it has finished ("active"), or as long as its row is in the file
-    ("exists"), and at most for *ttl* after it was enqueued.
+    ("exists"), and no longer than *ttl* after the job was enqueued.
 
     *on_conflict* says what enqueueing a duplicate does: "return" returns the existing job,
     with `.duplicate` true; "raise" raises a `DuplicateError`; "replace" gives the existing
@@ -999,7 +998,7 @@ class Unique:
 
     fields: tuple[str, ...] | None = attrs.field(default=None, converter=_named_fields)
     scope: Scope = "queued"
-    ttl: timedelta | None = attrs.field(default=None, converter=_lifetime, kw_only=True)
+    ttl: timedelta | None = attrs.field(default=None, converter=_ttl, kw_only=True)
     on_conflict: OnConflict | Merge = attrs.field(default="return", kw_only=True)
     key: str | Callable[..., Any] | None = attrs.field(default=None, kw_only=True)
 
@@ -1016,15 +1015,15 @@ class Unique:
 
 
 _RATE = re.compile(r"(\d+(?:\.\d+)?)\s*/\s*(\d*)\s*(s|sec|second|m|min|minute|h|hour|d|day)")
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def parse_rate(text: object) -> float:
-    """How many a second, of a text such as "10/s", "100/min" or "1/10s"."""
-    match = _RATE.fullmatch(text) if isinstance(text, str) else None
-    if match is None or not float(match[1]) or match[2] == "0":
+    """The number per second that a text such as "10/s", "100/min" or "1/10s" means."""
+    match = _RATE.fullmatch(text) if isinstance(text, str) and len(text) <= 100 else None
+    if match is None or not float(match[1]) or not int(match[2] or 1):
         raise OptionError("rate", f"expected something like '10/s' or '100/min', got {text!r}")
-    return float(match[1]) / (int(match[2] or 1) * _SECONDS[match[3][0]])
+    seconds = {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[3][0]]
+    return float(match[1]) / (int(match[2] or 1) * seconds)
 
 
 ################################################################################
@@ -1032,21 +1031,22 @@ def parse_rate(text: object) -> float:
 #
 # When recurring jobs are due: expressions, time zones, and missed ticks. A *tick* is a
 # moment at which a schedule is due. All of it is arithmetic on a given moment, in
-# microseconds. Cron fields are read by cronsim, but as plain local times: changes of the
-# clock are handled here (see Cron).
+# microseconds. The package cronsim reads cron fields and finds the local times that they
+# name; changes of the clock, as to summer time, are handled here (see Cron).
 ################################################################################
 
 Misfire = Literal["once", "skip", "all"]
 Overlap = Literal["allow", "skip"]
 Period = tuple[int, int]
-"""From and until when, both included."""
+"""Its first and last moment."""
 
 SECOND = 1_000_000
 DAY = 86_400 * SECOND
-TICKS = 1_000
-"""How many missed ticks fire at a time."""
-PERIODS_KEPT = 4
-"""How many periods a schedule remembers as covered."""
+MAX_TICKS = 1_000
+"""How many missed ticks fire in one transaction."""
+PERIODS_KEPT = 16
+"""How many of the periods whose ticks were handled a schedule remembers. When the clock is
+set back to before all of them, another one begins."""
 ALIASES: Mapping[str, str] = {
     "@hourly": "0 * * * *",
     "@daily": "0 0 * * *",
@@ -1061,7 +1061,7 @@ UNITS = {"d": "day", "h": "hour", "m": "minute", "s": "second", "ms": "milliseco
 
 @attrs.frozen
 class Every:
-    """A fixed interval of real time, which changes of the clock do not affect."""
+    """A fixed interval of elapsed time, which changes of the local clock do not affect."""
 
     interval: timedelta
 
@@ -1100,10 +1100,9 @@ class Cron:
     name times of day, each of which occurs once: the first time if the clock repeats it,
     and right after the gap if the clock skips it.
 
-    cronsim (2.8) gets neither right everywhere: started within a repeated hour it yields
-    ticks of the past, it treats all six-field expressions as real time, and where the
-    clock changes at midnight or by half an hour it loses or invents ticks. So it is only
-    used for local times.
+    cronsim (2.8) gets neither right everywhere: started within a repeated hour it yields ticks of
+    the past, it treats all six-field expressions as real time, and where the clock changes at
+    midnight or by half an hour it loses or invents ticks. So it is only used for local times.
     """
 
     fields: str
@@ -1113,16 +1112,16 @@ class Cron:
 
     def next_after(self, moment: int, anchor: int = 0) -> int | None:
         """The first tick after *moment*; `None` if there is none in the next 50 years."""
-        by_real_time = any(field.startswith("*") for field in self.fields.split()[:-3])
+        every_moment = any(field.startswith("*") for field in self.fields.split()[:-3])
         with contextlib.suppress(OverflowError):  # The year 10000.
-            return self._next_moment(moment) if by_real_time else self._next_time_of_day(moment)
+            return self._next_moment(moment) if every_moment else self._next_time_of_day(moment)
         return None
 
     def _next_time_of_day(self, moment: int) -> int | None:
-        for wall in self._walls(moment, self._offset(moment)):
+        for local in self._local_times(moment, self._offset(moment)):
             # In a gap, fold=0 takes the offset of before the change and fold=1 that of after.
-            first, second = (to_micros(wall.replace(tzinfo=self.zone, fold=n)) for n in (0, 1))
-            tick = first if first <= second else self._change(second, first)
+            first, second = (to_micros(local.replace(tzinfo=self.zone, fold=n)) for n in (0, 1))
+            tick = first if first <= second else self._clock_change(second, first)
             if tick > moment:  # Not one of a repeated hour that came at its first time.
                 return tick
         return None
@@ -1130,38 +1129,38 @@ class Cron:
     def _next_moment(self, moment: int) -> int | None:
         start = moment // SECOND * SECOND + SECOND
         offset = self._offset(start)
-        if (wall := next(self._walls(start - SECOND, offset), None)) is None:
+        if (local := next(self._local_times(start - SECOND, offset), None)) is None:
             return None
         # That is right if the clock does not change until then. No zone has changed its clock
         # twice within six days since 1970.
-        tick = to_micros(wall.replace(tzinfo=UTC)) - offset
+        tick = to_micros(local.replace(tzinfo=UTC)) - offset
         for day in range(start, tick, DAY):
             if self._offset(end := min(day + DAY, tick)) != offset:
-                return self._next_moment(self._change(day, end) - SECOND)
+                return self._next_moment(self._clock_change(day, end) - SECOND)
         return tick
 
-    def _walls(self, moment: int, offset: int) -> Iterator[datetime]:
-        """The local times after a moment."""
-        local = from_micros(moment + offset).replace(tzinfo=None)
-        walls: Iterator[datetime] = self._cronsim(self.fields, local)
-        return walls
+    def _local_times(self, moment: int, offset: int) -> Iterator[datetime]:
+        """The local times after a moment that the fields name."""
+        start = from_micros(moment + offset).replace(tzinfo=None)
+        times: Iterator[datetime] = self._cronsim(self.fields, start)
+        return times
 
     def _offset(self, moment: int) -> int:
         return (from_micros(moment).astimezone(self.zone).utcoffset() or timedelta()) // MICROSECOND
 
-    def _change(self, before: int, after: int) -> int:
+    def _clock_change(self, before: int, after: int) -> int:
         """The first moment, of whole seconds, at which the clock has changed."""
         seconds, offset = range(before, after, SECOND), self._offset(before)
-        place = bisect.bisect_left(seconds, True, key=lambda at: self._offset(at) != offset)
-        return before + place * SECOND
+        index = bisect.bisect_left(seconds, True, key=lambda at: self._offset(at) != offset)
+        return before + index * SECOND
 
     @property
     def words(self) -> str:
-        """In words, such as "At 03:00 on Monday through Friday"."""
+        """Such as "At 03:00 on Monday through Friday"."""
         cron = self._cronsim(self.fields, EPOCH.replace(tzinfo=None))
         week = {day % 7 for day in cron.weekdays if isinstance(day, int)}
         if not cron.day_and and (cron.days >= {*range(1, 32)} or len(week) == 7):
-            # Every day, since one of two fields of which either may match names all of them.
+            # Either field may match, and one of them names all days: so it is every day.
             cron.parts[3] = cron.parts[5] = "*"
         return str(cron.explain())
 
@@ -1186,7 +1185,7 @@ def time_zone(name: str) -> tzinfo:
 
 
 # cronsim reads `9-9/2` as `9/2`.
-_ONE_IN_STEPS = re.compile(r"(?<![\w-])0*(\w+)-0*\1/0*[1-9]\d*(?!\w)", re.ASCII | re.IGNORECASE)
+_ONE_VALUE_STEPS = re.compile(r"(?<![\w-])0*(\w+)-0*\1/0*[1-9]\d*(?!\w)", re.A | re.I)
 _EVERY = re.compile("@every" + "".join(rf"(?:([0-9.]+){unit})?" for unit in UNITS))
 
 
@@ -1203,9 +1202,9 @@ def parse_expression(expression: object, timezone: str = "UTC") -> Cron | Every:
             length = timedelta(**{f"{word}s": float(count or 0) for word, count in named})
         except (ValueError, OverflowError):
             length = timedelta()
-        if timedelta(milliseconds=100) <= length <= LONGEST:
+        if timedelta(milliseconds=100) <= length <= MAX_DURATION:
             return Every(length)
-        problem = "this is no length from a tenth of a second to a hundred years"
+        problem = "expected a length from a tenth of a second to a hundred years"
         raise OptionError("cron", f"{expression!r}: {problem}; {example}")
     if text.startswith("@") and text not in ALIASES:
         hint = did_you_mean(text, [*ALIASES, "@every"])
@@ -1215,7 +1214,7 @@ def parse_expression(expression: object, timezone: str = "UTC") -> Cron | Every:
     except ImportError:
         problem = "expressions are read by the package cronsim: pip install cronsim"
         raise OptionError("cron", f"{problem} (`@every 30s` works without it)") from None
-    fields = _ONE_IN_STEPS.sub(r"\1", ALIASES.get(text, text))
+    fields = _ONE_VALUE_STEPS.sub(r"\1", ALIASES.get(text, text))
     cron = Cron(fields, time_zone(timezone), cronsim.CronSim)
     try:
         if next(cronsim.CronSim(fields, EPOCH.replace(tzinfo=None)), None) is None:
@@ -1253,7 +1252,7 @@ def _flag(value: int) -> bool:
 class Schedule:
     """A schedule as it was when it was read: a frozen snapshot of its row."""
 
-    # As the columns: by order and alias. Times are in microseconds.
+    # The fields are the columns, by order and alias. Times are in microseconds.
     name: str = ""
     """Unique in the file."""
     definition: str = ""
@@ -1348,7 +1347,7 @@ class Schedule:
 
     @functools.cached_property
     def timetable(self) -> Cron | Every:
-        """The expression, understood, if all that says when it is due can be used."""
+        """The parsed expression, if no option that decides when it is due is invalid."""
         check_one_of(self.misfire, typing.get_args(Misfire), "misfire")
         check_one_of(self.overlap, typing.get_args(Overlap), "overlap")
         for option in ("grace", "jitter"):
@@ -1363,15 +1362,15 @@ class Schedule:
 
     @property
     def periods(self) -> list[Period]:
-        """The periods whose ticks have been handled, the last one extended at the end."""
-        return stored(self.covered, "covered", _periods)
+        """The periods whose ticks have been handled; the one around the present grows."""
+        return load_column(self.covered, "covered", _periods)
 
     @property
     def job_options(self) -> dict[str, Any]:
-        """The options of its jobs, as stored, if jobs can be made at all."""
+        """The stored options of its jobs, if its definition and payload are valid."""
         check_name(self.definition, "definition")
         _ = self.payload
-        options: dict[str, Any] = stored(
+        options: dict[str, Any] = load_column(
             self.stored_options,
             "options",
             lambda found: {**found, "queue": found["queue"], "open": frozenset(found["open"])},
@@ -1379,26 +1378,26 @@ class Schedule:
         return options
 
     def next_after(self, moment: int, anchor: int) -> int | None:
-        """The first tick after *moment*, from start to end. An interval is counted from its
-        start or else from *anchor*: when it was made, or any of its ticks."""
+        """The first tick after *moment* within its start and end. Intervals are counted from the
+        start, or else from *anchor*: the moment when it was made, or any of its ticks."""
         if self.start_at is not None:
             anchor = self.start_at
             moment = max(moment, anchor - 1)
         tick = self.timetable.next_after(moment, anchor)
-        last = _LAST if self.end_at is None else min(self.end_at, _LAST)
+        last = _LAST_MOMENT if self.end_at is None else min(self.end_at, _LAST_MOMENT)
         return None if tick is None or tick > last else tick
 
     def planned(self, now: int) -> Schedule:
-        """This schedule with its next tick, computed by the present rules at this time. It is
-        the stored one, unless that was computed by another clock or with other time zone data.
-        No tick fires twice, however the clock was set in between."""
+        """This schedule with its next tick computed anew. That is the stored one, unless the clock
+        was set or the time zone data has changed. No tick fires twice, however the clock was set
+        in between."""
         periods = self.periods
         if ends := [end for start, end in periods if start <= now]:
             after = max(ends)
         elif not periods and self.next_tick is not None and self.next_tick <= now:
             after = self.next_tick - 1
         else:
-            # It is new, or the clock was set back to before everything that is recorded.
+            # It is new, or the clock was set back to before all periods.
             after, periods = now, [*periods, (now, now)]
         return self._covered(periods, after, self.next_tick or now)
 
@@ -1406,7 +1405,7 @@ class Schedule:
         """The ticks that fire *now*, oldest first, and the schedule once they have fired.
 
         A tick that is late by more than the grace was missed. Of those, "skip" fires none
-        and "all" each (TICKS at a time); "once" fires one job for all late ticks.
+        and "all" each (MAX_TICKS at a time); "once" fires one job for all late ticks.
         """
         plan = self.planned(now)
         if (first := plan.next_tick) is None or first > now:
@@ -1414,7 +1413,7 @@ class Schedule:
         tick: int | None = first
         if now - first > self.grace:
             if self.misfire == "once":
-                # The last one, by bisection: whoever slept for a week has missed 600,000 seconds.
+                # The last one, by bisection: in a week, 600,000 ticks may have been missed.
                 late = range(first, now)
                 tick = first + bisect.bisect(
                     late, now, key=lambda at: self.next_after(at, first) or now + 1
@@ -1422,21 +1421,21 @@ class Schedule:
             elif self.misfire == "skip":
                 tick = self.next_after(now - self.grace - 1, first)
         ticks: list[int] = []
-        while tick is not None and tick <= now and len(ticks) < TICKS:
+        while tick is not None and tick <= now and len(ticks) < MAX_TICKS:
             ticks.append(tick)
             tick = self.next_after(tick, first)
         last = now if tick is None or tick > now else ticks[-1]
         start = ticks[0] if ticks else now
         periods = plan.periods
         current = max((p for p in periods if p[0] <= now), key=lambda p: p[1], default=None)
-        # Should the clock have been ahead, those that were missed are still to come.
+        # Skipped ticks stay outside of all periods: if the clock was ahead, they are still to come.
         if current and start == first:
             periods.remove(current)
             start = current[0]
         return ticks, self._covered([*periods, (start, last)], last, first)
 
     def _covered(self, periods: Sequence[Period], after: int, anchor: int) -> Schedule:
-        """This schedule once these periods were handled; its next tick is in none of them."""
+        """This schedule after these periods; its next tick is in none of them."""
         tick = self.next_after(after, anchor)
         while tick is not None and (
             ends := [end for start, end in periods if start <= tick <= end]
@@ -1450,7 +1449,7 @@ class Schedule:
 
 def _periods(found: Any) -> list[Period]:
     periods = [(int(start), int(end)) for start, end in found]
-    if not all(-_LAST < start <= end < _LAST for start, end in periods):
+    if not all(-_LAST_MOMENT < start <= end < _LAST_MOMENT for start, end in periods):
         raise ValueError
     return periods
 
@@ -1458,7 +1457,7 @@ def _periods(found: Any) -> list[Period]:
 def make_schedule(
     expression: object, timezone: str = "UTC", /, **how: Unpack[Recurring]
 ) -> Schedule:
-    """A schedule that is due at these times, of no definition yet."""
+    """A schedule for these times, without a definition yet."""
     check_known(how, Recurring.__annotations__, "no such option")
     columns: dict[str, Any] = {**how}
     for option in how.keys() & {"grace", "jitter"}:
@@ -1468,24 +1467,24 @@ def make_schedule(
         columns[f"{option}_at"] = None if value is None else to_micros(aware(value, option))
     text: Any = expression.strip() if isinstance(expression, str) else expression
     schedule = Schedule(expression=text, timezone=timezone, **columns)
-    _ = schedule.timetable  # Or the error that says what cannot be used.
+    _ = schedule.timetable  # Raises an OptionError if something is invalid.
     return schedule
 
 
 ################################################################################
 # Wire
 #
-# Payloads and results are stored as JSON text. A value is checked against its type when
-# it is written and when it is read, and never coerced: what is read back is what was
-# written. Each type has one *form*. Writing puts a misfit where a value is not of the
-# type, and reading refuses misfits; so every error comes from reading and has the path
-# of its field. No error shows a value that its class hides.
+# Payloads and results are stored as JSON text. A value is checked against its type when it is
+# written and when it is read, and never coerced: what is read back is what was written. A *form* is
+# how the values of one type are written and read. Writing puts a `_Mismatch` where a value is not
+# of the type, and reading refuses it; so every error comes from reading and has the path of its
+# field. No error shows a value that its class hides.
 ################################################################################
 
 
 @attrs.define(eq=False, repr=False)
-class Unfit(Exception):
-    """A value or a text is not of its type; *problems* says what is wrong, and where."""
+class CodecError(Exception):
+    """A value or a text that does not fit its type; *problems* says what is wrong, and where."""
 
     problems: tuple[str, ...]
 
@@ -1512,22 +1511,22 @@ class Codec(Generic[T]):
                 if form.plain:
                     return _to_json(raw)
             except TypeError:
-                pass  # There is a misfit: reading names its field.
+                pass  # There is a mismatch: reading names its field.
             form.read(raw)
             return _to_json(raw)
         except Exception as error:
-            raise Unfit(_problems(error)) from error
+            raise CodecError(_problems(error)) from error
 
     def decode(self, text: str | bytes) -> T:
         """The value that *text* stands for."""
         if isinstance(text, bytes):
             problem = f"JSON is expected, got {len(text)} bytes: give the definition a decode="
-            raise Unfit((problem,))
+            raise CodecError((problem,))
         try:
             value: T = self._form.read(_from_json(text))
             return value
         except Exception as error:
-            raise Unfit(_problems(error)) from error
+            raise CodecError(_problems(error)) from error
 
     @functools.cached_property
     def _form(self) -> _Form:
@@ -1536,7 +1535,7 @@ class Codec(Generic[T]):
 
 
 def unencodable(kind: Any) -> str | None:
-    """Why values of the type *kind* cannot travel; None when they can."""
+    """Why values of the type *kind* cannot be stored as JSON; `None` if they can."""
     try:
         _form_of(kind)
     except Exception as error:
@@ -1548,7 +1547,7 @@ _ENCODER = json.JSONEncoder(
     ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":")
 )
 _CHUNKS: Callable[[Any, bool], Iterable[str]] = _ENCODER.iterencode
-# What `iterencode` makes anew for each value, which takes half of its time, is not public.
+# `iterencode` makes an encoder for each value, in half of its time; this one is not public.
 with contextlib.suppress(AttributeError, TypeError):
     _CHUNKS = json.encoder.c_make_encoder(  # type: ignore[attr-defined]
         None, _ENCODER.default, json.encoder.encode_basestring, None, ":", ",", False, False, False
@@ -1558,7 +1557,7 @@ _SCAN: Any = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
 
 def _to_json(raw: Any) -> str:
     text = "".join(_CHUNKS(raw, True))
-    # A lone surrogate, as in names of files, survives as the escape \udc80.
+    # A lone surrogate, as in file names, becomes an escape such as \udc80, which JSON reads back.
     return text if text.isascii() else storable(text)
 
 
@@ -1571,7 +1570,7 @@ def _from_json(text: str) -> Any:
     return raw if end == len(text) else json.loads(text)
 
 
-MOST_PROBLEMS = 20
+MAX_PROBLEMS = 20
 PROBLEM_LIMIT = 500
 """How many problems of one value are reported, and how many characters of each."""
 
@@ -1579,24 +1578,24 @@ PROBLEM_LIMIT = 500
 def _problems(error: Exception) -> tuple[str, ...]:
     half = PROBLEM_LIMIT // 2
     try:
-        problems = cattrs.transform_error(error, format_exception=_problem)[:MOST_PROBLEMS]
-    except Exception:  # too deep for cattrs, or an error that fails to show itself
+        problems = cattrs.transform_error(error, format_exception=_problem)[:MAX_PROBLEMS]
+    except Exception:  # Nested too deeply for cattrs, or `str(error)` fails.
         return ("not of the type, in a way that cannot be described @ $",)
     return tuple(p if len(p) <= PROBLEM_LIMIT else f"{p[:half]} … {p[-half:]}" for p in problems)
 
 
 def _problem(error: BaseException, kind: Any) -> str:
     match error:
-        case Unfit():
+        case CodecError():
             return str(error)
         case KeyError() if kind is not None:
             return "missing"
         case cattrs.errors.ForbiddenExtraKeysError():
-            return f"unknown field {', '.join(sorted(map(shown, error.extra_fields)))}"
+            return f"unknown field {', '.join(sorted(map(short_repr, error.extra_fields)))}"
         case RecursionError():
             return "nested too deeply"
         case json.JSONDecodeError():
-            return f"no JSON: {error}"
+            return f"not JSON: {error}"
     # Only the first: validators of attrs add arguments that are not part of the message.
     return ": ".join([type(error).__name__, *map(str, error.args[:1])])[:200]
 
@@ -1606,17 +1605,17 @@ HIDDEN = "hidden"
 
 @functools.cache
 def hides(kind: Any) -> bool:
-    """Whether a field has a `repr` that hides it, in this class or one that it may contain."""
+    """Whether this class, or one that its values may contain, has a field whose `repr` is off."""
     left, seen = [kind], set()
     while left:
-        if (kind := _bare(left.pop())) in seen or typing.get_origin(kind) is Literal:
+        if (kind := _unwrap(left.pop())) in seen or typing.get_origin(kind) is Literal:
             continue
         seen.add(kind)
         cls = typing.get_origin(kind) or kind
         if hidden_fields(cls):
             return True
         left += typing.get_args(kind)
-        if typing.is_typeddict(cls) or cols.is_namedtuple(cls) or _is_class(cls):
+        if typing.is_typeddict(cls) or cols.is_namedtuple(cls) or _is_attrs_or_dataclass(cls):
             try:
                 left += typing.get_type_hints(cls, include_extras=True).values()
             except (NameError, TypeError):
@@ -1625,21 +1624,21 @@ def hides(kind: Any) -> bool:
 
 
 def hidden_fields(cls: Any) -> set[str]:
-    """The names of the fields that a class does not show."""
+    """The names of the fields that a class leaves out of its `repr`."""
     fields = getattr(cls, "__attrs_attrs__", None) or getattr(cls, "__dataclass_fields__", {})
     values = fields.values() if isinstance(fields, dict) else fields
     return {field.name for field in values if field.repr is not True}
 
 
-def _is_class(cls: Any) -> bool:
+def _is_attrs_or_dataclass(cls: Any) -> bool:
     return attrs.has(cls) or dataclasses.is_dataclass(typing.get_origin(cls) or cls)
 
 
-def _name(kind: Any) -> str:
+def _type_name(kind: Any) -> str:
     if kind is Any:
         return "a JSON value"
     if typing.get_origin(kind) in _UNIONS:
-        return " | ".join(map(_name, typing.get_args(kind)))
+        return " | ".join(map(_type_name, typing.get_args(kind)))
     if isinstance(kind, type) and not typing.get_args(kind):
         return "None" if kind is types.NoneType else kind.__name__
     return repr(kind).replace("typing.", "")
@@ -1647,13 +1646,13 @@ def _name(kind: Any) -> str:
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 60
-shown = _SHORT.repr
+short_repr = _SHORT.repr
 """A short `repr`, which never fails."""
 
 
 def got(kind: Any, value: Any) -> str:
-    """The wrong value, unless *kind* hides it."""
-    return f"something else, which is {HIDDEN}" if hides(kind) else shown(value)
+    """How an error shows a wrong value, unless *kind* hides it."""
+    return f"something else, which is {HIDDEN}" if hides(kind) else short_repr(value)
 
 
 # One form for each type.
@@ -1669,9 +1668,9 @@ class _Form:
 
     kind: Any
     classes: tuple[type, ...] = ()
-    """The exact ones of its values: a subclass would be read back as its base."""
+    """The exact classes of its values: a subclass would be read back as its base."""
     json_classes: tuple[type, ...] = (dict,)
-    """Those of their JSON values; known from the start, for recursive classes."""
+    """The classes of its JSON values. A recursive class needs this default."""
     dump: _Hook = lambda value: value
     parse: _Hook = lambda raw: raw
     plain: bool = False
@@ -1679,52 +1678,50 @@ class _Form:
 
     def write(self, value: Any) -> Any:
         try:
-            return self.dump(value) if type(value) in self.classes else _Misfit(value)
+            return self.dump(value) if type(value) in self.classes else _Mismatch(value)
         except (ValueError, ArithmeticError, LookupError):
-            return _Misfit(value)
+            return _Mismatch(value)
 
-    def read(self, raw: Any, _: Any = None) -> Any:  # cattrs passes the type, too
+    def read(self, raw: Any, _: Any = None) -> Any:  # cattrs also passes the type.
         try:
             if type(raw) in self.json_classes:
                 return self.parse(raw)
         except (ValueError, ArithmeticError, LookupError):
             pass
         except cattrs.errors.ClassValidationError as error:
-            others = [e for e in error.group_exceptions()[1] if not isinstance(e, _OF_THE_WIRE)]
+            others = [e for e in error.group_exceptions()[1] if not isinstance(e, _OWN_ERRORS)]
             if others and hides(self.kind):
                 # A validator's or converter's message may contain the hidden value.
                 problem = f"{type(others[0]).__name__}, of which the rest is {HIDDEN}"
-                raise Unfit((f"{_name(self.kind)} refuses it: {problem}",)) from None
+                raise CodecError((f"{_type_name(self.kind)} refuses it: {problem}",)) from None
             raise
-        raise Unfit((f"expected {_name(self.kind)}, got {got(self.kind, raw)}",))
+        raise CodecError((f"expected {_type_name(self.kind)}, got {got(self.kind, raw)}",))
 
     def read_hidden(self, raw: Any, _: Any = None) -> Any:
         """Like `read`, but the error shows nothing of the value."""
         try:
             return self.read(raw)
         except Exception:
-            problem = f"expected {_name(self.kind)}, got something else, which is {HIDDEN}"
-            raise Unfit((problem,)) from None
+            problem = f"expected {_type_name(self.kind)}, got something else, which is {HIDDEN}"
+            raise CodecError((problem,)) from None
 
 
-_OF_THE_WIRE = (Unfit, cattrs.errors.ForbiddenExtraKeysError, RecursionError)
+_OWN_ERRORS = (CodecError, cattrs.errors.ForbiddenExtraKeysError, RecursionError)
 
 
 @attrs.frozen(eq=False, repr=False)
-class _Misfit:
+class _Mismatch:
     """A value of the wrong type, within a written one."""
 
     value: Any
 
     def __repr__(self) -> str:
-        return shown(self.value)
+        return short_repr(self.value)
 
 
-class _Wire(cattrs.Converter):
-    """Has a form for each type; and cattrs generates code for classes.
-
-    (cattrs alone looks up a class by its bases first, and finds `str` for a string enum.)
-    """
+class _Converter(cattrs.Converter):
+    """A cattrs converter, which generates code for classes, with a form for each type. (cattrs
+    alone looks up a class by its bases first, and finds `str` for a string enum.)"""
 
     def __init__(self) -> None:
         super().__init__(forbid_extra_keys=True)
@@ -1732,7 +1729,7 @@ class _Wire(cattrs.Converter):
 
     def form(self, kind: Any) -> _Form:
         """The form of *kind*."""
-        kind = _bare(kind)
+        kind = _unwrap(kind)
         if kind not in self.forms:
             # Stored before it is complete, for recursive classes.
             form = self.forms[kind] = _Form(kind)
@@ -1748,8 +1745,8 @@ class _Wire(cattrs.Converter):
 
 @functools.cache
 def _form_of(kind: Any) -> _Form:
-    # A converter for each: a type that fails leaves nothing half made behind.
-    return _Wire().form(kind)
+    # Each has its own converter, so that a type that fails leaves no incomplete forms.
+    return _Converter().form(kind)
 
 
 _PLAIN: Final = (str, int, bool, None, list[str], list[int], list[bool])
@@ -1769,71 +1766,71 @@ def _without_defaults(form: _Form) -> _Form:
     return attrs.evolve(form, dump=dump, plain=all(f.type in _PLAIN for f in fields))
 
 
-def _bare(kind: Any) -> Any:
+def _unwrap(kind: Any) -> Any:
     if isinstance(kind, typing.NewType):
-        return _bare(kind.__supertype__)
-    return _bare(kind.__origin__) if typing.get_origin(kind) is typing.Annotated else kind
+        return _unwrap(kind.__supertype__)
+    return _unwrap(kind.__origin__) if typing.get_origin(kind) is typing.Annotated else kind
 
 
-def _parts(kind: Any, wire: _Wire) -> _Parts:
+def _parts(kind: Any, converter: _Converter) -> _Parts:
     origin = typing.get_origin(kind) or kind
     if kind in _SCALARS:
         return _SCALARS[kind]
     if kind is Any or {*typing.get_args(kind)} == {Any, types.NoneType}:
-        inner = {kind: wire.form(kind).read for kind in (list, dict, float)}
+        inner = {kind: converter.form(kind).read for kind in (list, dict, float)}
         classes = (str, int, float, bool, types.NoneType, list, dict)
-        return classes, classes, _same, lambda raw: inner.get(type(raw), _same)(raw)
+        return classes, classes, _identity, lambda raw: inner.get(type(raw), _identity)(raw)
     if origin in _UNIONS:
-        return _union(kind, wire)
+        return _union(kind, converter)
     if origin is Literal:
         return _choice(kind, typing.get_args(kind))
     if isinstance(kind, type) and issubclass(kind, Enum):
         return _choice(kind, tuple(kind))
     if origin in _ARRAYS:
-        return _array(kind, origin, wire)
+        return _array(kind, origin, converter)
     if origin in (dict, Mapping):
-        return _mapping(kind, wire)
-    return _object(kind, origin, wire)
+        return _mapping(kind, converter)
+    return _object(kind, origin, converter)
 
 
 def _choice(kind: Any, values: tuple[Any, ...]) -> _Parts:
-    # By class too: 1 == True, but they are two choices.
+    # By class, too, since 1 == True.
     raws = {(type(v), v): v.value if isinstance(v, Enum) else v for v in values}
     members = {(type(raw), raw): value for (_, value), raw in raws.items()}
     classes, json_classes = ({cls for cls, _ in pairs} for pairs in (raws, members))
     if len(members) < len(raws) or not json_classes <= {str, int, float, bool, types.NoneType}:
-        raise TypeError(f"{_name(kind)} has values that JSON does not have or tell apart")
+        raise TypeError(f"{_type_name(kind)} has values that JSON does not have or tell apart")
     both = tuple(classes), tuple(json_classes)
     return *both, lambda value: raws[type(value), value], lambda raw: members[type(raw), raw]
 
 
-def _object(kind: Any, cls: Any, wire: _Wire) -> _Parts:
+def _object(kind: Any, cls: Any, converter: _Converter) -> _Parts:
     for argument in typing.get_args(kind):
-        wire.form(argument)  # now: cattrs does not make Box[int] while it makes Box[Box[int]]
+        converter.form(argument)  # Now: cattrs cannot make Box[int] while it makes Box[Box[int]].
     if typing.is_typeddict(cls):
-        writers = {key: wire.form(hint).write for key, hint in typing.get_type_hints(cls).items()}
-        read = cattrs.gen.typeddicts.make_dict_structure_fn(kind, wire)
-        # What is missing or unknown is for the reader to say.
+        writers = {k: converter.form(hint).write for k, hint in typing.get_type_hints(cls).items()}
+        read = cattrs.gen.typeddicts.make_dict_structure_fn(kind, converter)
+        # Reading reports missing and unknown keys.
         return (
             (dict,),
             (dict,),
-            lambda value: {k: writers.get(k, _Misfit)(v) for k, v in value.items()},
+            lambda value: {k: writers.get(k, _Mismatch)(v) for k, v in value.items()},
             lambda raw: read(raw, kind),
         )
     if cols.is_namedtuple(cls):
-        dump = cols.namedtuple_dict_unstructure_factory(kind, wire)
-        parse = cols.namedtuple_dict_structure_factory(kind, wire, "from_converter", True)
-    elif _is_class(cls):
+        dump = cols.namedtuple_dict_unstructure_factory(kind, converter)
+        parse = cols.namedtuple_dict_structure_factory(kind, converter, "from_converter", True)
+    elif _is_attrs_or_dataclass(cls):
         if attrs.has(cls):
-            attrs.resolve_types(cls)  # cattrs leaves the name in `list["Node"]`
+            attrs.resolve_types(cls)  # cattrs would leave the name in `list["Node"]`.
             if any(field.type is None for field in attrs.fields(cls)):
-                raise TypeError(f"{_name(kind)} has a field without a type")
-        hook = gen.override(struct_hook=lambda raw, kind: wire.form(kind).read_hidden(raw))
+                raise TypeError(f"{_type_name(kind)} has a field without a type")
+        hook = gen.override(struct_hook=lambda raw, kind: converter.form(kind).read_hidden(raw))
         hooks: Any = dict.fromkeys(hidden_fields(cls), hook)
-        dump = gen.make_dict_unstructure_fn(kind, wire, _cattrs_use_alias=True)
-        parse = gen.make_dict_structure_fn(kind, wire, _cattrs_use_alias=True, **hooks)
+        dump = gen.make_dict_unstructure_fn(kind, converter, _cattrs_use_alias=True)
+        parse = gen.make_dict_structure_fn(kind, converter, _cattrs_use_alias=True, **hooks)
     else:
-        raise TypeError(f"{_name(kind)} has no form in JSON")
+        raise TypeError(f"{_type_name(kind)} has no form in JSON")
     return (cls,), (dict,), dump, parse
 
 
@@ -1847,17 +1844,17 @@ _ARRAYS: Final[Mapping[Any, tuple[type, ...]]] = {
 """The classes that each accepts; the first one is what reading makes."""
 
 
-def _array(kind: Any, origin: Any, wire: _Wire) -> _Parts:
+def _array(kind: Any, origin: Any, converter: _Converter) -> _Parts:
     classes, items = _ARRAYS[origin], typing.get_args(kind)
     fixed = typing.get_origin(kind) is tuple and items[-1:] != (...,)
-    forms: Iterable[_Form] = itertools.repeat(wire.form(items[0] if items else Any))
+    forms: Iterable[_Form] = itertools.repeat(converter.form(items[0] if items else Any))
     if fixed:
-        forms = [wire.form(item) for item in items]
+        forms = [converter.form(item) for item in items]
 
     def dump(value: Any) -> Any:
         raw = [form.write(item) for item, form in zip(value, forms, strict=fixed)]
         if origin in (set, frozenset):
-            # The same set gives the same text; unless its items have no order.
+            # Equal sets give the same text, unless their items cannot be sorted.
             with contextlib.suppress(TypeError):
                 raw.sort()
         return raw
@@ -1869,17 +1866,17 @@ def _array(kind: Any, origin: Any, wire: _Wire) -> _Parts:
     return classes, (list,), dump, parse
 
 
-def _mapping(kind: Any, wire: _Wire) -> _Parts:
+def _mapping(kind: Any, converter: _Converter) -> _Parts:
     key_kind, value_kind = typing.get_args(kind) or (str, Any)
-    key, form = wire.form(key_kind), wire.form(value_kind)
+    key, form = converter.form(key_kind), converter.form(value_kind)
     if key.json_classes not in ((str,), (int,)):
-        raise TypeError(f"{_name(key_kind)} has no form as a key in JSON")
+        raise TypeError(f"{_type_name(key_kind)} has no form as a key in JSON")
     digits = key.json_classes == (int,)
 
     def read_item(item: tuple[Any, Any]) -> tuple[Any, Any]:
         raw = item[0]
         if digits and type(raw) is str and re.fullmatch("0|-?[1-9][0-9]*", raw):
-            raw = int(raw)  # "007" stays a text, and is refused
+            raw = int(raw)  # "007" stays a text, and is refused.
         return key.read(raw), form.read(item[1])
 
     return (
@@ -1898,12 +1895,12 @@ def _each(items: Iterable[tuple[Any, Any, _Hook]]) -> list[Any]:
         try:
             values.append(read(raw))
         except RecursionError:
-            raise  # a list that contains itself twice has 2 ** 1000 of them
+            raise  # A list that contains itself twice would give 2 ** 1000 errors.
         except Exception as error:
             error.add_note(cattrs.errors.IterableValidationNote("", place, None))
             errors.append(error)
-            if len(errors) == MOST_PROBLEMS:
-                break  # A million of them would take gigabytes.
+            if len(errors) == MAX_PROBLEMS:
+                break  # A million errors would take gigabytes.
     if errors:
         raise cattrs.errors.IterableValidationError("", errors, list)
     return values
@@ -1912,8 +1909,8 @@ def _each(items: Iterable[tuple[Any, Any, _Hook]]) -> list[Any]:
 _UNIONS: Final = (typing.Union, types.UnionType)
 
 
-def _union(kind: Any, wire: _Wire) -> _Parts:
-    forms = {member: wire.form(member) for member in map(_bare, typing.get_args(kind))}
+def _union(kind: Any, converter: _Converter) -> _Parts:
+    forms = {member: converter.form(member) for member in map(_unwrap, typing.get_args(kind))}
     json_classes = {cls for form in forms.values() for cls in form.json_classes}
     choosers: dict[type, Callable[[Any], Any]] = {}
     for cls in json_classes:
@@ -1921,14 +1918,14 @@ def _union(kind: Any, wire: _Wire) -> _Parts:
         if cls is int and len(members) > 1:
             members = [member for member in members if member is not float]
         if len(members) == 1:
-            choosers[cls] = functools.partial(_same, members[0])
+            choosers[cls] = functools.partial(_identity, members[0])
             continue
         with contextlib.suppress(TypeError):
-            if all(map(_is_class, members)):
-                choosers[cls] = disambiguators.create_default_dis_func(wire, *members)
+            if all(map(_is_attrs_or_dataclass, members)):
+                choosers[cls] = disambiguators.create_default_dis_func(converter, *members)
                 continue
-        names = " and ".join(map(_name, members))
-        raise TypeError(f"in {_name(kind)}, JSON does not tell {names} apart")
+        names = " and ".join(map(_type_name, members))
+        raise TypeError(f"in {_type_name(kind)}, JSON does not tell {names} apart")
 
     def choose(raw: Any) -> _Form:
         return forms[choosers[type(raw)](raw)]
@@ -1936,10 +1933,10 @@ def _union(kind: Any, wire: _Wire) -> _Parts:
     def dump(value: Any) -> Any:
         for form in forms.values():
             raw = form.write(value)
-            # Or it would be read as something else, as 5 that is written as a float.
-            if type(raw) is not _Misfit and choose(raw) is form:
+            # Otherwise it would be read as another member: 5 from a float, as an int.
+            if type(raw) is not _Mismatch and choose(raw) is form:
                 return raw
-        return _Misfit(value)
+        return _Mismatch(value)
 
     classes = tuple({cls for form in forms.values() for cls in form.classes})
     return classes, tuple(json_classes), dump, lambda raw: choose(raw).read(raw)
@@ -1948,7 +1945,7 @@ def _union(kind: Any, wire: _Wire) -> _Parts:
 # Scalars.
 
 
-def _same(value: Any, _: Any = None) -> Any:
+def _identity(value: Any, _: Any = None) -> Any:
     return value
 
 
@@ -1995,9 +1992,9 @@ def _exact(kind: type, dump: _Hook, parse: _Hook, *raws: type) -> _Parts:
 
 
 _SCALARS: Final[Mapping[Any, _Parts]] = {
-    **{kind: ((kind,), (kind,), _same, _same) for kind in (str, int, bool, types.NoneType)},
-    None: ((types.NoneType,), (types.NoneType,), _same, _same),
-    float: ((float, int), (float, int), _same, _parse_float),
+    **{kind: ((kind,), (kind,), _identity, _identity) for kind in (str, int, bool, types.NoneType)},
+    None: ((types.NoneType,), (types.NoneType,), _identity, _identity),
+    float: ((float, int), (float, int), _identity, _parse_float),
     timedelta: _exact(
         timedelta,
         lambda value: value.total_seconds() if value % _SECOND else value // _SECOND,
@@ -2027,41 +2024,40 @@ C = TypeVar("C", default=Any)
 S = TypeVar("S", default=object)
 
 PAYLOAD_LIMIT = 4 * 2**20
-"""Bytes that a payload or a result may have."""
-
+"""The largest payload or result, in bytes."""
 
 Reason = Literal["timeout", "cancel", "stop", "memory"]
 """Why a job is asked to end."""
 REASONS: tuple[Reason, ...] = typing.get_args(Reason)
-WhyAsked = Callable[[], Reason | None]
+StopCheck = Callable[[], Reason | None]
 
 
 class Interrupted(BaseException):
     """Raised by `context.checkpoint()` in a job that has been asked to end. Clean up with
-    `finally` or `with`, and do not catch it: the outcome of the job follows from why it was
+    `finally` or `with`, and do not catch it: the outcome of the job depends on why it was
     asked. It is not an `Exception`, so that code that catches those does not stop it."""
 
 
 @attrs.frozen(eq=False, repr=False)
 class Context(Generic[S]):
-    """What a running job may know and use: a handler gets it for a parameter that is
-    annotated with it (put it first, so that editors know what is left to give)."""
+    """What a running job can know and use. A handler gets it as the parameter that is annotated
+    with `Context`; put that first, so that editors know the other parameters."""
 
     job: Job[Any]
     state: S
-    """What the program's state factory made for this worker."""
+    """What the program's state factory returned for this worker."""
     deadline: datetime | None = None
-    """When this attempt will have taken longer than its timeout."""
-    _asked: WhyAsked = lambda: None
+    """When the timeout of this attempt is over; `None` if it has none."""
+    _asked: StopCheck = lambda: None
     _report: Callable[[Progress], None] = lambda progress: None
 
     def progress(self, done: float, total: float | None = None, note: str = "") -> None:
         """Reports how far the job has come, for `job.progress` to show within a fraction of
-        a second. Call it as often as you like: ten times a second it is passed on, and
-        the last report always is.
+        a second. It may be called often: up to ten reports a second are passed on, and the
+        last one always is.
 
         Raises:
-            OptionError: the values are no finite numbers, or the note is no text.
+            OptionError: the values are not finite numbers, or the note is not a text.
         """
         self._report(Progress(done, total, note))
 
@@ -2076,9 +2072,9 @@ class Context(Generic[S]):
         its node stops. When the grace (by default 5 s) is over, its worker is killed. A coroutine
         is cancelled: at once, or, if its node stops, when most of the grace is over.
 
-        If its node stops, the job of a handler that has read true runs again without the loss
-        of an attempt, whether it returns or raises. Only `Fail`, `Retry`, `Snooze` and
-        `Cancel` mean what they always do."""
+        If its node stops, a job whose handler has read `True` here runs again and loses no
+        attempt, whether the handler returns or raises. Only `Fail`, `Retry`, `Snooze` and
+        `Cancel` keep their meaning."""
         return self._asked() is not None
 
     def checkpoint(self) -> None:
@@ -2101,33 +2097,38 @@ class Context(Generic[S]):
 Errors = type[BaseException] | tuple[type[BaseException], ...]
 
 
-class Choices(TypedDict, total=False):
-    """The options that a definition sets and an enqueue may override. (The text beside a type is
-    the help of the command line.)"""
+class Changeable(TypedDict, total=False):
+    """The options that can also be changed while a job waits. (The texts beside types are the
+    help of the command line.)"""
 
     queue: str
     priority: Annotated[int, "higher runs first"]
     max_attempts: Annotated[int | None, "how many attempts a job has at most"]
     timeout: Annotated[Duration | None, "after which a job is asked to end"]
     grace: Annotated[Duration | None, "then, until it is killed (default: the node's, 5)"]
-    """Also when it was cancelled. `None`: as long as its definition says, else its node,
-    `work(grace=5)`, whose own grace counts alone when the node stops."""
-    backoff: Backoff
-    retention: Retention
+    """Also after it was cancelled. `None`: the definition's, or else the node's, `work(grace=5)`.
+    When the node stops, only the node's counts."""
     node: Annotated[str | None, "the only node that may take it"]
     delay: Annotated[Duration, "until it is due"]
     at: Annotated[datetime, "when it is due"]
     expires: Annotated[Duration | datetime | None, "after which it is not started"]
+
+
+class Choices(Changeable, total=False):
+    """The options that a definition sets and an enqueue may override."""
+
+    backoff: Backoff
+    retention: Retention
     unique: Unique | None
-    key: Annotated[str | Callable[..., Any] | None, "of jobs with one key, so many run at a time"]
-    key_limit: Annotated[int, "how many (default: 1)"]
+    key: Annotated[str | Callable[..., Any] | None, "limits how many with it run at a time"]
+    key_limit: Annotated[int, "that limit (default: 1)"]
     headers: Mapping[str, str]
     connection: Any
 
 
-class Rules(Choices, total=False):
-    """The options of a definition: those that an enqueue may override, and those that
-    belong to its code and are kept in no row."""
+class DefinitionChoices(Choices, total=False):
+    """The options of a definition: those that an enqueue may override, and those that belong to
+    its code and are not stored with jobs."""
 
     max_memory: int | str | None
     """Bytes, or a text such as "512MB", that its worker process may use while it runs."""
@@ -2136,16 +2137,16 @@ class Rules(Choices, total=False):
     fail_on: Errors
     """Exceptions after which it is not."""
     on_failure: Callable[[Context[Any], BaseException], Any] | None
-    """Called in the worker when a job has failed for good, if the worker could tell: not
-    after a time-out, a crash, too much memory, or the loss of the node."""
+    """Called in the worker when a job has failed for good by an exception: not after a timeout,
+    a crash, too much memory, or the loss of the node."""
     encode: Callable[[Any], bytes] | None
-    """From a payload (an instance, or a function's arguments by name, with its defaults) to
-    bytes that are stored instead of JSON, and into which nobody else looks."""
+    """Makes of a payload (an instance, or a function's arguments by name, with its defaults) the
+    bytes that are stored instead of JSON, and that nothing but *decode* reads."""
     decode: Callable[[bytes], Any] | None
 
 
 Check = Callable[[Any, str], Any]
-"""From a value and the name of its option to the value that is used, or an OptionError."""
+"""Of a value and the name of its option, makes the value that is used, or an OptionError."""
 
 
 def _accept(fits: Callable[[Any], bool], expected: str) -> Check:
@@ -2169,8 +2170,9 @@ def _check_timeout(value: Duration, what: str) -> timedelta:
 
 def _check_memory(value: object, what: str) -> int:
     size = value
-    if isinstance(value, str) and (parts := re.fullmatch(r"(\d+) ?([kMG]?)(i?)B", value.strip())):
-        size = int(parts[1]) * (1024 if parts[3] else 1000) ** " kMG".index(parts[2] or " ")
+    pattern = r"(\d{1,15}) ?([kMG]?)(i?)B"
+    if isinstance(value, str) and (match := re.fullmatch(pattern, value.strip())):
+        size = int(match[1]) * (1024 if match[3] else 1000) ** " kMG".index(match[2] or " ")
     if type(size) is int and size > 0:
         return size
     raise OptionError(what, f'expected bytes, or a text like "512MB", got {size!r}')
@@ -2211,23 +2213,21 @@ _check_function = _accept(callable, "a function")
 
 
 def _option(default: Any, check: Check, store: Callable[[Any], Any] | None = None) -> Any:
-    """An option: its default and how it is checked; and, if rows have a column for it, what is
-    stored there. One whose default is None may be None."""
+    """An option: its default, how it is checked and, if rows have a column for it, what is stored
+    there. One whose default is None may be None."""
     check = _optional(check) if default is None else check
     return attrs.field(default=default, metadata={"check": check, "store": store})
 
 
 @attrs.frozen
 class Options:
-    """How a job is enqueued, every value checked."""
+    """The options of a definition or a job, all checked."""
 
-    queue: str = _option("default", check_name, _same)
-    priority: int = _option(0, _check_priority, _same)
-    max_attempts: int | None = _option(5, _check_attempts, _same)
+    queue: str = _option("default", check_name, _identity)
+    priority: int = _option(0, _check_priority, _identity)
+    max_attempts: int | None = _option(5, _check_attempts, _identity)
     timeout: timedelta | None = _option(None, _check_timeout, _store_length)
     grace: timedelta | None = _option(None, duration)
-    backoff: Backoff = _option(DEFAULT_BACKOFF, _check_backoff, store_backoff)
-    retention: Retention = _option(DEFAULT_RETENTION, _check_retention, store_retention)
     node: str | None = _option(None, check_name, lambda name: name or "")
     delay: timedelta = _option(timedelta(0), duration)
     at: datetime | None = _option(None, aware)
@@ -2235,6 +2235,8 @@ class Options:
         None,
         lambda value, what: (aware if isinstance(value, datetime) else duration)(value, what),
     )
+    backoff: Backoff = _option(DEFAULT_BACKOFF, _check_backoff, store_backoff)
+    retention: Retention = _option(DEFAULT_RETENTION, _check_retention, store_retention)
     unique: Unique | None = _option(None, _check_unique)
     key: str | Callable[..., Any] | None = _option(
         None, lambda value, what: value if callable(value) else check_name(value, what)
@@ -2249,27 +2251,27 @@ class Options:
     encode: Callable[[Any], bytes] | None = _option(None, _check_function)
     decode: Callable[[bytes], Any] | None = _option(None, _check_function)
     given: frozenset[str] = frozenset()
-    """Which were chosen, by the definition or later: a queue's defaults give way to them."""
+    """Those that were set, by the definition or later: they override the defaults of a queue."""
 
-    def ruled(self, rules: Rules) -> Options:
+    def for_definition(self, choices: DefinitionChoices) -> Options:
         """A copy with other options, for a definition."""
-        check_known(rules, OPTIONS, "no such option")
+        check_known(choices, OPTIONS, "no such option")
         for option, other in ("encode", "decode"), ("decode", "encode"):
-            if rules.get(option) is None and rules.get(other) is not None:
+            if choices.get(option) is None and choices.get(other) is not None:
                 raise OptionError(option, "missing: give encode and decode, or neither")
-        made = self._with(rules)
-        # Nodes look a definition's grace up by its name: only a single job's is stored with it.
+        made = self._with(choices)
+        # Rows store only a grace that was set for one job; nodes know that of the definition.
         return attrs.evolve(made, given=made.given - {"grace"})
 
-    def changed(self, choices: Choices) -> Options:
+    def for_job(self, choices: Choices) -> Options:
         """A copy with other options, for a job."""
         for option in choices:
             if option not in CHOICES and option in ("name", *OPTIONS):
-                raise OptionError(option, "belongs to the definition: no row keeps it for one job")
+                raise OptionError(option, "belongs to the definition: it cannot be set for one job")
         check_known(choices, CHOICES, "no such option")
         return self._with(choices)
 
-    def _with(self, options: Rules | Choices) -> Options:
+    def _with(self, options: DefinitionChoices | Choices) -> Options:
         values = {option: OPTIONS[option](value, option) for option, value in options.items()}
         if values.get("at") is not None and "delay" in values:
             raise OptionError("at", "given together with delay: a job has one time to run")
@@ -2289,18 +2291,18 @@ class Options:
 
     @functools.cached_property
     def open(self) -> frozenset[str]:
-        """What nobody has chosen and a queue may have a default for."""
+        """Those not set for which a queue may have a default."""
         return frozenset({"max_attempts", "timeout", "backoff"} - self.given)
 
     @functools.cached_property
     def plain(self) -> bool:
-        """Whether jobs with these options need no more than the columns."""
+        """Whether `columns` are all that is stored of these options."""
         more = self.expires, self.unique, self.key, self.connection
         return more == (None, None, None, None) and not self.headers and self.own_grace is None
 
     @property
     def own_grace(self) -> int | None:
-        """Microseconds that were chosen for a single job, not for its definition."""
+        """The grace in microseconds, if it was set for one job, not for its definition."""
         return _store_length(self.grace) if "grace" in self.given else None
 
     @functools.cached_property
@@ -2318,15 +2320,20 @@ STORED: Mapping[str, Callable[[Any], Any]] = {
     for option in attrs.fields(Options)
     if option.metadata.get("store")
 }
-"""The options of which every row has a column, and nodes store the definition's; with what makes
-the column's value."""
+"""The options that have a column of their name, in the rows of jobs and of definitions, and what
+makes the value in it."""
 CHOICES = tuple(Choices.__annotations__)
-MARK = "__litejobs_definition__"
+_DEFINITION_ATTRIBUTE = "__litejobs_definition__"
 
 
-Shape = tuple[Codec[Any], Codec[Any] | None, Callable[[Any, Callable[[], Context[Any]]], Any]]
-"""The codec of payloads; that of results, unless the code says that it returns nothing; and what
-calls the code with a payload object and a context made on demand."""
+class Signature(NamedTuple):
+    """How the code of a definition is called."""
+
+    payload: Codec[Any]
+    result: Codec[Any] | None
+    """`None` if the code is annotated to return nothing."""
+    call: Callable[[Any, Callable[[], Context[Any]]], Any]
+    """Calls the code with a payload object and, if it takes one, a context made on demand."""
 
 
 @attrs.define(eq=False, repr=False)
@@ -2341,6 +2348,7 @@ class Body:
     """The definition's own, whose backoff may be a function: rows keep only curves."""
     home: Any = None
     """The LiteJobs that it is registered with."""
+    _signatures: list[Signature] = attrs.field(factory=list, init=False)
 
     @property
     def is_class(self) -> bool:
@@ -2354,36 +2362,37 @@ class Body:
         return inspect.iscoroutinefunction(code.run if self.is_class else code)
 
     @functools.cached_property
-    def shape(self) -> Shape:
-        """Compiled when first used, so that annotations may name what comes later."""
+    def signature(self) -> Signature:
+        """Made when first used, so that annotations may name what is defined later."""
         try:
-            payload, result, call = _shape(self.code)
+            signature = _signature(self.code)
         except (NameError, TypeError) as error:
             raise DefinitionError(self.name, f"its annotations do not work: {error}") from error
-        for codec in (None if self.options.encode else payload, result):
+        for codec in (None if self.options.encode else signature.payload, signature.result):
             if codec and (problem := unencodable(codec.kind)):
                 raise DefinitionError(self.name, problem)
-        return payload, result, call
+        self._signatures.append(signature)
+        return self._signatures[0]  # The same one for threads that make it at the same time.
 
     @property
     def kind(self) -> Any:
         """The class of its payload objects."""
-        return self.shape[0].kind
+        return self.signature.payload.kind
 
     @functools.cached_property
     def hidden(self) -> frozenset[str]:
-        """What is not to be shown, as "payload.FIELD" and "result": fields of its payloads, and
-        its results, in which a class hides something."""
+        """What must not be shown, as "payload.FIELD" and "result": fields of its payloads, and its
+        results, if a class hides something in them."""
         try:
-            payload, result, _ = self.shape
+            payload, result, _ = self.signature
             fields = attrs.fields(attrs.resolve_types(payload.kind))
         except (DefinitionError, NameError, TypeError):
-            return frozenset({"payload", "result"})  # Nothing is known about them.
+            return frozenset({"payload", "result"})  # Unknown: better to hide.
         found = {f"payload.{f.alias}" for f in fields if f.repr is not True or hides(f.type)}
         return frozenset(found | {"result"} if result and hides(result.kind) else found)
 
     def arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The payload object that arguments make."""
+        """The payload object made of arguments."""
         make = self.kind
         try:
             return make(*args, **kwargs)
@@ -2391,42 +2400,43 @@ class Body:
             problem = str(error).replace(".__init__()", "()")
             if problem.endswith("given"):  # It counts the object that is made, too.
                 most = len(attrs.fields(make))
-                problem = f"takes no more than {most} arguments, {len(args)} were given"
-                problem = f"{self.name}() {problem}"
+                given = f"{len(args)} were given"
+                problem = f"{self.name}() takes no more than {most} arguments, {given}"
             raise TypeError(problem) from None
 
     def encode(self, payload: Any) -> str | bytes:
         """JSON for a payload object; bytes, if the definition has an encoding of its own."""
-        codec, encode = self.shape[0], self.options.encode
+        codec, encode = self.signature.payload, self.options.encode
         made: str | bytes
-        try:
-            if encode is None:
+        if encode is None:
+            try:
                 made = codec.encode(payload)
-            else:
-                made = encode(payload if self.is_class else fields_of(payload))
-        except Exception as error:
-            if encode is None and isinstance(error, Unfit):
+            except CodecError as error:
                 raise PayloadError(self.name, error.problems) from None
-            raise self._unfit(f"encode raised {_shown_error(error)}") from error
-        if encode is not None and type(made) is not bytes:
-            raise self._unfit(f"encode gave {got(codec.kind, made)}, which is not bytes")
+        else:
+            try:
+                made = encode(payload if self.is_class else fields_of(payload))
+            except Exception as error:
+                raise self._unfit(f"encode raised {_first_line(error)}") from error
+            if type(made) is not bytes:
+                raise self._unfit(f"encode gave {got(codec.kind, made)}, which is not bytes")
         if excess := excess_of(made):
             raise self._unfit(f"{excess}; put the data into a file and pass its path")
         return made
 
     def decode(self, stored: str | bytes) -> Any:
-        """The payload object that is stored. JSON is read whatever the encoding: from the
-        command line, and from before the definition had one."""
-        codec, decode = self.shape[0], self.options.decode
+        """The payload object that is stored. JSON is read even if the definition has an encoding:
+        it may come from the command line, or be older than the encoding."""
+        codec, decode = self.signature.payload, self.options.decode
         if decode is None or isinstance(stored, str):
             try:
                 return codec.decode(stored)
-            except Unfit as unfit:
+            except CodecError as unfit:
                 raise PayloadError(self.name, unfit.problems) from None
         try:
             made = decode(stored)
         except (Exception, SystemExit) as error:
-            raise self._unfit(f"decode raised {_shown_error(error)}") from error
+            raise self._unfit(f"decode raised {_first_line(error)}") from error
         if type(made) is not (codec.kind if self.is_class else dict):
             expected = codec.kind.__name__ if self.is_class else "a dict of arguments by name"
             raise self._unfit(f"decode gave {got(codec.kind, made)}, not {expected}")
@@ -2439,7 +2449,7 @@ class Body:
         return PayloadError(self.name, (problem,))
 
 
-def _shown_error(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     text = described(lambda: f"{type(error).__name__}: {error}", "an error that cannot be shown")
     return text.partition("\n")[0][:200]  # The whole is in the traceback.
 
@@ -2465,9 +2475,9 @@ def _is_context(hint: object) -> bool:
     return hint is Context or typing.get_origin(hint) is Context
 
 
-def _shape(code: Any) -> Shape:
-    """What is called is a function, or the `run` of an attrs class, whose instances are the
-    payloads; for a function, an attrs class is made of its parameters."""
+def _signature(code: Any) -> Signature:
+    """The signature of a function, with an attrs class of its parameters for payloads; or of the
+    `run` of an attrs class, whose instances are the payloads."""
     is_class = isinstance(code, type)
     function: Any = code.run if is_class else code
     hints = typing.get_type_hints(function, include_extras=True)
@@ -2485,8 +2495,8 @@ def _shape(code: Any) -> Shape:
         for p in parameters
         if p.name not in contexts
     }
-    for name in fields if is_class else ():
-        raise TypeError(f"run() takes at most a context; {name!r} should be a field")
+    if is_class and fields:
+        raise TypeError(f"run() takes at most a context; {next(iter(fields))!r} should be a field")
     title = code.__name__ if code.__name__.isidentifier() else "handler"
     payload: Any = code if is_class else attrs.make_class(title, fields, slots=True)
 
@@ -2504,7 +2514,7 @@ def _shape(code: Any) -> Shape:
     result = None if returned in (type(None), NoReturn) else Codec[Any](returned)
     plain = not (is_class or contexts or keywords)
     codec = Codec[Any](payload, omit_defaults=not is_class)
-    return codec, result, call_plainly if plain else call
+    return Signature(codec, result, call_plainly if plain else call)
 
 
 @attrs.define(eq=False, repr=False)
@@ -2527,7 +2537,7 @@ class Bound(Generic[R]):
         Raises:
             OptionError: an option is unknown, or its value cannot be used.
         """
-        return _bound(self.body, self.options.changed(choices), self.payload)
+        return _bound(self.body, self.options.for_job(choices), self.payload)
 
     def __repr__(self) -> str:
         payload = "" if self.body.hidden else f" {reprlib.repr(self.payload)}"
@@ -2550,18 +2560,18 @@ class Definition(Generic[P, R, C]):
         return self.body.name
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> C:
-        """The plain function. A context that it asks for belongs to no job."""
-        result: C = self.body.shape[2](self.body.arguments(args, kwargs), _no_job)
+        """Calls the function. If it takes a context, it gets one that belongs to no job."""
+        result: C = self.body.signature.call(self.body.arguments(args, kwargs), _no_job)
         return result
 
     def using(self, **choices: Unpack[Choices]) -> Definition[P, R, C]:
-        """A copy with other options, which therefore never collide with the
-        function's own parameters.
+        """A copy with other options. They are not given to `enqueue`, so that they never
+        collide with the function's own parameters.
 
         Raises:
             OptionError: an option is unknown, or its value cannot be used.
         """
-        return attrs.evolve(self, options=self.options.changed(choices))
+        return attrs.evolve(self, options=self.options.for_job(choices))
 
     def bind(self, *args: P.args, **kwargs: P.kwargs) -> Bound[R]:
         """A job that is not enqueued yet, its payload checked.
@@ -2576,8 +2586,7 @@ class Definition(Generic[P, R, C]):
         return _bound(self.body, self.options, self.body.encode(payload))
 
     def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
-        """Puts a job into the file. When this returns, the job survives `kill -9`
-        and power loss.
+        """Puts a job into the file. When this returns, the job survives `kill -9` and power loss.
 
         Raises:
             PayloadError: the arguments do not fit the function's parameters.
@@ -2593,17 +2602,16 @@ class Definition(Generic[P, R, C]):
 
 
 def _bound(body: Body, options: Options, payload: str | bytes) -> Bound[Any]:
-    """A job of a definition, whose options one row can keep."""
+    """A job, if its row can store its options."""
     if options.backoff is not body.options.backoff and not isinstance(options.backoff, Curve):
-        problem = "a function belongs to the definition: the row of one job cannot keep it"
+        problem = "a function belongs to the definition: the row of a job cannot store it"
         raise OptionError("backoff", problem)
     return Bound(body, options, payload)
 
 
 def bind_instance(definition: AnyDefinition, instance: object, choices: Choices) -> Bound[Any]:
-    """A job made of an instance of a definition's class; the instance may choose its
-    own queue, priority, max_attempts, backoff, timeout and unique_key by attributes so
-    named."""
+    """A job made of an instance of a definition's class. Attributes of the instance named queue,
+    priority, max_attempts, backoff, timeout and unique_key set these options."""
     names = ("queue", "priority", "max_attempts", "backoff", "timeout")
     chosen = {name: getattr(instance, name, None) for name in names}
     own: Any = {name: value for name, value in chosen.items() if value is not None}
@@ -2611,20 +2619,20 @@ def bind_instance(definition: AnyDefinition, instance: object, choices: Choices)
     if (key := key() if callable(key) else key) is not None:
         unique = definition.options.unique or Unique()
         own["unique"] = attrs.evolve(unique, fields=None, key=str(key))
-    options = definition.options.changed({**own, **choices})
+    options = definition.options.for_job({**own, **choices})
     return _bound(definition.body, options, definition.body.encode(instance))
 
 
 def bind_json(definition: AnyDefinition, text: str, choices: Choices) -> Bound[Any]:
-    """A job made of a payload that is JSON already, checked."""
-    options = definition.options.changed(choices)
+    """A job made of a JSON payload, which is checked."""
+    options = definition.options.for_job(choices)
     body = definition.body
     return _bound(body, options, body.encode(body.decode(text)))
 
 
 def unique_key(bound: Bound[Any]) -> str | None:
-    """What is unique about a job: a hash, so that it is short and shows no payload, tagged
-    with the name of its definition. `None` if nothing is."""
+    """The unique key of a job, if it has one: the name of its definition and a hash, so that it
+    is short and shows no payload."""
     body, unique = bound.body, bound.options.unique
     if unique is None:
         return None
@@ -2653,7 +2661,7 @@ def unique_key(bound: Bound[Any]) -> str | None:
 
 
 def key_text(bound: Bound[Any], key: str | Callable[..., Any], what: str) -> str:
-    """A text that was given, or that a function makes of the payload."""
+    """The text of a key that is a text or a function of the payload."""
     if isinstance(key, str):
         return key
     try:
@@ -2665,7 +2673,7 @@ def key_text(bound: Bound[Any], key: str | Callable[..., Any], what: str) -> str
 
 
 def merged(bound: Bound[Any], merge: Merge, waiting: str | bytes) -> str | bytes:
-    """The payload that a function makes of a *waiting* job's and a new one's."""
+    """The payload that *merge* makes of a *waiting* job's and a new one's."""
     body = bound.body
     old, new = map(body.decode, (waiting, bound.payload))
     try:
@@ -2683,9 +2691,9 @@ AnyDefinition = Definition[..., Any, Any]
 
 
 def definition_of(value: object) -> AnyDefinition | None:
-    """The definition that a value is, or that its class was made."""
+    """The value, if it is a definition; if it is a class, its definition."""
     if isinstance(value, type):
-        value = vars(value).get(MARK)
+        value = vars(value).get(_DEFINITION_ATTRIBUTE)
     return value if isinstance(value, Definition) else None
 
 
@@ -2702,13 +2710,13 @@ def _in_no_file(id: int | Job[Any], timeout: Duration | None = None) -> NoReturn
 NOWHERE: Any = types.SimpleNamespace(
     **dict.fromkeys(("get", "wait", "why", "result"), _in_no_file), errors=lambda id: ()
 )
-"""The source of jobs that are in no file, or that cannot be looked up."""
+"""The source of jobs that are in no file or cannot be read again."""
 
 
 @attrs.define(eq=False, repr=False)
 class Registry:
-    """The definitions of one program. Frozen once work starts: workers that run would not know
-    what is added then."""
+    """The definitions of one program. Frozen once work starts, since running workers would not
+    know those added later."""
 
     by_name: dict[str, AnyDefinition] = attrs.field(factory=dict)
     frozen: bool = False
@@ -2739,12 +2747,12 @@ class Registry:
         raise DefinitionError(type(instance).__name__, problem)
 
     def options(self, name: str) -> Options:
-        """The definition's own; the defaults, if there is no such definition."""
+        """The options of a definition; the defaults, if there is none of this name."""
         return self.by_name[name].options if name in self.by_name else Options()
 
     def listing(self) -> list[dict[str, Any]]:
-        """What nodes store of each definition: its name, the columns of its options, after what
-        time its jobs expire, and what of them is hidden."""
+        """What nodes store of each definition: its name, the columns of its options, the time
+        after which its jobs expire, and what is hidden of them."""
         rows = []
         for own in self:
             expires = own.options.expires
@@ -2769,7 +2777,7 @@ class Define:
     _name: str | None = None
     _options: Options = Options()
     _then: Callable[[Any], object] | None = None
-    """Called with each definition or class, also with one that is defined already."""
+    """Called with each definition or class, even if it was defined before."""
 
     @overload
     def __call__(self, code: _Defined, /) -> _Defined: ...  # type: ignore[overload-overlap]
@@ -2786,7 +2794,9 @@ class Define:
     @overload
     def __call__(self, code: Callable[P, R], /) -> Definition[P, R, R]: ...
     @overload
-    def __call__(self, /, *, name: str | None = None, **options: Unpack[Rules]) -> Define: ...
+    def __call__(
+        self, /, *, name: str | None = None, **options: Unpack[DefinitionChoices]
+    ) -> Define: ...
 
     def __call__(self, code: Any = None, /, *, name: str | None = None, **options: Any) -> Any:
         """Gives code a name and options, and registers it.
@@ -2801,7 +2811,7 @@ class Define:
         """
         if code is None or name is not None or options:
             name = self._name if name is None else name
-            changed = self._options.ruled(typing.cast(Rules, options))
+            changed = self._options.for_definition(typing.cast(DefinitionChoices, options))
             made = attrs.evolve(self, name=name, options=changed)
             return made if code is None else made(code)
         done = code
@@ -2809,7 +2819,7 @@ class Define:
             definition: AnyDefinition = Definition(self._body(code), self._options)
             self._add(definition)
             if isinstance(code, type):
-                setattr(code, MARK, definition)
+                setattr(code, _DEFINITION_ATTRIBUTE, definition)
             else:
                 done = definition
         if self._then is not None:
@@ -2819,11 +2829,10 @@ class Define:
     def _body(self, code: Any) -> Body:
         if isinstance(code, Definition):
             raise DefinitionError(code.name, f"defined already, at {code.body.place}: register it")
-        given = getattr(code, "__name__", "<lambda>") if self._name is None else self._name
-        name = check_name(given, "name")
+        own_name = getattr(code, "__name__", "<lambda>")
+        name = check_name(own_name if self._name is None else self._name, "name")
         if name == "<lambda>":
-            reason = "has no name of its own: write a function, or give name="
-            raise DefinitionError(repr(code), reason)
+            raise DefinitionError(repr(code), "has no name: write a function, or give name=")
         if problem := _problem_of(code):
             raise DefinitionError(name, problem)
         function: Any = code if inspect.isfunction(code) else code.run
@@ -2846,8 +2855,10 @@ def _problem_of(code: Any) -> str | None:
         return f"expected a function or an attrs class, got {code!r}"
     else:
         for each in inspect.signature(code).parameters.values():
-            if each.name == "self" and each.annotation is each.empty:
-                return "a method, whose object would have to travel: use a function, or a class"
+            if each.name == "self":
+                return "a method, whose object cannot be stored: use a function, or a class"
+            if each.name.startswith("__"):  # The payload's class could not store it.
+                return f"takes {each}: use a name that does not begin with two underscores"
             if each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD):
                 return f"takes {each}: use a parameter of type list or dict, which has a name"
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
@@ -2869,7 +2880,7 @@ define = Define()
 
 class Retry(Exception):
     """This attempt failed; try again, after *delay* if it is given (then even past
-    the limit of attempts), else as the job's backoff says."""
+    the limit of attempts), else after the job's backoff."""
 
     def __init__(
         self, delay: Duration | None = None, reason: str = "the handler asked for a retry"
@@ -2914,8 +2925,8 @@ EnqueueLayer = TypeVar("EnqueueLayer", bound=AroundEnqueue)
 
 @attrs.define(eq=False, repr=False)
 class Middleware:
-    """What a program puts around every run and every enqueue, each in the order in which
-    it was added: the first is the outermost."""
+    """The functions around every run and every enqueue, in the order in which they were
+    added: the first is the outermost."""
 
     runs: tuple[AroundRun, ...] = ()
     enqueues: tuple[AroundEnqueue, ...] = ()
@@ -2924,9 +2935,9 @@ class Middleware:
 
     def run(self, layer: RunLayer) -> RunLayer:
         """Puts a function `(context, call_next)` around every run, in workers and in
-        `drain`; returns it unchanged. `call_next()` runs what is inside and returns the
-        handler's return value; what the function returns is the result instead. It may
-        raise whatever a handler may, and need not call on.
+        `drain`; returns it unchanged. `call_next()` runs the inner layers and the handler, and
+        returns the handler's value; what the function returns becomes the result. It may
+        raise whatever a handler may, and need not call `call_next`.
 
         An `async def` has to await `call_next()`, also around sync handlers.
 
@@ -2939,9 +2950,9 @@ class Middleware:
 
     def enqueue(self, layer: EnqueueLayer) -> EnqueueLayer:
         """Puts a function `(works, call_next)` around every enqueue; returns it unchanged.
-        *works* are the jobs of one transaction, bound; `call_next(works)` puts them, or
-        others made of them with `using`, into the file and returns the jobs, which the
-        function has to return. It refuses them all by raising.
+        *works* are the bound jobs of one transaction; `call_next(works)` inserts them, or
+        others derived from them with `using`, and returns the jobs, which the function has
+        to return. If it raises, none of them is enqueued.
 
         Raises:
             OptionError: it cannot be called, or is async, or work has started.
@@ -2965,7 +2976,7 @@ def _is_async(layer: Any) -> bool:
 
 class Report(NamedTuple):
     """How an attempt ended, in plain values that marshal takes: written by the worker, and settled
-    together with the claimed job. The defaults are those of one that completed without a result."""
+    together with the claimed job. The defaults mean: completed, without a result."""
 
     started_at: int = 0
     """0 if it never began."""
@@ -2980,7 +2991,7 @@ class Report(NamedTuple):
     """Whether the attempt was used up."""
     result: str | None = None
     kind: str = ""
-    """What went wrong, as in `Failure`, or cancelled."""
+    """As in `Failure`, or "cancelled"; empty if nothing went wrong."""
     type: str = ""
     message: str = ""
     traceback: str = ""
@@ -3006,9 +3017,9 @@ Settlement = tuple[Claimed, Report]
 def report_of_error(
     error: BaseException, claimed: Claimed, options: Options, rng: random.Random
 ) -> Report:
-    """The report, without times, of an attempt whose handler raised. In this order: the handler's
-    own outcome, `fail_on`, the first exception of `retry_on` that fits, the limit and backoff."""
-    own = options.backoff
+    """The report, without times, of an attempt whose handler raised. This is decided by the first
+    that applies: the handler's `Outcome`, `fail_on`, `retry_on`, the limit and the backoff."""
+    backoff = options.backoff
     if isinstance(error, Cancel):
         return Report(state="cancelled")
     if isinstance(error, Snooze):
@@ -3019,22 +3030,22 @@ def report_of_error(
     elif isinstance(error, (Fail, *options.fail_on)):
         return Report(state="failed")
     elif options.retry_on is not None:
-        fitting = [kind for kind in options.retry_on if isinstance(error, kind)]
-        if not fitting:
+        matching = [kind for kind in options.retry_on if isinstance(error, kind)]
+        if not matching:
             return Report(state="failed")
-        if (policy := options.retry_on[fitting[0]]) is not None:
-            own, claimed = policy, claimed._replace(backoff=CUSTOM)
-    return retry_or_fail(claimed, own, rng)
+        if (policy := options.retry_on[matching[0]]) is not None:
+            backoff, claimed = policy, claimed._replace(backoff=CUSTOM)
+    return retry_or_fail(claimed, backoff, rng)
 
 
-def retry_or_fail(claimed: Claimed, own: Backoff, rng: random.Random) -> Report:
-    """The report, without times, of an attempt that failed: a retry, with the backoff of the row
-    or the definition's *own*, unless all attempts are used up."""
+def retry_or_fail(claimed: Claimed, defined: Backoff, rng: random.Random) -> Report:
+    """The report, without times, of an attempt that failed: a retry, after the row's backoff or
+    else the *defined* one, unless all attempts are used up."""
     if claimed.max_attempts is not None and claimed.attempt >= claimed.max_attempts:
         return Report(state="failed")
     try:
-        wait = backoff_delay(load_backoff(claimed.backoff, own), claimed.attempt, rng)
-    except BaseException:  # After a crash, this runs in the supervisor.
+        wait = backoff_delay(load_backoff(claimed.backoff, defined), claimed.attempt, rng)
+    except BaseException:  # After a crash, this runs in the supervisor, which has to go on.
         logger.exception("the backoff of %r failed; the default is used", claimed.name)
         wait = backoff_delay(DEFAULT_BACKOFF, claimed.attempt, rng)
     return Report(state="retrying", delay=wait // MICROSECOND)
@@ -3045,8 +3056,8 @@ ReportProgress = Callable[[Claimed, Progress], None]
 
 @attrs.define(eq=False, repr=False)
 class Executor:
-    """Runs attempts with the state that one worker has: one after the other with `run`,
-    and coroutines beside them with `run_async`."""
+    """Runs attempts with the state of one worker: one at a time with `run`, and coroutines
+    concurrently with `run_async`."""
 
     registry: Registry
     state: Any = None
@@ -3056,14 +3067,14 @@ class Executor:
     around: tuple[AroundRun, ...] = ()
     """The middleware of the program."""
     noticed: set[tuple[Any, ...]] = attrs.field(factory=set)
-    """The attempts, by id and claim, whose handler knows that it was asked to end."""
+    """The attempts, by id and claim, whose handler has seen that it was asked to end."""
     forked: bool = False
-    """Whether a job has forked this process off its worker."""
+    """Whether this process was forked by a job."""
     _runner: Any = None
-    """An asyncio.Runner, once there was a coroutine to run."""
+    """An asyncio.Runner, made for the first coroutine."""
 
     def __attrs_post_init__(self) -> None:
-        IN_FORKS[self] = Executor._set_forked
+        FORK_HOOKS[self] = Executor._set_forked
 
     def _set_forked(self) -> None:
         self.forked = True
@@ -3071,45 +3082,45 @@ class Executor:
     def run(
         self,
         claimed: Claimed,
-        asked: WhyAsked = lambda: None,
+        asked: StopCheck = lambda: None,
         progress: ReportProgress = lambda claimed, progress: None,
     ) -> Report:
-        """One attempt of one job, in a context of its own. Whatever the handler raises is in
-        the report."""
-        attempt = self._attempt(claimed, asked, progress, self._compose, self._wait)
+        """Runs one attempt, with its own copy of the context variables. The report says what
+        the handler raised."""
+        attempt = self._attempt(claimed, asked, progress, self._compose, self._run_blocking)
         try:
             contextvars.copy_context().run(attempt.send, None)
         except StopIteration as ended:
             report: Report = ended.value
             return report
-        raise AssertionError("what never suspends was suspended")
+        raise AssertionError("an attempt without an event loop was suspended")
 
-    async def _wait(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        return self._await(coroutine)
+    async def _run_blocking(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        return self._run_coroutine(coroutine)
 
     async def run_async(
         self,
         claimed: Claimed,
-        asked: WhyAsked,
+        asked: StopCheck,
         progress: ReportProgress = lambda claimed, progress: None,
     ) -> Report:
-        """The same for a coroutine, in the event loop that runs. That its task is cancelled
-        is in the report, too."""
-        return await self._attempt(claimed, asked, progress, compose_async, _same)
+        """The same for a coroutine, in the running event loop. A cancelled task is reported,
+        too."""
+        return await self._attempt(claimed, asked, progress, compose_async, _identity)
 
     async def _attempt(
         self,
         claimed: Claimed,
-        asked: WhyAsked,
+        asked: StopCheck,
         progress: ReportProgress,
         compose: Callable[..., Any],
         wait: Callable[[Coroutine[Any, Any, Any]], Awaitable[Any]],
     ) -> Report:
-        """One attempt, which is suspended only where *wait* is."""
+        """Runs one attempt, and suspends only where *wait* does."""
         started_at, began = self.clock(), time.perf_counter_ns()
         fits = False  # Whether there is a definition, and the payload fits it.
 
-        def context() -> Context[Any]:
+        def make_context() -> Context[Any]:
             def why_asked() -> Reason | None:
                 if reason := asked():
                     self.noticed.add(claimed[:2])
@@ -3118,19 +3129,19 @@ class Executor:
             now, timeout = started_at, claimed.timeout
             job: Job[Any] = Job(*claimed, state="running", started_at=now, source=self.source)
             deadline = None if timeout is None else from_micros(now + timeout)
-            pass_on = functools.partial(progress, claimed)
-            return Context(job, self.state, deadline, why_asked, pass_on)
+            report = functools.partial(progress, claimed)
+            return Context(job, self.state, deadline, why_asked, report)
 
         try:
             body = self.registry.named(claimed.name).body
-            payload, (_, codec, call) = body.decode(claimed.payload), body.shape
+            payload, (_, codec, call) = body.decode(claimed.payload), body.signature
             fits = True
             if self.around:
-                made = context()
-                handler = functools.partial(call, payload, lambda: made)
-                value = compose(self.around, made, handler)
+                context = make_context()
+                handler = functools.partial(call, payload, lambda: context)
+                value = compose(self.around, context, handler)
             else:
-                value = call(payload, context)
+                value = call(payload, make_context)
             if value is not None and inspect.iscoroutine(value):
                 value = await wait(value)
             given_back = bool(self.noticed) and self._ended_by_stop(claimed, asked)
@@ -3152,9 +3163,9 @@ class Executor:
             # The supervisor decides about jobs that were asked to end, unless the node stops.
             if hook is not None and report.state == "failed" and asked() in (None, "stop"):
                 try:
-                    rest = hook(context(), error)
-                    if inspect.iscoroutine(rest):
-                        await wait(rest)
+                    value = hook(make_context(), error)
+                    if inspect.iscoroutine(value):
+                        await wait(value)
                 except BaseException:
                     logger.exception("on_failure failed for job %d (%s)", claimed.id, claimed.name)
             return report
@@ -3162,7 +3173,7 @@ class Executor:
     def _failed(
         self, claimed: Claimed, error: BaseException, fits: bool, given_back: bool
     ) -> Report:
-        """The report, without times, after an error of the handler or from before it began."""
+        """The report, without times, after an error in the handler or before it began."""
         options = self.registry.options(claimed.name)
         try:
             if not fits and isinstance(error, LitejobsError):
@@ -3176,8 +3187,8 @@ class Executor:
             else:
                 report = report_of_error(error, claimed, options, self.rng)
             kind = "cancelled" if isinstance(error, Cancel) else "exception"
-        except BaseException as worse:  # An isinstance() that asks the error's own code.
-            report, error = retry_or_fail(claimed, options.backoff, self.rng), worse
+        except BaseException as another:  # isinstance() can run code of the error's class.
+            report, error = retry_or_fail(claimed, options.backoff, self.rng), another
             kind = "exception"
         if not report.counted:
             return report
@@ -3185,27 +3196,26 @@ class Executor:
         return report._replace(kind=kind, type=name, message=message, traceback=trace)
 
     def _ended_by_stop(
-        self, claimed: Claimed, asked: WhyAsked, error: BaseException | None = None
+        self, claimed: Claimed, asked: StopCheck, error: BaseException | None = None
     ) -> bool:
-        """Whether it ended because its node stops, as its handler knew."""
+        """Whether its handler ended because it had seen that the node stops."""
         noticed = claimed[:2] in self.noticed
         self.noticed.discard(claimed[:2])
         return noticed and asked() == "stop" and not issubclass(type(error), Outcome)
 
     def _exit_fork(self, claimed: Claimed, error: BaseException | None = None) -> NoReturn:
-        """Ends a process that the job has forked and that leaves the handler as its parent does:
-        it would report the outcome a second time, and read messages meant for its parent."""
+        """Ends a process that the job has forked and that leaves the handler: it would report the
+        outcome a second time, and read messages meant for the worker."""
         if isinstance(error, SystemExit):
             os._exit(error.code if isinstance(error.code, int) else bool(error.code))
-        problem = "a process that job %d (%s) forked came out of it: end it with os._exit()"
+        problem = "a process that job %d (%s) forked left the handler: end it with os._exit()"
         logger.critical(problem, claimed.id, claimed.name, exc_info=error)
         os._exit(1)
 
     def _compose(
         self, layers: Sequence[AroundRun], context: Context[Any], handler: Callable[[], Any]
     ) -> Any:
-        """Runs a handler inside *layers*, the first outermost; returns what comes out, which may
-        be a coroutine."""
+        """Runs a handler inside *layers*, the first outermost; the value may be a coroutine."""
         if not layers:
             return handler()
         if _is_async(layers[0]):
@@ -3213,13 +3223,13 @@ class Executor:
 
         def call_next() -> Any:
             value = self._compose(layers[1:], context, handler)
-            return self._await(value) if inspect.iscoroutine(value) else value
+            return self._run_coroutine(value) if inspect.iscoroutine(value) else value
 
         return layers[0](context, call_next)
 
-    def _await(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+    def _run_coroutine(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         if self._runner is None:
-            import asyncio  # Late: a fifth of what a worker's start takes, and few need it.
+            import asyncio  # Here, since it takes a fifth of a worker's start.
 
             self._runner = asyncio.Runner()
         run = functools.partial(self._runner.run, context=contextvars.copy_context())
@@ -3234,8 +3244,8 @@ class Executor:
 async def compose_async(
     layers: Sequence[AroundRun], context: Context[Any], handler: Callable[[], Any]
 ) -> Any:
-    """`Executor._compose` where an event loop runs. A sync layer goes to a thread of its own,
-    where it may wait for what is inside; context variables go along, both ways in."""
+    """`Executor._compose` in a running event loop. A sync layer runs in its own thread, where it
+    may wait for the layers inside; context variables reach the thread and those layers."""
     import asyncio
 
     if not layers:
@@ -3245,37 +3255,37 @@ async def compose_async(
     if _is_async(layers[0]):
         return await layers[0](context, inside)
     loop = asyncio.get_running_loop()
-    running = []
+    futures = []
 
     def call_next() -> Any:
-        running.append(asyncio.run_coroutine_threadsafe(inside(), loop))
-        return running[-1].result()
+        futures.append(asyncio.run_coroutine_threadsafe(inside(), loop))
+        return futures[-1].result()
 
     try:
         return await asyncio.to_thread(layers[0], context, call_next)
     finally:
-        for future in running:  # Of a run that was cancelled; the others have ended.
+        for future in futures:  # If this task was cancelled; otherwise they are done.
             future.cancel()
 
 
 def _outside_running_loops(act: Callable[..., Any], *arguments: Any) -> Any:
-    """Does what runs an event loop; in a thread if this one runs another already, as it
-    does when a coroutine calls `drain`."""
+    """Calls a function that runs an event loop; in another thread if this one already runs
+    a loop, as when a coroutine calls `drain`."""
     from asyncio import _get_running_loop
 
     if _get_running_loop() is None:
         return act(*arguments)
     from concurrent.futures import ThreadPoolExecutor
 
-    with ThreadPoolExecutor(1) as apart:
-        return apart.submit(act, *arguments).result()
+    with ThreadPoolExecutor(1) as threads:
+        return threads.submit(act, *arguments).result()
 
 
 def _result(codec: Codec[Any], value: object) -> str:
     """The JSON text of what a handler returned."""
     try:
         result = codec.encode(value)
-    except Unfit as unfit:
+    except CodecError as unfit:
         raise Fail(f"its result cannot be kept: {unfit}") from None
     if problem := excess_of(result):
         raise Fail(f"its result has {problem}; return a path instead")
@@ -3283,11 +3293,11 @@ def _result(codec: Codec[Any], value: object) -> str:
 
 
 TEXT_LIMIT, TRACEBACK_LIMIT = 2_000, 16_000
-"""Characters that are kept of a message, and of a traceback from its end."""
+"""Characters: a message is cut at its end, a traceback at its beginning."""
 
 
 def describe(error: BaseException) -> tuple[str, str, str]:
-    """Type, message and traceback of an error, bounded; even of one that cannot be shown."""
+    """Type, message and traceback of an error, truncated; also if its `__str__` raises."""
 
     def trace() -> str:
         frames = error.__traceback__
@@ -3302,15 +3312,15 @@ def describe(error: BaseException) -> tuple[str, str, str]:
 
 
 PROGRESS_INTERVAL = 0.1
-"""Seconds between two reports of the progress of a job."""
+"""Seconds between two reports of a job's progress."""
 
 
 @attrs.define(eq=False, repr=False)
 class ProgressReporter:
-    """Passes the progress of one attempt on: at once, then at most ten times a second, and
-    what was reported last in any case. Jobs may report it from several threads."""
+    """Forwards the progress of one attempt: the first report at once, later ones at most ten
+    times a second, and the last one in any case. Thread-safe."""
 
-    _pass_on: Callable[[str], None]
+    _forward: Callable[[str], None]
     _pending: Progress | None = None
     _quiet_until: float = 0.0
     _timer: threading.Timer | None = None
@@ -3318,10 +3328,10 @@ class ProgressReporter:
     _lock: threading.RLock = attrs.field(factory=threading.RLock)
 
     def report(self, progress: Progress) -> None:
-        """Passes progress on, now or soon."""
+        """Forwards progress, now or soon."""
         with self._lock:
             if self._closed:
-                return  # A thread that the job has left behind.
+                return  # From a thread that outlived the attempt.
             self._pending = progress
             if self._timer is not None:
                 return
@@ -3333,7 +3343,7 @@ class ProgressReporter:
             self._timer.start()
 
     def close(self) -> None:
-        """Passes on what was held back; what comes later is not of this attempt."""
+        """Forwards what was held back, and ignores later reports."""
         with self._lock:
             self._closed = True
             if self._timer is not None:
@@ -3344,7 +3354,7 @@ class ProgressReporter:
         with self._lock:
             self._timer = None
             if self._pending is not None:
-                self._pass_on(store_progress(self._pending))
+                self._forward(store_progress(self._pending))
                 self._pending = None
                 self._quiet_until = time.monotonic() + PROGRESS_INTERVAL
 
@@ -3352,9 +3362,9 @@ class ProgressReporter:
 ################################################################################
 # Tracing
 #
-# Spans of OpenTelemetry, which is an extra: two middlewares. One call of enqueue is a producer's
-# span, whose trace goes along in the headers of its jobs; each attempt is a consumer's span, the
-# root of a trace of its own that is linked to the producer's.
+# Two middleware functions that make OpenTelemetry spans (an optional extra). One call of enqueue
+# is a producer span, whose context travels in the headers of its jobs; each attempt is a consumer
+# span, the root of its own trace, with a link to the producer span.
 ################################################################################
 
 _OUTCOMES: Mapping[type[BaseException], str] = {
@@ -3369,38 +3379,40 @@ _OUTCOMES: Mapping[type[BaseException], str] = {
 def trace_enqueue(
     works: Sequence[Bound[Any]], call_next: Callable[[Sequence[Bound[Any]]], Sequence[Job[Any]]]
 ) -> Sequence[Job[Any]]:
-    """Middleware around enqueue: a span, whose context the jobs' headers carry."""
+    """Middleware around enqueue: a producer span, whose context goes into the jobs' headers."""
     from opentelemetry import propagate, trace
 
-    about = _attributes("send", "enqueue", {work.options.queue for work in works})
+    attributes = _attributes("send", "enqueue", {work.options.queue for work in works})
     names = {work.name for work in works}
     if len(works) > 1:
-        about["messaging.batch.message_count"] = len(works)
+        attributes["messaging.batch.message_count"] = len(works)
     with trace.get_tracer("litejobs", __version__).start_as_current_span(
         f"enqueue {names.pop() if len(names) == 1 else 'jobs'}",
         kind=trace.SpanKind.PRODUCER,
-        attributes=about,
+        attributes=attributes,
     ) as span:
-        sent: dict[str, str] = {}
-        propagate.inject(sent)
-        jobs = call_next([work.using(headers={**work.options.headers, **sent}) for work in works])
+        carrier: dict[str, str] = {}
+        propagate.inject(carrier)
+        jobs = call_next(
+            [work.using(headers={**work.options.headers, **carrier}) for work in works]
+        )
         if len(jobs) == 1:
             span.set_attribute("messaging.message.id", str(jobs[0].id))
         return jobs
 
 
 def trace_run(context: Context[Any], call_next: Callable[[], T]) -> T:
-    """Middleware around a run: a span for the attempt, linked to the one that enqueued."""
-    from opentelemetry import context as surroundings
+    """Middleware around a run: a consumer span, linked to the span that enqueued the job."""
+    from opentelemetry import context as otel_context
     from opentelemetry import propagate, trace
 
     job = context.job
-    sender = trace.get_current_span(propagate.extract(job.headers)).get_span_context()
+    producer = trace.get_current_span(propagate.extract(job.headers)).get_span_context()
     with trace.get_tracer("litejobs", __version__).start_as_current_span(
         job.name,
-        context=surroundings.Context(),
+        context=otel_context.Context(),
         kind=trace.SpanKind.CONSUMER,
-        links=[trace.Link(sender)] if sender.is_valid else [],
+        links=[trace.Link(producer)] if producer.is_valid else [],
         attributes=_attributes("process", "run", {job.queue})
         | {
             "messaging.message.id": str(job.id),
@@ -3425,7 +3437,7 @@ def trace_run(context: Context[Any], call_next: Callable[[], T]) -> T:
 
 
 def _attributes(kind: str, name: str, queues: set[str]) -> dict[str, Any]:
-    """Attributes by the semantic conventions for messaging."""
+    """Span attributes by the semantic conventions for messaging."""
     destination = {"messaging.destination.name": next(iter(queues))} if len(queues) == 1 else {}
     operation = {"messaging.operation.type": kind, "messaging.operation.name": name}
     return {"messaging.system": "litejobs", **operation, **destination}
@@ -3443,12 +3455,12 @@ def check_tracing() -> None:
 ################################################################################
 # Schema
 #
-# The tables, indexes and triggers in the file; the sections below say what is kept in them.
-# Opening a file creates them or brings them up to date, and refuses a file in which
-# something else has one of their names.
+# The tables, indexes and triggers in the file; the sections below say what they hold. Opening a
+# file creates or upgrades them, and refuses a file in which something else has one of their names.
 ################################################################################
 
-_COUNT, _MOMENT, _LENGTH = (0, 2**31 - 1), (0, 253_402_300_799_999_999), (0, LONGEST // MICROSECOND)
+_COUNT, _MOMENT = (0, 2**31 - 1), (0, 253_402_300_799_999_999)
+_LENGTH = (0, MAX_DURATION // MICROSECOND)
 BOUNDS: Mapping[str, Mapping[str, tuple[float, float]]] = {
     "litejobs_job": {
         "id": (1, 2**53), "priority": (-(2**31), 2**31 - 1), "run_at": _MOMENT, "attempt": _COUNT,
@@ -3463,7 +3475,7 @@ BOUNDS: Mapping[str, Mapping[str, tuple[float, float]]] = {
         "filled_at": _MOMENT,
     },
 }  # fmt: skip
-"""The ranges of numbers that other programs may write: part of the schema, and never changed."""
+"""The ranges of numbers that other programs may write. Part of the schema; never change them."""
 
 
 COUNTED = "state <> 'pending' AND state <> 'running'"
@@ -3475,8 +3487,8 @@ HOLDS = """
             AND (unique_scope = 'active' OR claim = 0)
     )
 """
-"""Which jobs partial indexes have: those that are counted, have a key, hold a unique key. A
-statement that is to use one of them repeats its text."""
+"""The terms of partial indexes: jobs that are counted, that wait for or run with a key, that hold
+a unique key. A statement that is to use such an index repeats its term."""
 _DEFINED = ",\n        ".join(
     f"{option} {'INTEGER' if option in BOUNDS['litejobs_job'] else 'TEXT'}"
     f"{' NOT NULL' if option in ('queue', 'node', 'priority') else ''}"
@@ -3509,7 +3521,7 @@ COMPLETION = f"""
     FROM (SELECT CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER) AS now) AS time
         LEFT JOIN litejobs_definition AS known ON known.name =
 """
-"""How an UPDATE completes a row inserted by hand, by its trigger and by ourselves."""
+"""Ends an UPDATE that completes a row of which only some columns were given."""
 SCHEMA = f"""
     CREATE TABLE litejobs_meta (name TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID;
 
@@ -3517,10 +3529,10 @@ SCHEMA = f"""
         id           INTEGER PRIMARY KEY AUTOINCREMENT,
         name         TEXT    NOT NULL,
         queue        TEXT,                               -- NULL when inserted: as defined
-        node         TEXT    NOT NULL DEFAULT '',        -- the only one to take it; '': any
+        node         TEXT    NOT NULL DEFAULT '',        -- the only one to run it; '': any
         priority     INTEGER,                            -- higher runs first
         state        TEXT    NOT NULL DEFAULT 'pending' CHECK (
-                         -- Alone, since an IN builds its list anew for each row.
+                         -- Compared singly, since IN builds its list anew for each row.
                          state = 'pending' OR state = 'running' OR state = 'completed' OR state IN
                          ('scheduled', 'retrying', 'failed', 'cancelled', 'paused', 'blocked')),
         payload      ANY     NOT NULL DEFAULT '{{}}',      -- JSON text
@@ -3530,7 +3542,7 @@ SCHEMA = f"""
         timeout      INTEGER,                            -- microseconds
         backoff      TEXT,                               -- JSON; NULL: the default
         retention    TEXT,                               -- JSON; NULL: the default
-        claim        INTEGER NOT NULL DEFAULT 0,         -- the fence: rises with every claim
+        claim        INTEGER NOT NULL DEFAULT 0,         -- fencing token: rises with each claim
         lost         INTEGER NOT NULL DEFAULT 0,         -- how often its whole node died
         holder       INTEGER,                            -- the node that runs it
         cancel_at    INTEGER,                            -- when a running job was cancelled
@@ -3540,13 +3552,13 @@ SCHEMA = f"""
         prune_at     INTEGER,
         result       TEXT,                               -- JSON
         error        TEXT,
-        headers      TEXT,                               -- JSON: what middleware sends along
-        key          TEXT,                               -- so many jobs with one key may run
-        key_limit    INTEGER,                            -- at a time; the others are blocked
+        headers      TEXT,                               -- JSON: set by middleware
+        key          TEXT,                               -- jobs with one key are limited:
+        key_limit    INTEGER,                            -- more than these are blocked
         unique_key   TEXT,
         unique_scope TEXT,                               -- queued, active or exists
         unique_until INTEGER,
-        expires_at   INTEGER,                            -- cancelled, if not started by then
+        expires_at   INTEGER,                            -- cancelled if not started by then
         progress     TEXT,                               -- JSON: done, total, note
         schedule     TEXT,                               -- the schedule that enqueued it
         grace        INTEGER                             -- microseconds; NULL: as defined
@@ -3615,15 +3627,15 @@ SCHEMA = f"""
         paused       INTEGER NOT NULL DEFAULT 0,
         concurrency  INTEGER,                                 -- how many run at a time
         rate         REAL,                                    -- how many start in a second
-        burst        INTEGER,                                 -- and how many at once after a rest
+        burst        INTEGER,                                 -- how many at once after idling
         weight       REAL,                                    -- the share among equal priorities
         ageing       INTEGER,                                 -- microseconds to priority + 1
         max_attempts INTEGER,                                 -- defaults; 0: for ever
         timeout      INTEGER,
         backoff      TEXT,
-        tokens       REAL,                                    -- how many may start,
-        filled_at    INTEGER,                                 -- as counted then
-        rate_given   TEXT                                     -- the rate in words, as 10/min
+        tokens       REAL,                                    -- how many could start,
+        filled_at    INTEGER,                                 -- at this time
+        rate_given   TEXT                                     -- the rate as text: 10/min
     ) STRICT, WITHOUT ROWID;
 
     CREATE TABLE litejobs_schedule (
@@ -3651,11 +3663,11 @@ SCHEMA = f"""
 
     CREATE TABLE litejobs_metric (
         span         INTEGER NOT NULL,                        -- seconds
-        time         INTEGER NOT NULL,                        -- when they began
+        time         INTEGER NOT NULL,                        -- when the span began
         queue        TEXT    NOT NULL,
         name         TEXT    NOT NULL,
         measure      TEXT    NOT NULL,                        -- a state; waiting or running
-        bucket       INTEGER NOT NULL,                        -- of a time; 0 for a state
+        bucket       INTEGER NOT NULL,                        -- of a duration; 0 for a state
         number       INTEGER NOT NULL,
         PRIMARY KEY (span, time, queue, name, measure, bucket)
     ) STRICT, WITHOUT ROWID;
@@ -3665,9 +3677,9 @@ SCHEMA_VERSION = 4
 
 
 def _triggers() -> Iterator[tuple[str, str]]:
-    """For other programs, in any language: an INSERT is completed, changes are counted, and
-    numbers out of bounds are refused. (litejobs' own connection fires no triggers, but counts a
-    whole transaction at once.) The name of each, and the rest of its statement."""
+    """The name of each trigger and the rest of its statement. They serve other programs: they
+    complete an INSERT, count changes, and refuse numbers out of bounds. (litejobs' own connection
+    fires no triggers, and counts once for a whole transaction.)"""
     added, removed = (
         f"""
             INSERT INTO litejobs_count (state, queue, name, number)
@@ -3715,7 +3727,7 @@ def _triggers() -> Iterator[tuple[str, str]]:
 
 @functools.cache
 def _expected_schema() -> Mapping[tuple[str, str], str]:
-    """The statements of our tables, indexes and triggers, by kind and name."""
+    """The statements that create our tables, indexes and triggers, by kind and name."""
     made = re.findall(r"(CREATE (?:UNIQUE )?(TABLE|INDEX) (\w+)[\s\S]*?);\n", SCHEMA)
     expected = {(kind.lower(), name): statement for statement, kind, name in made}
     triggers = {("trigger", name): f"CREATE TRIGGER {name} {rest}" for name, rest in _triggers()}
@@ -3723,14 +3735,14 @@ def _expected_schema() -> Mapping[tuple[str, str], str]:
 
 
 def schema_version(connection: Any, path: str) -> int:
-    """The version of the schema, 0 if there is none; one that cannot be used is refused."""
+    """The version of the schema, 0 if there is none; refuses one that cannot be used."""
     exists = "SELECT 1 FROM sqlite_schema WHERE name = 'litejobs_meta'"
     if connection.execute(exists).fetchone() is None:
         return 0
     row = connection.execute("SELECT value FROM litejobs_meta WHERE name = 'schema'").fetchone()
     version = row[0] if row and isinstance(row[0], int) else 0
     if version in (1, 2):
-        problem = "written by a litejobs of before its first release: start with a new file"
+        problem = "written by a litejobs from before its first release: start with a new file"
         raise FileError(path, problem)
     if version > SCHEMA_VERSION:
         problem = f"written by a newer litejobs (schema {version}, this one knows {SCHEMA_VERSION})"
@@ -3739,21 +3751,21 @@ def schema_version(connection: Any, path: str) -> int:
 
 
 def update_schema(connection: Any, path: str) -> None:
-    """Creates what an older schema lacks, unless another process has meanwhile, in a transaction;
-    by single statements, since the standard sqlite3 commits before it runs a script."""
+    """Creates what an older schema lacks, in the caller's transaction, unless another process has
+    done so. (One statement at a time: the standard sqlite3 commits before it runs a script.)"""
     if schema_version(connection, path) == SCHEMA_VERSION:
         return
-    there = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema").fetchall()}
+    found = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema").fetchall()}
     for (kind, name), statement in _expected_schema().items():
         if kind == "trigger":
             connection.execute(f"DROP TRIGGER IF EXISTS {name}")
-        if kind == "trigger" or name not in there:
+        if kind == "trigger" or name not in found:
             connection.execute(statement)
         elif kind == "table":
-            known = {row[1] for row in connection.execute(f"PRAGMA table_info({name})").fetchall()}
+            there = {row[1] for row in connection.execute(f"PRAGMA table_info({name})").fetchall()}
             columns = re.findall(r"^ {8}([a-z_]+) +([A-Z].*?),? *(?:--.*)?$", statement, re.M)
             for column, rest in columns:
-                if column not in known:
+                if column not in there:
                     connection.execute(f"ALTER TABLE {name} ADD COLUMN {column} {rest}")
     set_version = "INSERT OR REPLACE INTO litejobs_meta (name, value) VALUES ('schema', ?)"
     connection.execute(set_version, (SCHEMA_VERSION,))
@@ -3761,7 +3773,8 @@ def update_schema(connection: Any, path: str) -> None:
 
 def _refuse_foreign_schema(connection: apsw.Connection, path: str) -> None:
     """Refuses a file in which something else has one of our names: a view could run for ever, and
-    a table without our columns and rules may hold anything. (Missing things are for `doctor`.)"""
+    a table without our columns and constraints may hold anything. (`doctor` reports what is
+    missing.)"""
     objects = connection.execute("""
         SELECT type, name, sql FROM sqlite_schema
         WHERE name LIKE 'litejobs\\_%' ESCAPE '\\'           -- In lower or upper case.
@@ -3774,32 +3787,29 @@ def _refuse_foreign_schema(connection: apsw.Connection, path: str) -> None:
             problem = f"its {str(name)!r} is not as litejobs made it"
             raise FileError(path, f"{problem}: name another file, or restore a backup")
         if name == "litejobs_meta":
-            # A newer litejobs makes what this one does not know.
+            # This refuses a newer schema before anything in it that is not known here.
             outdated = schema_version(connection, path) < SCHEMA_VERSION
 
 
 def _is_ours(kind: str, found: str, expected: str, outdated: bool) -> bool:
-    """Whether a statement, however it is laid out, makes what ours does. Columns may stand in
-    any order, and tables may have more of them, as users add, unless those compute something."""
+    """Whether a statement, whatever its layout, creates what ours does. The columns may be in any
+    order, and users may have added others, unless those compute something."""
     found, expected = (
         re.sub(r"('[^']*')|--.*|/\*[\s\S]*?\*/|\s+", r"\1", sql) for sql in (found, expected)
     )
     if found == expected or kind != "table":
         return found == expected or (kind == "trigger" and outdated)
     (start, _, rest), (our_start, _, our_rest) = found.partition("("), expected.partition("(")
-    (columns, _, rules), (our_columns, _, our_rules) = (
-        rest.rpartition(")"),
-        our_rest.rpartition(")"),
-    )
+    (columns, _, end), (our_columns, _, our_end) = rest.rpartition(")"), our_rest.rpartition(")")
     there, ours = {*columns.split(",")}, {*our_columns.split(",")}
-    as_ours = (start, rules) == (our_start, our_rules) and (outdated or ours <= there)
-    return as_ours and not re.search(r"[()]", "".join(there - ours))
+    same = (start, end) == (our_start, our_end) and (outdated or ours <= there)
+    return same and not re.search(r"[()]", "".join(there - ours))
 
 
 def _forget_statistics(connection: apsw.Connection) -> None:
-    """Discards what ANALYZE has stored about our tables. A queue that was empty then may hold
-    millions of jobs now, and SQLite would read all of them instead of using an index. Without
-    statistics it assumes that every table is large, which is right here."""
+    """Deletes what ANALYZE has stored about our tables: a queue that was empty then may now hold
+    millions of jobs, which SQLite would read instead of an index. Without statistics it assumes
+    large tables."""
     tables = connection.execute("""
         SELECT name FROM sqlite_schema
         WHERE name IN ('sqlite_stat1', 'sqlite_stat4') AND sql GLOB 'CREATE TABLE *'
@@ -3808,51 +3818,48 @@ def _forget_statistics(connection: apsw.Connection) -> None:
         ours = f"FROM {table} WHERE tbl GLOB 'litejobs_*'"
         if connection.execute(f"SELECT 1 {ours} LIMIT 1").get:
             connection.execute(f"DELETE {ours}")
-            connection.execute("ANALYZE sqlite_schema")  # This only reads them again.
+            connection.execute("ANALYZE sqlite_schema")  # Only reloads the statistics.
 
 
 ################################################################################
 # File
 #
-# The database file and one connection to it, which the threads of a process take turns with,
-# for a transaction each. What was committed is in the file of that name, or an error says so:
-# SQLite looks at the paths of the file, its WAL and its shared memory only when it opens them,
-# but people and programs move, remove and replace files at any time. From here to the Store all
-# is SQL of SQLite.
+# The database file and one connection to it, which the threads of a process use in turn, for a
+# transaction each. What was committed is in the file of that name, or an error says so: SQLite
+# looks at the paths of the file, its WAL and its shared memory only when it opens them, but people
+# and programs move, remove and replace files at any time.
 ################################################################################
 
 Durability = Literal["full", "fast"]
 FileId = tuple[int, int]
-"""Device and inode, which tell a file from others of the same name; zeros: there is none."""
+"""Device and inode, which distinguish files of the same name; zeros if there is no file."""
 MEBIBYTE = 2**20
 BUSY_TIMEOUT, CHECK_INTERVAL = 30.0, 0.01
-"""Seconds to wait for the write lock, and between two checks of the paths while one only reads."""
+"""Seconds to wait for the write lock; seconds between two checks of the paths when only reading."""
 WAL_CHECK_INTERVAL = 1.0
-"""Seconds between two checks that the WAL is still the same file; each commit only checks that it
-is there. (On Linux, the sync after a `stat` writes the inode, too: 40 µs of 200.)"""
+"""Seconds between two checks that the WAL is still the same file; a commit only checks that it
+exists. (On Linux, the sync after a `stat` writes the inode, too: 40 µs of 200.)"""
 WAL_ROOM = 1_250
-"""Pages that the WAL has room for while a node runs: SQLite begins it anew after 1,000."""
+"""Pages that the WAL has room for while a node runs: SQLite restarts it after 1,000."""
 DISK_RESERVE = 4 * MEBIBYTE
 """Bytes of free disk that producers leave: half for what SQLite keeps in memory until the commit
 (its page cache has 2 MB), half for what jobs add to the file when they are settled."""
 AMPLE_SPACE, SPACE_CHECK_INTERVAL = 2**30, 0.05
-"""Bytes beyond that, with which the disk is not looked at again for so many seconds."""
+"""With this many bytes more, the disk is not checked again for this many seconds."""
 SAFE_SQLITE = (3, 51, 3)
-"""The first version that does not reset the WAL under a reader, by which commits were lost."""
+"""The first version without the bug that loses commits by resetting the WAL under a reader."""
 REPLACED = "was removed, moved or replaced while it was open, or its WAL was"
 HARD_LINKED = "has a second name, a hard link, and each name would have its own WAL: remove one"
 MISSING = FileNotFoundError, NotADirectoryError
-"""Other errors only say that the path could not be checked."""
+"""The errors of a path that leads nowhere; with others it could not be checked."""
 _OPENING = threading.RLock()
-"""Held while this process opens a file; a signal handler may open another one meanwhile."""
+"""Held while this process opens a file. Reentrant: a signal handler may open another one."""
 _FILES: weakref.WeakValueDictionary[int, File] = weakref.WeakValueDictionary()
 _NODE_PATHS: dict[Path, Path] = {}
 """In a worker: where relative paths lead in the program of its node."""
-
-
 ReadError = apsw.Error | UnicodeDecodeError
-"""What reading from a file may raise; the last one for a text that is not UTF-8. Values that
-litejobs does not write, as after a page was overwritten, raise a CorruptError like such a page."""
+"""What reading from a file may raise; UnicodeDecodeError for text that is not UTF-8. Values that
+litejobs does not write raise an apsw.CorruptError."""
 _PROBLEMS: Mapping[type[Exception], str] = {
     apsw.NotADBError: "is not an SQLite database: name another file",
     apsw.FullError: "the disk is full: nothing was written; free some space",
@@ -3863,7 +3870,7 @@ _PROBLEMS: Mapping[type[Exception], str] = {
 
 
 def _translated(error: ReadError | OSError, path: str | Path) -> FileError:
-    """The error of ours for one of SQLite or the operating system, with what to do about it."""
+    """Our error for one of SQLite or the operating system, with advice."""
     match error:
         case apsw.CorruptError() | UnicodeDecodeError():
             problem = f"is damaged ({type(error).__name__}: {error}): see `litejobs doctor …`"
@@ -3878,7 +3885,7 @@ def _translated(error: ReadError | OSError, path: str | Path) -> FileError:
 
 @contextlib.contextmanager
 def _translated_errors(path: str | Path) -> Iterator[None]:
-    """Raises errors of SQLite and the operating system as errors of ours."""
+    """Raises errors of SQLite and the operating system as our own."""
     try:
         yield
     except (apsw.Error, UnicodeDecodeError, OSError) as error:
@@ -3909,10 +3916,10 @@ def _file_id(path: str) -> FileId:
 
 @attrs.define(eq=False, repr=False, on_setattr=attrs.setters.NO_OP)
 class File:
-    """The file, and the connection that the threads of a process take turns with."""
+    """The file, and the connection that the threads of a process use in turn."""
 
     given: Path = attrs.field(converter=Path)
-    """The path as the program wrote it; `path` does not follow a change of the folder."""
+    """The path as the program gave it; `path` does not change with the working directory."""
     durability: Durability = "full"
     create: bool = True
     clock: Clock = system_clock
@@ -3920,22 +3927,22 @@ class File:
     lock: threading.RLock = attrs.field(factory=threading.RLock)
     """Held by the thread that uses the connection."""
     node_count: int = 0
-    """How many nodes run on it: another file of this name is of no use to them."""
+    """How many nodes run on it here: they cannot go on with another file of this name."""
     may_wait: Callable[[float], bool] = lambda waited: waited < BUSY_TIMEOUT
-    """Whether to go on waiting for the write lock after so many seconds."""
+    """Whether to go on waiting for the write lock, by the seconds waited."""
     version_base: int = 0
-    """Rises so much with each connection that no version of the content comes again."""
+    """Added to SQLite's data version; rises with each connection, so that no sum ever recurs."""
     cache: dict[Callable[[Transaction], Any], tuple[int, Any]] = attrs.field(factory=dict)
-    """What `Transaction.cached` has read, each with the version of the file."""
+    """What `Transaction.cached` has read, with the version of the file."""
     warned: bool = False
-    """Whether the log says already that the SQLite of the standard sqlite3 is too old."""
+    """Whether it was logged that the SQLite of the standard sqlite3 is too old."""
     _connection: apsw.Connection | None = None
     _abandoned: list[apsw.Connection] = attrs.field(factory=list)
     _pid: int = 0
     _paths: tuple[str, ...] = ("", "", "")
-    """Of the open file, its WAL and its shared memory."""
+    """The paths of the open file, its WAL and its shared memory."""
     _ids: tuple[FileId, ...] = ((0, 0),) * 3
-    """Of these three, when they were opened."""
+    """The ids of these three when they were opened."""
     _lost: bool = False
     """Whether the connection was closed because its paths led elsewhere."""
     _checked_at: float = 0.0
@@ -3943,7 +3950,7 @@ class File:
     _size: int = 0
     """Bytes, when the paths were checked."""
     _ample_until: float = 0.0
-    """Until when the disk has ample space, without another look."""
+    """Until when the disk is not checked again."""
     _socket: socket.socket | None = None
     _close_socket: Callable[[], object] = lambda: None
 
@@ -3956,16 +3963,16 @@ class File:
         _FILES[id(self)] = self
 
     def presence_path(self, node: int | str) -> str:
-        """The small file beside it whose lock the processes of a node share."""
+        """The small file next to it whose lock the processes of a node share."""
         return f"{self.path}-node-{node}"
 
     def transaction(
         self, *, read_only: bool = False, notify: bool = False, enqueues: bool = False
     ) -> Transaction:
-        """A transaction, in a `with` statement, that has the write lock from its start: all of
-        the block is committed, or none. *notify* wakes the nodes after that; *enqueues*, too, and
-        refuses to commit while the disk is nearly full. *read_only* is for statements that only
-        read, each by itself."""
+        """A transaction, for a `with` statement, that holds the write lock from its start: all of
+        the block is committed, or none. *notify* wakes the nodes after the commit; *enqueues* does
+        so, too, and refuses to commit while the disk is nearly full. *read_only* begins none: each
+        statement reads by itself."""
         return Transaction(self, None, True, read_only, notify or enqueues, enqueues)
 
     def read(self, sql: str, bindings: Any = ()) -> list[Any]:
@@ -3984,8 +3991,8 @@ class File:
                 yield connection
 
     def notify_nodes(self, ports: Iterable[int] | None = None) -> None:
-        """Wakes all nodes, or those that listen at *ports*, by one datagram to each. It has no
-        content, and losing it is harmless."""
+        """Wakes all nodes, or those that listen at *ports*, by an empty datagram to each. Losing
+        one is harmless."""
         if ports is None:
             with self.transaction(read_only=True) as tx:
                 ports = _ports(tx)
@@ -3994,14 +4001,14 @@ class File:
                 if (sender := self._socket) is None:
                     self._socket = sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
                     sender.setblocking(False)
-                    # If nobody calls close().
+                    # In case nobody calls close().
                     self._close_socket = weakref.finalize(self, sender.close)
                 sender.sendto(b"", ("127.0.0.1", port))
 
     def connection(self) -> apsw.Connection:
         """The open connection of this process; opened now if need be."""
         if self._connection is not None and self._pid != os.getpid():
-            # It belongs to the parent: even to close it would break the parent's locks.
+            # It belongs to the parent, whose locks would be lost if it were closed here.
             self._abandoned.append(self._connection)
             self._connection = None
         if self._connection is not None:
@@ -4023,7 +4030,7 @@ class File:
                     synchronous = "full" if self.durability == "full" else "normal"
                     connection = self._connect(place, synchronous)
                     break
-                except apsw.BusyError:  # The switch to WAL does not wait for others that do it.
+                except apsw.BusyError:  # SQLite switches to WAL without calling the busy handler.
                     if not may_go_on(tries):
                         raise
             self._paths = str(place), f"{place}-wal", f"{place}-shm"
@@ -4035,8 +4042,8 @@ class File:
         return connection
 
     def _connect(self, place: Path, synchronous: str) -> apsw.Connection:
-        """A connection with all settings, in WAL mode. Without *create* a file in which there is
-        no queue is refused."""
+        """A configured connection, in WAL mode. Without *create*, a file without a queue is
+        refused."""
         flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOFOLLOW
         connection = apsw.Connection(str(place), flags=flags)
         try:
@@ -4087,13 +4094,13 @@ class File:
                 return
             with contextlib.suppress(apsw.Error, FileError, OSError):
                 if not self._link_count(fully=True):
-                    # A checkpoint could overwrite what others have written since.
+                    # A checkpoint could overwrite what others have written meanwhile.
                     connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
                     self._lost = True
                     with contextlib.suppress(apsw.Error):
                         if not connection.in_transaction:
-                            # Whoever is writing may have made its check before this happened: the
-                            # file must not be opened again, and written in the same places, sooner.
+                            # A writer may have made its check before this happened: the file must
+                            # not be opened again, and written at the same offsets, before it ends.
                             connection.execute("BEGIN IMMEDIATE")
                         connection.execute("ROLLBACK")
                     if _file_id(self._paths[0]) != self._ids[0]:
@@ -4101,9 +4108,9 @@ class File:
             connection.close()
 
     def check(self) -> None:
-        """Refuses to go on with a file that its name does not lead to any more; the next use opens
-        the one that is there by then. Transactions that write check it once they have the write
-        lock; those that only read, now and then."""
+        """Refuses to go on with a file that its path no longer leads to; the next use opens the one
+        that is there by then. Writing transactions check this once they hold the write lock,
+        read-only ones after CHECK_INTERVAL."""
         links = 1 if self._connection is None else self._link_count()
         if links > 1:
             raise FileError(str(self.path), HARD_LINKED)
@@ -4112,8 +4119,8 @@ class File:
             raise FileReplacedError(str(self.path), f"{REPLACED}; nothing was written")
 
     def _link_count(self, fully: bool = False) -> int:
-        """How many names the file has; 0 if a path leads to something else than is open. Where that
-        of the WAL leads is checked *fully*, or once in a while."""
+        """How many names the file has; 0 if a path leads to something else than what is open. The
+        id of the WAL is checked if *fully*, or after WAL_CHECK_INTERVAL."""
         now = time.monotonic()
         path, wal, shm = self._paths
         try:
@@ -4129,24 +4136,24 @@ class File:
             raise _translated(error, self.path) from error
         here = _stat_id(found) == self._ids[0] and _stat_id(memory) == self._ids[2]
         self._size, self._checked_at = found.st_size, now
-        return found.st_nlink if here and found.st_size else 0  # SQLite never makes it empty.
+        return found.st_nlink if here and found.st_size else 0  # SQLite never empties it.
 
     def changes(self) -> int:
-        """A number that changes when others have committed, or the file was opened again."""
+        """A number that changes when others commit, or the file is opened again."""
         with self.transaction(read_only=True) as tx:
             return self.version_base + int(tx.execute("PRAGMA data_version").fetchone()[0])
 
-    # A full disk must not keep jobs from being settled, which makes room in the end. So producers
-    # are refused while there is still room for settling. Only SQLite writes to the file and its
-    # WAL: other writing would damage what processes with other locks write meanwhile.
+    # Jobs have to be settled even while the disk is full, since that frees space in the end: so
+    # producers are refused while there is still room for settling. That room is reserved through
+    # SQLite: any other writing to the file or its WAL could damage them.
 
     def lacks_space(self, connection: apsw.Connection, reserve: int) -> int | None:
-        """How many bytes the disk has left, in a transaction, if those are too few for what the
-        next checkpoint adds to the file, for the WAL, and for the *reserve*. Quotas, and file
-        systems that promise more than they have, are not seen by this."""
+        """How many bytes are free on the disk, if those are too few for what the next checkpoint
+        adds to the file, for the WAL, and for the *reserve*; else `None`. To be called in a
+        transaction. Quotas and overcommitted file systems are not seen."""
         if (now := time.monotonic()) < self._ample_until:
             return None
-        pages, size = (connection.execute(f"PRAGMA {it}").get for it in ("page_count", "page_size"))
+        pages, size = (connection.pragma(name) for name in ("page_count", "page_size"))
         needed = max(0, pages * size - self._size) + WAL_ROOM * (size + 24) + reserve
         try:
             if sys.platform == "win32":
@@ -4155,26 +4162,26 @@ class File:
                 free = shutil.disk_usage(self.path.parent).free
             else:
                 disk = os.statvfs(self._paths[0])
-                # A file system that does not say how large it is has room.
+                # Some file systems do not say how large they are.
                 free = disk.f_bavail * disk.f_frsize if disk.f_blocks else sys.maxsize
             if free >= needed + AMPLE_SPACE:
                 self._ample_until = now + SPACE_CHECK_INTERVAL
             if free < needed:
                 needed -= min(WAL_ROOM * (size + 24), os.path.getsize(self._paths[1]))
         except OSError:
-            return None  # The commit says what is wrong with it.
+            return None  # The commit will say what is wrong.
         return free if free < needed else None
 
     def extend_wal(self) -> None:
-        """Gives the WAL room for settling; nodes call it now and then. SQLite writes the pages of
-        a transaction that is then rolled back behind the last valid frame, under the write lock,
-        and the WAL keeps its size."""
+        """Enlarges the WAL, so that there is room for settling; nodes call it now and then. SQLite
+        writes pages after the last valid frame, under the write lock; when the transaction is
+        rolled back, the WAL keeps its size."""
         with self.lock, _translated_errors(self.path):
             connection = self.connection()
             size = connection.pragma("page_size")
             if os.stat(self._paths[1]).st_size >= WAL_ROOM * (size + 24):
                 return
-            connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)  # So it begins anew.
+            connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)  # To restart it.
             connection.execute("BEGIN IMMEDIATE")
             try:
                 self.check()
@@ -4186,7 +4193,7 @@ class File:
                 self.roll_back()
 
     def roll_back(self) -> None:
-        """Ends the transaction, if there still is one; closes the connection if that fails."""
+        """Rolls back the transaction, if there is one; closes the connection if that fails."""
         try:
             if self._connection is not None and self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
@@ -4194,18 +4201,19 @@ class File:
             with contextlib.suppress(apsw.Error):
                 self.close()
 
-    def expect_change(self, progress: object) -> None:
-        """Refuses to repeat what changes nothing, since an index does not agree with its table."""
-        if not progress:
+    def expect_change(self, changed: object) -> None:
+        """Raises unless a statement in a loop has changed something: a damaged index would
+        make the loop endless."""
+        if not changed:
             problem = "is damaged: an index does not lead to the jobs that it should"
             raise FileError(str(self.path), f"{problem}; see `litejobs doctor {self.path}`")
 
 
 @attrs.define(eq=False, repr=False)
 class Transaction:
-    """Statements that are committed together, or not at all: on the connection of the file, which
-    threads take turns with, or on the caller's, who has begun it and commits it. (As a generator
-    with `contextmanager` it took longer than SQLite does.)"""
+    """Statements that are committed together, or not at all: on the connection of the file, or on
+    the caller's, who begins and commits. (As a generator with `contextmanager` it took longer than
+    SQLite does.)"""
 
     file: File
     connection: Any
@@ -4218,8 +4226,8 @@ class Transaction:
     now: int = attrs.field(init=False)
     """The time at its beginning."""
     version: int = attrs.field(init=False)
-    """A number for the file's content at the beginning: it rises by one with a commit of our own,
-    and by at least one with those of others."""
+    """Identifies the file's content at the beginning: rises by one with each of our commits, and by
+    at least one with those of others."""
     _used: dict[Callable[[Transaction], Any], Any] = attrs.field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
@@ -4241,8 +4249,8 @@ class Transaction:
             self.now = file.clock()
         except BaseException as error:
             if not (self._read_only or isinstance(error, apsw.SQLError)):
-                # It may have begun all the same. (In a signal handler, after an SQLError, the
-                # transaction is that of the interrupted code.)
+                # It may have begun all the same. (After an SQLError in a signal handler, the open
+                # transaction belongs to the interrupted code.)
                 file.roll_back()
             file.lock.release()
             self._raise_translated(error)
@@ -4265,7 +4273,7 @@ class Transaction:
             elif not self._read_only:
                 file.roll_back()
         except BaseException as failed:
-            # Ctrl-C on the way to the commit; after a failed one there is nothing to undo.
+            # For Ctrl-C before the commit; after a failed commit there is nothing to undo.
             file.roll_back()
             self._raise_translated(failed)
             raise
@@ -4275,8 +4283,8 @@ class Transaction:
         file.notify_nodes(ports)
 
     def cached(self, read: Callable[[Transaction], T]) -> T:
-        """What *read* gives, which is called only if others have committed since it last was. The
-        transaction must not change what it has read by this."""
+        """The result of *read*, which is called only if others have committed since the last call.
+        The transaction must not change what *read* reads."""
         version, value = self.file.cache.get(read, (-1, None))
         if version != self.version:
             value = read(self)
@@ -4289,7 +4297,7 @@ class Transaction:
         try:
             self.execute("COMMIT")
         except apsw.FullError:
-            raise  # What completes a commit is written last.
+            raise  # Nothing was committed: the frame that completes a commit is written last.
         except apsw.Error as error:
             # The frames may be in the WAL although the commit failed.
             with contextlib.suppress(apsw.Error):
@@ -4310,13 +4318,13 @@ class Transaction:
     def _raise_translated(self, error: BaseException | None) -> None:
         file = self.file
         if isinstance(error, apsw.FullError) and (connection := file._connection) is not None:
-            # As far as no reader needs the WAL, the next transaction finds room there.
+            # If no reader needs the WAL, the next transaction can overwrite it.
             with file.lock, contextlib.suppress(apsw.Error):
                 connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
         if isinstance(error, ReadError):
             try:
                 file.check()
-            except FileError as reason:  # SQLite read something else than pages of the file.
+            except FileError as reason:  # SQLite did not read pages of the file.
                 raise reason from error
             raise _translated(error, file.path) from error
 
@@ -4327,8 +4335,8 @@ def _ports(tx: Transaction) -> Sequence[int]:
 
 
 def _busy_handler(may_wait: Callable[[float], bool]) -> Callable[[int], bool]:
-    """A busy handler for one connection, with short waits of random length: SQLite's own waits
-    longer and longer, so that some process starves. *may_wait* bounds the whole wait."""
+    """A busy handler for one connection, with short random waits: those of SQLite's own grow, so
+    that some process starves. *may_wait* bounds the whole wait."""
     since = 0.0
 
     def wait(tries: int) -> bool:
@@ -4342,17 +4350,19 @@ def _busy_handler(may_wait: Callable[[float], bool]) -> Callable[[int], bool]:
 
 
 def _locate(path: Path, create: bool) -> Path:
-    """The real path of the file, which then exists, private to its user. It is created with
-    O_EXCL, and never opened here once it exists: closing any descriptor of a file drops all POSIX
-    locks that this process has on it."""
+    """The real path of the file, created if need be and readable only by its user. It is created
+    with O_EXCL and never opened here once it exists: closing any descriptor of a file drops all
+    POSIX locks that this process has on it."""
     try:
-        place = real_path(path)
+        # For a loop of links, Path.resolve() has an error of its own before Python 3.13.
+        place = Path(os.path.realpath(path.parent, strict=True), path.name)
+        str(place).encode()  # A ValueError if SQLite takes no such name.
         if create:
-            # What is beside a file that is missing, or empty, after that, is an earlier one's.
-            left = [_file_id(f"{place}{end}") for end in ("", "-wal", "-shm")]
+            # If the file is missing or empty after that, they belong to an earlier one.
+            ids = [_file_id(f"{place}{suffix}") for suffix in ("", "-wal", "-shm")]
             with contextlib.suppress(OSError):
                 if not (place.exists() and place.stat().st_size):
-                    _rename_orphaned_wal(str(place), left)
+                    _rename_orphaned_wal(str(place), ids)
             with contextlib.suppress(FileExistsError):
                 os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         found = os.lstat(place)
@@ -4376,24 +4386,16 @@ def _locate(path: Path, create: bool) -> Path:
     raise FileError(str(path), problem) from None
 
 
-def real_path(path: Path) -> Path:
-    """The path with the links of its folder resolved; a ValueError if SQLite takes no such name."""
-    # For a loop of links, Path.resolve() has an error of its own before Python 3.13.
-    place = Path(os.path.realpath(path.parent, strict=True), path.name)
-    str(place).encode()
-    return place
-
-
-def _rename_orphaned_wal(place: str, left: Sequence[FileId]) -> None:
+def _rename_orphaned_wal(place: str, ids: Sequence[FileId]) -> None:
     """Renames the WAL of a file that is gone, and removes its shared memory, unless others have
-    replaced them meanwhile: SQLite would delete the one or apply it to whatever file has the name
-    now, and share the other with processes that still have that file open."""
-    _, wal, shm = left
+    replaced them meanwhile. SQLite would delete that WAL or apply it to the file that has the name
+    now, and would share that memory with processes that still have the old file open."""
+    _, wal, shm = ids
     if not (any(wal) or any(shm)):
         return
     with contextlib.ExitStack() as unlocking:
-        # Of two processes, none renames the new file of the other. Folders need not be readable,
-        # people lock them, too, and not every file system has such locks: so only for a second.
+        # So that of two processes none renames the new file of the other. For a second at most: a
+        # folder may be unreadable, locked by others, or on a file system without such locks.
         with contextlib.suppress(OSError):
             if sys.platform != "win32" and (locked := lock(os.path.dirname(place), True, 1.0)):
                 unlocking.enter_context(locked)
@@ -4402,7 +4404,7 @@ def _rename_orphaned_wal(place: str, left: Sequence[FileId]) -> None:
         if any(wal) and _file_id(f"{place}-wal") == wal:
             aside = f"{place}-wal-{wal[1]}"
             os.rename(f"{place}-wal", aside)
-            problem = "%s-wal belongs to a file that is not there any more: it is kept as %s"
+            problem = "%s-wal belongs to a file that no longer exists: it is kept as %s"
             logger.warning(problem, place, aside)
 
 
@@ -4415,7 +4417,7 @@ def lock(path: str, exclusive: bool, wait: float = 0.0) -> contextlib.ExitStack 
         with contextlib.ExitStack() as locked, busy:
             if sys.platform == "win32":
                 os.lstat(path)  # An error of SQLite's would not say that it is missing.
-                # A lock of SQLite's on an empty file.
+                # SQLite's own lock, on an empty file.
                 connection = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READWRITE)
                 locked.callback(connection.close)
                 connection.pragma("journal_mode", "memory")
@@ -4426,7 +4428,7 @@ def lock(path: str, exclusive: bool, wait: float = 0.0) -> contextlib.ExitStack 
 
             # Read-only: a job that writes into every open descriptor must not damage it.
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-            locked.callback(os.close, descriptor)
+            locked.callback(_close, descriptor)
             fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
             return locked.pop_all()
         if time.monotonic() >= give_up:
@@ -4434,11 +4436,16 @@ def lock(path: str, exclusive: bool, wait: float = 0.0) -> contextlib.ExitStack 
         time.sleep(0.001)
 
 
+def _close(descriptor: int) -> None:
+    with contextlib.suppress(OSError):  # It is closed all the same.
+        os.close(descriptor)
+
+
 def _refuse_lost_wal(connection: apsw.Connection, place: Path) -> None:
-    """Refuses a file whose WAL was removed while others have it open: the shared memory still
-    refers to frames which only they have."""
+    """Refuses a file whose WAL was removed while others have it open: the shared memory refers to
+    frames that only they have."""
     wal = f"{place}-wal"
-    for _ in range(2):  # Once more, since somebody may have emptied the WAL between the two looks.
+    for _ in range(2):  # The WAL may have been emptied between the two statements below.
         try:
             connection.pragma("schema_version")  # SQLite opens the WAL when it first reads.
             frames, _saved = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)
@@ -4449,27 +4456,27 @@ def _refuse_lost_wal(connection: apsw.Connection, place: Path) -> None:
         if frames <= 0 or os.path.getsize(wal):
             return
     connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-    os.unlink(wal)  # SQLite has just created it; the others are to see that theirs is gone.
-    problem = "its WAL was removed while programs had it open, which still have"
+    os.unlink(wal)  # SQLite has just created it; the others have to see that theirs is gone.
+    problem = "its WAL was removed while programs had it open, and they still do"
     raise FileReplacedError(str(place), f"{problem}: end them; what was only in the WAL is lost")
 
 
 def fill_standard_streams() -> None:
-    """Opens those of the descriptors 0 to 2 that are closed on the null device: otherwise the next
-    file gets their number, and is written to by what is printed."""
+    """Opens the null device for those of the descriptors 0 to 2 that are closed: otherwise the next
+    file gets such a number, and whatever is printed goes into it."""
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(number, True)
     os.close(number)
 
 
 def files_here() -> list[File]:
-    """The files of this process, which other threads may be creating."""
+    """The files of this process; safe while other threads create some."""
     return [file for reference in _FILES.valuerefs() if (file := reference()) is not None]
 
 
 def use_relative_paths(paths: Mapping[Path, Path]) -> None:
-    """Makes relative paths lead there in a worker, in whatever folder it was started, also those
-    of files that the import of the main program has created already."""
+    """Makes relative paths in a worker lead where they do in its node, also those of files that
+    the import of the main program has already created."""
     _NODE_PATHS.update(paths)
     for file in files_here():
         if file.given in paths:
@@ -4484,10 +4491,10 @@ _HELD_BY_FORK: list[threading.RLock] = []
 
 def _close_before_fork() -> None:
     """Closes the connections, which are opened again when needed: SQLite handles do not survive a
-    fork, and a child that only closes one can undo the parent's commits. The child has no copy of
-    a thread that holds a lock, to wait for: so no other thread may."""
+    fork, and a child that only closes one can undo the parent's commits. It also takes the locks:
+    the child has no copy of another thread that holds one, and would wait for ever."""
     files = files_here()
-    # Python forks even if Ctrl-C raises an error here; what is held by then is released.
+    # If Ctrl-C raises here, Python forks all the same; what is held by then is released.
     for held in (_FORKS, *(file.lock for file in files), _OPENING):
         held.acquire()
         _HELD_BY_FORK.append(held)
@@ -4508,9 +4515,9 @@ if hasattr(os, "register_at_fork"):
         after_in_child=_release_after_fork,
     )
 
-# Two SQLite libraries in one process, as apsw's and Python's own, must not have the same file
+# Two SQLite libraries in one process, such as apsw's and Python's own, must not have the same file
 # open: when one closes it, the system drops the locks of the other, and other processes would
-# delete the WAL that it is writing. (On Windows, each handle has locks of its own.)
+# delete the WAL that it is writing. (On Windows, each handle has its own locks.)
 
 
 @functools.cache
@@ -4520,8 +4527,8 @@ def _install_audit_hook() -> None:
 
 
 def _audit_open(event: str, arguments: tuple[Any, ...]) -> None:
-    """Keeps the standard sqlite3 and `open` from opening a file that litejobs has open. (Python
-    does not report ATTACH.)"""
+    """Keeps the standard sqlite3 and `open` from opening a file that litejobs has open. (There is
+    no audit event for ATTACH.)"""
     if event not in ("open", "sqlite3.connect"):
         return
     path = arguments[0]
@@ -4535,7 +4542,7 @@ def _audit_open(event: str, arguments: tuple[Any, ...]) -> None:
             name = unquote(urlsplit(name).path)
         found = _file_id(name)
     except (TypeError, ValueError):
-        return  # It is not a path, which they will report.
+        return  # Not a path, as they will report.
     if open_in_litejobs(found):
         problem = "litejobs has the file open in this process, and would lose its locks on it"
         advice = "close() it first, use a connection of apsw's or backup(), or work elsewhere"
@@ -4543,8 +4550,8 @@ def _audit_open(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 def _refuse_file_open_here(place: Path, found: FileId) -> None:
-    """Refuses a file that something else than our SQLite has open in this process; where that
-    matters, and can be known."""
+    """Refuses a file that something else than our SQLite has open in this process, if the system
+    lists open descriptors."""
     if sys.platform == "win32" or not os.path.isdir("/dev/fd"):
         return
     give_up = time.monotonic() + 0.5
@@ -4555,23 +4562,23 @@ def _refuse_file_open_here(place: Path, found: FileId) -> None:
                 there.add(_stat_id(os.fstat(int(number))))
         if found not in there or open_in_litejobs(found) or open_in_apsw(place, if_busy=True):
             return
-        # Connections that other threads are just opening or closing are not listed.
+        # apsw does not list a connection while another thread opens or closes it.
         if time.monotonic() > give_up:
-            problem = "something else in this process has the file open, sqlite3 it may be"
+            problem = "something else in this process has the file open, perhaps sqlite3"
             raise FileError(str(place), f"{problem}: close that first, or work elsewhere")
         time.sleep(0.005)
 
 
 def open_in_litejobs(found: FileId) -> bool:
-    """Whether this process would lose locks of litejobs' SQLite by closing that file."""
+    """Whether litejobs has that file or its shared memory open in this process."""
     return any(found) and any(
         file._connection is not None and found in file._ids[::2] for file in files_here()
     )
 
 
 def open_in_apsw(place: Path, if_busy: bool) -> bool:
-    """Whether a connection of apsw in this process is to that file; one that another thread is
-    using this moment does not tell."""
+    """Whether a connection of apsw in this process has that file open; *if_busy* if it cannot be
+    known, since another thread is using the connection."""
     for connection in apsw.connections():
         try:
             if (path := connection.filename) and os.path.samefile(path, place):
@@ -4588,8 +4595,8 @@ def open_in_apsw(place: Path, if_busy: bool) -> bool:
 # Jobs in SQL
 #
 # Reading, changing and finding jobs, in a transaction. Ready jobs are in one partial index, by
-# lane. Jobs that are neither pending nor running are in another one, by state, queue and name,
-# and their numbers are kept. So every query reads little, however large the file is.
+# queue and name. Jobs that are neither pending nor running are in another one, by state, queue and
+# name, and their numbers are kept. So every query reads little, however large the file is.
 ################################################################################
 
 BATCH = 5_000
@@ -4599,16 +4606,16 @@ _FAILURE = ", ".join(field.name for field in attrs.fields(Failure))
 _READY = "CASE WHEN key IS NULL THEN 'pending' ELSE 'blocked' END"
 """The state of a job that is due (a SQL expression)."""
 _WAITS = f"CASE WHEN run_at > :now THEN 'scheduled' ELSE {_READY} END"
-"""The state of a job that waits only until it is due and its key has room."""
+"""The state of a job that waits until it is due and its key has a slot (a SQL expression)."""
 _UNSTARTED = "attempt = 0 AND state IN ('scheduled', 'blocked', 'paused', 'pending', 'retrying')"
-"""Which jobs may expire."""
+"""Which jobs may expire (a SQL term)."""
 _KEPT_BY_DEFAULT = " ".join(
     f"WHEN '{state}' THEN {kept // MICROSECOND}"
     for state, kept in attrs.asdict(DEFAULT_RETENTION).items()
 )
 Group = tuple[State, str, str]
 """State, queue and name: what jobs are counted by."""
-# Bounded, since a sum that overflows would be refused, whatever somebody has written there.
+# Bounded: other programs may have written any number, and a sum that overflows is an error.
 _ADD = """
     ON CONFLICT DO UPDATE SET
         number = max(-9007199254740992, min(number, 9007199254740992)) + excluded.number
@@ -4616,9 +4623,9 @@ _ADD = """
 
 
 def _kept_for(state: str) -> str:
-    """How long a job that ended in this state is kept (a SQL expression): by its own
-    retention, up to a hundred years, or else by the default."""
-    own = f"CAST(max(0, min(retention ->> {state}, {LONGEST // MICROSECOND})) AS INTEGER)"
+    """How long a job that ended in this state is kept (a SQL expression): its own retention,
+    up to a hundred years, or else the default."""
+    own = f"CAST(max(0, min(retention ->> {state}, {MAX_DURATION // MICROSECOND})) AS INTEGER)"
     by_default = f"CASE {state} {_KEPT_BY_DEFAULT} END"
     return f"CASE WHEN json_valid(retention) THEN {own} ELSE {by_default} END"
 
@@ -4630,7 +4637,7 @@ _CANCELLED = f"""
 
 
 def _expiry(ids: str) -> str:
-    """Cancels those of some jobs that have not been started; *ids* is SQL."""
+    """A statement that cancels those of some jobs that were not started; *ids* is SQL."""
     return f"""
         UPDATE litejobs_job SET
             {_CANCELLED}, expires_at = NULL,
@@ -4641,10 +4648,10 @@ def _expiry(ids: str) -> str:
 
 
 def from_row(kind: Callable[..., T], row: Any, **more: Any) -> T:
-    """What a class makes of a row of its columns, if the values have the annotated types."""
+    """An object made of a row; a CorruptError if the values do not have the annotated types."""
     if row is None or not all(map(isinstance, row, _column_types(kind))):
-        of = "" if row is None else f" of {shown(row[0])}"
-        raise apsw.CorruptError(f"a row{of} is no {getattr(kind, '__name__', kind)}")
+        of = "" if row is None else f" of {short_repr(row[0])}"
+        raise apsw.CorruptError(f"a row{of} is not a valid {getattr(kind, '__name__', kind)}")
     return kind(*row, **more)
 
 
@@ -4657,25 +4664,25 @@ def _column_types(kind: Any) -> list[Any]:
 
 
 def as_integer(value: Any) -> int | None:
-    """An integer, or NULL."""
+    """The value, if it is an integer or NULL; else a CorruptError."""
     if value is not None and type(value) is not int:
-        raise apsw.CorruptError(f"expected an integer, found {shown(value)}")
+        raise apsw.CorruptError(f"expected an integer, found {short_repr(value)}")
     return value
 
 
 def _column(connection: Any, sql: str, bindings: Any = ()) -> list[int]:
-    """The numbers that a query for one column gives."""
+    """The integers that a query for one column returns, without NULLs."""
     rows: Any = connection.execute(sql, bindings)
     return [number for (value,) in rows if (number := as_integer(value)) is not None]
 
 
 def _one_number(connection: Any, sql: str, bindings: Any = ()) -> int | None:
-    """The number that a query gives, if it gives one."""
+    """The first integer that a query returns, if any."""
     return next(iter(_column(connection, sql, bindings)), None)
 
 
 def _carray(ids: Iterable[int]) -> Any:
-    # Of nothing apsw makes no array, or one that is not where SQLite wants it: no id is -1.
+    # apsw makes no usable array of nothing; no job has the id -1.
     return apsw.carray(array.array("q", ids) or array.array("q", [-1]))
 
 
@@ -4683,8 +4690,8 @@ def _carray(ids: Iterable[int]) -> Any:
 
 
 def change_jobs(tx: Transaction, ids: Sequence[int], *statements: str, **bindings: Any) -> int:
-    """Executes statements on these jobs, counts them anew, and admits others with their keys;
-    returns how many the last one has changed. On the caller's connection there is no carray."""
+    """Executes statements on these jobs, updates the counts, and admits others with their keys;
+    returns how many the last statement changed. The caller's connection has no carray."""
     if not ids:
         return 0
     if tx.own:
@@ -4702,7 +4709,7 @@ def change_jobs(tx: Transaction, ids: Sequence[int], *statements: str, **binding
 
 
 def groups_of(tx: Transaction, ids: Sequence[int]) -> tuple[Counter[Group], set[str]]:
-    """How many of these jobs there are of each group, and all their keys."""
+    """How many of these jobs are in each group, and their keys."""
     groups: Counter[Group] = Counter()
     keys = set()
     rows = tx.execute(
@@ -4720,8 +4727,8 @@ def groups_of(tx: Transaction, ids: Sequence[int]) -> tuple[Counter[Group], set[
 
 
 def add_to_counts(tx: Transaction, changes: Mapping[Group, int]) -> None:
-    """Adds to the numbers of jobs in the counted states, and leaves out others. On the caller's
-    connection the triggers do it."""
+    """Adds to the numbers of jobs in the counted states, and ignores other states. On the
+    caller's connection the triggers do this."""
     rows = [(*group, n) for group, n in changes.items() if n and group[0] in COUNTED_STATES]
     if rows and tx.own:
         tx.connection.executemany(
@@ -4736,8 +4743,8 @@ def expire_job(tx: Transaction, id: int) -> None:
 
 
 def cancel_returned(tx: Transaction) -> None:
-    """Cancels jobs that were asked to end while they ran, and that came back to be tried again
-    before the request reached them."""
+    """Cancels jobs whose cancellation was requested while they ran, and that were given back or
+    failed before the request reached them."""
     returned = "SELECT id FROM litejobs_job WHERE cancel_at IS NOT NULL AND state <> 'running'"
     change_jobs(tx, _column(tx, returned), _set(_CANCELLED))
 
@@ -4746,14 +4753,14 @@ def _set(values: str, term: str = "TRUE") -> str:
     return f"UPDATE litejobs_job SET {values} WHERE id IN carray(:ids) AND {term}"
 
 
-# Only so many jobs with the same key run at a time. A job with a key is blocked, and in no index
-# that a claim reads, until there is a slot. Then it is pending, and holds the slot until it has
-# run.
+# At most key_limit jobs with the same key run at a time. A job with a key is blocked, and in no
+# index that a claim reads, until there is a slot. Then it is pending, and holds the slot until it
+# has run.
 
 
 def admit_blocked(tx: Transaction, keys: Iterable[str]) -> int:
-    """Makes blocked jobs with these keys ready for which there is a slot, in their order; returns
-    how many."""
+    """Makes blocked jobs with these keys pending while there are slots, in the order in which they
+    are to run; returns how many."""
     admitted = 0
     for key in keys:
         while following := admissible(tx, key):
@@ -4767,7 +4774,7 @@ def admit_blocked(tx: Transaction, keys: Iterable[str]) -> int:
 
 
 def admissible(tx: Transaction, key: str) -> tuple[int, Group] | None:
-    """The next blocked job with this key and where it is counted, if there is a slot for it."""
+    """The next blocked job with this key and its group, if there is a slot for it."""
     first = tx.execute(
         f"""
         SELECT id, key_limit, queue, name FROM litejobs_job INDEXED BY litejobs_key
@@ -4796,9 +4803,9 @@ FIELDS = "such as to='\"ada\"' or customer.id=12; may be repeated"
 
 
 class Filters(TypedDict, total=False):
-    """What jobs can be found by. Moments are aware: from *after* on, and earlier than
-    *before*. *payload* names fields, or ways to fields inside (`"customer.id"`), with the
-    JSON values that all of them should have: numbers, texts, booleans or None."""
+    """What jobs can be found by. Times are aware datetimes: at or after *after*, and earlier
+    than *before*. *payload* maps fields, or paths to inner fields (`"customer.id"`), to the
+    JSON values that all of them must have: numbers, texts, booleans or None."""
 
     id: int | Job[Any] | Iterable[int | Job[Any]]
     name: str | AnyDefinition | type
@@ -4815,7 +4822,7 @@ class Filters(TypedDict, total=False):
 
 
 def id_of(job: object, what: str = "id") -> int:
-    """The id of a job, which may stand for it."""
+    """The id of a job, given as the job or its id."""
     if isinstance(job, Job):
         return job.id
     if isinstance(job, int) and not isinstance(job, bool):
@@ -4832,7 +4839,7 @@ def _several(check: Check) -> Check:
 
 
 def _check_name_of(value: object, what: str) -> str:
-    """A name, for which a definition or its class may stand."""
+    """The name of a definition, given as the name, the definition or its class."""
     name = definition.name if (definition := definition_of(value)) else value
     if not isinstance(name, str):
         raise OptionError(what, f"expected a name or a definition, got {reprlib.repr(value)}")
@@ -4840,7 +4847,7 @@ def _check_name_of(value: object, what: str) -> str:
 
 
 def _check_fields(wanted: object, what: str) -> str:
-    """JSON: the path to each field, and the value that should be there."""
+    """JSON: the path of each field, with the value that it must have."""
     if not isinstance(wanted, Mapping) or not wanted:
         raise OptionError(what, f"expected fields with their values, got {wanted!r}")
     paths = {}
@@ -4864,7 +4871,7 @@ def _check_moment(value: object, what: str) -> int:
     return to_micros(aware(value, what))
 
 
-# 1 is not true and not "1" in JSON, but they are all alike to SQLite; 1 and 1.0 are not.
+# In JSON, 1 is neither true nor "1", but 1.0: SQLite alone compares them otherwise.
 _HAS_FIELDS = """
     CASE WHEN typeof(payload) = 'text' AND json_valid(payload) THEN NOT EXISTS (
         SELECT 1 FROM json_each(:payload) AS wanted
@@ -4885,26 +4892,26 @@ FILTERS: Mapping[str, tuple[Check, str]] = {
     "finished_before": (_check_moment, "finished_at < :finished_before"),
     "payload": (_check_fields, _HAS_FIELDS),
 }
-"""A check that gives what is bound, and the term for which jobs are looked at one by one."""
+"""A check that returns the bound value, and the term that is tested on one job after the other."""
 
 
 @attrs.frozen
 class Match:
-    """Which jobs a query or a bulk command means; `None` leaves a filter out."""
+    """Which jobs a query or a bulk command is for; `None` means any."""
 
     ids: tuple[int, ...] | None = None
     name: str | None = None
     queue: str | None = None
     states: tuple[State, ...] | None = None
     others: Mapping[str, Any] = attrs.field(factory=dict)
-    """By the filters for which there is no index: what is bound."""
+    """The bound values of filters that have no index."""
     before: int | None = None
-    """Only jobs with a lower id: the cursor to the next page."""
+    """Only jobs with a lower id: the cursor for the next page."""
 
     @property
     def where(self) -> str:
-        """The term on queue, name and state. The states stand in it as text, since a bound value
-        would hide the partial indexes."""
+        """The term on queue, name and state. The states are literals, since SQLite uses no partial
+        index for a bound value."""
         terms = [f"{key} = :{key}" for key in ("queue", "name") if getattr(self, key) is not None]
         if self.states is not None:
             states = ", ".join(f"'{state}'" for state in self.states)
@@ -4913,21 +4920,21 @@ class Match:
 
     @property
     def uncounted(self) -> list[tuple[State, str]]:
-        """Those of the states that are not counted, with their indexes."""
+        """The states among these that are not counted, with their indexes."""
         indexes: Any = {"pending": "litejobs_ready", "running": "litejobs_held"}
         return [each for each in indexes.items() if self.states is None or each[0] in self.states]
 
     @property
     def bindings(self) -> dict[str, Any]:
-        """What the terms refer to."""
-        given = {**self.others, "queue": self.queue, "name": self.name}
-        given = {k: storable(v) if isinstance(v, str) else v for k, v in given.items()}
+        """The values that the terms refer to."""
+        values = {**self.others, "queue": self.queue, "name": self.name}
+        values = {k: storable(v) if isinstance(v, str) else v for k, v in values.items()}
         before = 2**63 - 1 if self.before is None else max(-(2**63), min(self.before, 2**63 - 1))
-        return given | {"before": before, "ids": json.dumps(self.ids)}
+        return values | {"before": before, "ids": json.dumps(self.ids)}
 
 
 def matching(filters: Filters) -> Match:
-    """The jobs that all filters choose."""
+    """The jobs that match all filters."""
     check_known(filters, FILTERS, "no such filter")
     others = {
         name: FILTERS[name][0](value, name) for name, value in filters.items() if value is not None
@@ -4937,7 +4944,7 @@ def matching(filters: Filters) -> Match:
 
 
 def chosen(ids: tuple[int | Job[Any], ...], filters: Filters) -> Match:
-    """The jobs that ids and filters choose: never all."""
+    """The jobs with these ids that match all filters: never every job."""
     if not ids and not filters:
         raise OptionError("id", "say which jobs: ids, or filters such as state='failed'")
     match = matching(filters)
@@ -4948,8 +4955,8 @@ def chosen(ids: tuple[int | Job[Any], ...], filters: Filters) -> Match:
 
 
 def _ids_of(match: Match) -> str:
-    """A query for the ids of the first *limit* jobs that match, below *before* and the newest
-    first, which reads little however many jobs there are."""
+    """A query for the ids of the newest *limit* jobs that match, newest first, which reads little
+    however many jobs there are."""
     where = match.where
     further = " AND ".join(("id < :before", *(FILTERS[name][1] for name in match.others)))
     if match.ids is not None:
@@ -4960,20 +4967,19 @@ def _ids_of(match: Match) -> str:
     elif where == "TRUE":
         found = f"SELECT id FROM litejobs_job WHERE {further}"
     else:
-        mine = f"""
+        of_group = f"""
             SELECT id FROM litejobs_job INDEXED BY litejobs_shelf
-            WHERE {COUNTED} AND state = its.state AND queue = its.queue AND name = its.name
+            WHERE {COUNTED} AND state = grp.state AND queue = grp.queue AND name = grp.name
                 AND {further} ORDER BY id DESC
         """
-        # Only groups whose newest job is among the newest can matter; the others take one step
-        # into the index each.
+        # Only the groups with the newest jobs matter; the others cost one index lookup each.
         counted = f"""
             WITH newest AS MATERIALIZED (
-                SELECT state, queue, name, ({mine} LIMIT 1) AS id FROM litejobs_count AS its
+                SELECT state, queue, name, ({of_group} LIMIT 1) AS id FROM litejobs_count AS grp
                 WHERE {where} ORDER BY id DESC LIMIT :limit
             )
-            SELECT job.id FROM newest AS its CROSS JOIN litejobs_job AS job
-            ON job.id IN ({mine} LIMIT :limit)
+            SELECT job.id FROM newest AS grp CROSS JOIN litejobs_job AS job
+            ON job.id IN ({of_group} LIMIT :limit)
         """
         found = " UNION ALL ".join(
             [
@@ -5004,10 +5010,10 @@ def _counts_of(match: Match) -> str:
 def find_jobs(
     tx: Transaction, match: Match, limit: object, source: LiteJobs = NOWHERE
 ) -> list[Job[Any]]:
-    """The jobs that match, the newest first."""
+    """The jobs that match, newest first."""
     if isinstance(limit, bool) or not isinstance(limit, int) or not 0 <= limit < 2**31:
         raise OptionError("limit", f"expected a number of jobs, got {limit!r}")
-    # CROSS, here and there: with statistics SQLite would go through all jobs instead.
+    # CROSS fixes the order of the joins: with statistics SQLite might scan all jobs.
     sql = f"""
         WITH found (job) AS MATERIALIZED ({_ids_of(match)})
         SELECT {_JOB} FROM found CROSS JOIN litejobs_job ON id = job ORDER BY id DESC
@@ -5043,14 +5049,14 @@ def count_by_queue(tx: Transaction) -> dict[str, dict[str, int]]:
     """
     for queue, state, number in tx.execute(sql):
         if (type(queue), type(state), type(number)) != (str, str, int):
-            raise apsw.CorruptError(f"the number of jobs in {shown(queue)} is {shown(number)}")
+            problem = f"the number of jobs in {short_repr(queue)} is {short_repr(number)}"
+            raise apsw.CorruptError(problem)
         counts.setdefault(queue, {})[state] = number
     return counts
 
 
 def read_failures(tx: Transaction, term: str, number: int = 0) -> list[tuple[int, int, Failure]]:
-    """The failed attempts for which an SQL *term* holds, the oldest first, each after its own
-    number and the id of its job."""
+    """Row id, job id and failure of the attempts for which a SQL *term* holds, oldest first."""
     sql = f"SELECT id, job, {_FAILURE} FROM litejobs_attempt WHERE {term} ORDER BY id"
     rows = tx.execute(sql, {"number": number})
     return [(number, job, from_row(Failure, row)) for number, job, *row in rows]
@@ -5064,7 +5070,7 @@ DELETION = (
 )
 """Deletes jobs with their history."""
 Steps = Mapping[tuple[State, ...], tuple[str, ...]]
-"""The statements for jobs in some states."""
+"""The statements for jobs in these states."""
 VERBS: Mapping[str, Steps] = {
     "cancel": {
         WAITING: (_set(f"{_CANCELLED}, error = 'cancelled'"),),
@@ -5072,14 +5078,13 @@ VERBS: Mapping[str, Steps] = {
     },
     "retry": {
         ("failed", "cancelled"): (
-            # Their unique keys are taken from others that have held them for long enough, or have
-            # expired.
+            # Other jobs that held their unique keys past the TTL, or have expired, lose them.
             f"""
             UPDATE litejobs_job INDEXED BY litejobs_unique SET unique_key = NULL
             WHERE {HOLDS} AND (unique_until <= :now OR expires_at <= :now AND {_UNSTARTED})
                 AND unique_key IN (SELECT unique_key FROM litejobs_job WHERE id IN carray(:ids))
             """,
-            # Or ignore: the unique key may be another job's by now.
+            # OR IGNORE: another job may hold the unique key by now.
             f"""
             UPDATE OR IGNORE litejobs_job SET
                 state = {_READY}, run_at = :now, attempt = 0, lost = 0,
@@ -5095,28 +5100,29 @@ VERBS: Mapping[str, Steps] = {
     "release": {("paused",): (_set(f"state = {_WAITS}"),)},
 }
 Rework = Callable[[str, object], str | bytes]
-"""Makes a new payload, from a definition's name and the old one."""
+"""Makes a new payload from the definition's name and the old payload."""
 
 
 def bulk(
     file: File, match: Match, steps: Steps, rework: Rework | None = None, **bindings: Any
 ) -> Moved:
-    """Changes the jobs that match by the step for their state, and wakes the nodes. Some at a
-    time: a million rows in one transaction would keep the nodes waiting. If *rework*, which makes
-    their new payloads, raises, the jobs of that transaction stay as they were."""
+    """Changes the jobs that match by the statements for their states, and wakes the nodes. It uses
+    a transaction for each BATCH: nodes would wait too long for a million rows. If *rework* raises,
+    the jobs of that transaction stay unchanged."""
     with file.transaction(read_only=True) as tx:
-        ids = _column(tx, _ids_of(match), {**match.bindings, "limit": -1})
+        rows: Any = tx.execute(_ids_of(match), {**match.bindings, "limit": -1})
+        ids = array.array("q", (id for (id,) in rows))
     moved = 0
     for start in range(0, len(ids), BATCH):
         page = attrs.evolve(match, ids=tuple(ids[start : start + BATCH]))
         with file.transaction() as tx:
             for states, statements in steps.items():
-                chosen = {*states}.intersection(states if match.states is None else match.states)
-                part = attrs.evolve(page, states=tuple(chosen))
+                both = {*states}.intersection(states if match.states is None else match.states)
+                part = attrs.evolve(page, states=tuple(both))
                 found = _column(tx, _ids_of(part), {**part.bindings, "limit": -1})
                 if rework is not None:
                     sql = "SELECT name, payload, id FROM litejobs_job WHERE id IN carray(?)"
-                    rows: Any = tx.execute(sql, (_carray(found),)).fetchall()
+                    rows = tx.execute(sql, (_carray(found),)).fetchall()
                     tx.connection.executemany(
                         "UPDATE litejobs_job SET payload = ? WHERE id = ?",
                         [(rework(name, payload), id) for name, payload, id in rows],
@@ -5129,7 +5135,7 @@ def bulk(
 def change_options(
     file: File, match: Match, columns: Mapping[str, Any], rework: Rework | None
 ) -> Moved:
-    """Gives waiting jobs other values, and payloads that *rework* makes."""
+    """Sets columns of waiting jobs, and gives them the payloads that *rework* makes."""
     sets = [f"{column} = :{column}" for column in columns] or ["state = state"]
     if "run_at" in columns:
         sets.append(f"""state = CASE
@@ -5149,9 +5155,9 @@ def change_options(
 
 @contextlib.contextmanager
 def on_callers_connection(connection: Any, file: File) -> Iterator[Transaction]:
-    """A part of the transaction on the caller's connection, all of it or none."""
+    """A transaction nested in that of the caller's connection: all of it happens, or none."""
     try:
-        # Rows are to be tuples and texts str, whatever factories the application has set.
+        # Rows have to be tuples, and text str, whatever factories the application has set.
         plain: dict[str, Any] = {"row_trace": None, "cursor_factory": apsw.Cursor}
         if standard := _is_standard(connection):
             plain = {"row_factory": None, "text_factory": str}
@@ -5183,9 +5189,9 @@ def on_callers_connection(connection: Any, file: File) -> Iterator[Transaction]:
 
 @contextlib.contextmanager
 def _nested_transaction(connection: Any, file: File, standard: bool) -> Iterator[None]:
-    """A savepoint in the transaction on a connection, or else a transaction, which is committed
-    at its end where the connection commits each change. It takes the write lock first: a
-    transaction that has only read fails at once if it writes after others have committed."""
+    """A savepoint in the open transaction, or else a new transaction, which is committed at the
+    end if the connection is in autocommit mode. It takes the write lock first: a transaction that
+    has only read cannot write after others have committed."""
     ours = False
     if connection.in_transaction:
         # sqlite3 with autocommit=False begins transactions ahead of time, without the lock.
@@ -5196,7 +5202,7 @@ def _nested_transaction(connection: Any, file: File, standard: bool) -> Iterator
                 raise  # Only that there is no such table yet is expected.
     else:
         connection.execute("BEGIN IMMEDIATE")
-        # Since Python 3.12; -1: as before, when sqlite3 begins transactions unless told otherwise.
+        # Since Python 3.12; -1, the default, means that isolation_level decides as before.
         autocommit = getattr(connection, "autocommit", -1) if standard else True
         ours = connection.isolation_level is None if autocommit == -1 else autocommit is True
     if not ours:
@@ -5217,16 +5223,16 @@ def _nested_transaction(connection: Any, file: File, standard: bool) -> Iterator
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         if _code(error) & 0xFF in (apsw.SQLITE_FULL, apsw.SQLITE_BUSY):
-            raise  # Then the commit has not happened: its end is written last, with all locks.
+            raise  # Nothing was committed: the end of a commit is written last, under the lock.
         raise _unknown_outcome(file, error) from error
 
 
 def _is_standard(connection: Any) -> bool:
-    """Whether it is a connection of the standard sqlite3, and not of apsw; refuses all others."""
+    """Whether it is a connection of the standard sqlite3 (else of apsw); refuses any other."""
     if isinstance(connection, apsw.Connection):
         return False
     standard: Any = sys.modules.get("sqlite3")
-    # Another thread may be importing it, and then has no connection yet.
+    # While another thread is importing it, the class may be missing: then no connection exists.
     if not isinstance(connection, getattr(standard, "Connection", ())):
         kind = f"{type(connection).__module__}.{type(connection).__qualname__}"
         problem = f"expected a connection of apsw or of the standard sqlite3, got a {kind}"
@@ -5238,9 +5244,8 @@ def _is_standard(connection: Any) -> bool:
 
 
 def _check_file(connection: Any, file: File, standard: bool) -> None:
-    """Refuses a connection to another file than the queue's; and the standard sqlite3 while our
-    SQLite has the file open in this process: when one of the two libraries closes the file, the
-    locks of the other are gone."""
+    """Refuses a connection to another file than the queue's, and the standard sqlite3 while our
+    SQLite has the file open in this process."""
     rows = connection.execute("PRAGMA database_list")
     path = next((row[2] for row in rows if row[1] == "main"), None)
     with _translated_errors(file.path):
@@ -5257,7 +5262,7 @@ def _check_file(connection: Any, file: File, standard: bool) -> None:
 
 
 def _warn_of_old_sqlite(connection: Any, file: File) -> None:
-    """Logs once that the standard sqlite3 may lose commits, and stores it for `doctor`."""
+    """Logs once that the standard sqlite3 may lose commits, and stores that for `doctor`."""
     version: str = sys.modules["sqlite3"].sqlite_version
     if file.warned or sys.modules["sqlite3"].sqlite_version_info >= SAFE_SQLITE:
         return
@@ -5272,22 +5277,22 @@ def _warn_of_old_sqlite(connection: Any, file: File) -> None:
 ################################################################################
 # Enqueue
 #
-# How new jobs come into the file: threads that enqueue at once share a commit, and a unique key
-# has one winner.
+# Inserting new jobs. Threads that enqueue at the same time share a commit, and only one job holds
+# a unique key.
 ################################################################################
 
 
 class NewJob(NamedTuple):
-    """A job that is to be inserted; or several, which differ in their payloads alone, and of
-    which none has a key, an expiry or a rule for duplicates."""
+    """A job to insert; or several that differ only in their payloads, without a key, an expiry or
+    a rule for duplicates."""
 
     columns: Mapping[str, Any]
-    """By name; but the payload. Those that are left out are NULL."""
+    """The values by column, except for the payload; missing ones are NULL."""
     payloads: tuple[str | bytes, ...]
     open: frozenset[str] = frozenset()
-    """Options that were not given, for the queue's defaults."""
+    """Options that were not given: the queue's defaults apply to them."""
     on_conflict: OnConflict | Callable[[str | bytes], str | bytes] = "return"
-    """A function makes the new payload of the job that holds the unique key from its old one."""
+    """A function makes the new payload of the job that holds the unique key from the old one."""
 
     @property
     def group(self) -> Group:
@@ -5296,21 +5301,21 @@ class NewJob(NamedTuple):
 
     def job(self, id: int, payload: str | bytes, source: LiteJobs) -> Job[Any]:
         """The job of a row that was just inserted."""
-        shown = {column: self.columns[column] for column in _SHOWN}
-        if shown["run_at"] == shown["enqueued_at"]:
-            shown["run_at"] = shown["enqueued_at"] = from_micros(shown["run_at"])
-        return Job(id=id, claim=0, attempt=0, payload=payload, source=source, **shown)
+        values = {column: self.columns[column] for column in _NEW_JOB_COLUMNS}
+        if values["run_at"] == values["enqueued_at"]:
+            values["run_at"] = values["enqueued_at"] = from_micros(values["run_at"])
+        return Job(id=id, claim=0, attempt=0, payload=payload, source=source, **values)
 
 
-_OF_EACH = {*STORED, "name", "run_at", "enqueued_at", "state"}
-_SHOWN = [column for column in JOB_COLUMNS if column in _OF_EACH]
+_ALWAYS_SET = {*STORED, "name", "run_at", "enqueued_at", "state"}
+_NEW_JOB_COLUMNS = [column for column in JOB_COLUMNS if column in _ALWAYS_SET]
 _COMPLETE = f"UPDATE litejobs_job AS NEW {COMPLETION} :name WHERE NEW.id = :id"
-"""Does what the trigger does for a row that was inserted by hand. Our own connection fires no
-triggers: others may have put theirs into the file."""
+"""Does what the trigger does for other programs. Our own connection fires no triggers, since other
+programs may have added theirs to the file."""
 
 
 def new_job(bound: Bound[Any], now: int, payloads: tuple[str | bytes, ...] = ()) -> NewJob:
-    """What is inserted for a job, or for several that differ from it in their payloads alone."""
+    """What to insert for a job, or for several that differ from it only in their payloads."""
     options = bound.options
     run_at = options.run_at(now)
     columns = {
@@ -5344,7 +5349,7 @@ def new_job(bound: Bound[Any], now: int, payloads: tuple[str | bytes, ...] = ())
 
 
 class Enqueued(Sequence[Job[Any]]):
-    """Jobs that were just enqueued, each made when it is accessed: most never are."""
+    """Jobs that were just enqueued, each created when it is accessed: most never are."""
 
     def __init__(self, ids: range, new: Sequence[NewJob], source: LiteJobs) -> None:
         self._ids, self._new, self._source = ids, new, source
@@ -5372,26 +5377,26 @@ class QueueSettings:
     paused: bool = False
     concurrency: int | None = None
     rate: str | None = None
-    """How many start in some time, as it was given: "10/min"."""
+    """How many may start in a time, as it was given: "10/min"."""
     burst: int | None = None
     weight: float | None = None
     ageing: timedelta | None = None
     defaults: Mapping[str, Any] = attrs.field(factory=dict, repr=False)
-    """For max_attempts, timeout and backoff, as far as they are set."""
+    """max_attempts, timeout and backoff, if they are set."""
     per_second: float | None = attrs.field(default=None, eq=False, repr=False)
-    """The rate, as it is calculated with."""
+    """The rate as a number."""
 
 
 _QUEUE_DEFAULTS: Mapping[str, Callable[[Any], Any]] = {
-    "max_attempts": lambda number: number or None,  # 0: without end.
+    "max_attempts": lambda number: number or None,  # 0: no limit.
     "timeout": as_length,
     "backoff": lambda text: load_backoff(text, DEFAULT_BACKOFF),
 }
 
 
 def read_settings(tx: Transaction) -> dict[str, QueueSettings]:
-    """The settings of queues, by name. Of those that cannot be calculated with nobody knows
-    what the queue's jobs may do, and it is paused."""
+    """The settings of queues, by name. A queue with numbers out of bounds counts as paused, since
+    it is not known what its jobs may do."""
     bounds = BOUNDS["litejobs_queue"]
     columns = ("name", "paused", "backoff", "rate_given", *bounds)
     found = {}
@@ -5403,7 +5408,7 @@ def read_settings(tx: Transaction) -> dict[str, QueueSettings]:
                 if row[column] is not None and not low <= row[column] <= high:
                     raise ValueError(column)
             rate = None if row["rate"] is None else f"{row['rate']:g}/s"
-            with contextlib.suppress(OptionError):  # Somebody may have changed the number by hand.
+            with contextlib.suppress(OptionError):  # The number may have been changed by hand.
                 if parse_rate(row["rate_given"]) == row["rate"]:
                     rate = row["rate_given"]
             found[row["name"]] = QueueSettings(
@@ -5416,7 +5421,7 @@ def read_settings(tx: Transaction) -> dict[str, QueueSettings]:
                 **{name: row[name] for name in ("concurrency", "burst", "weight")},
             )
         except TypeError:
-            problem = f"the settings of the queue {shown(row['name'])} are not numbers"
+            problem = f"the settings of the queue {short_repr(row['name'])} are not numbers"
             raise apsw.CorruptError(problem) from None
         except ValueError:
             found[row["name"]] = QueueSettings(row["name"], paused=True)
@@ -5445,8 +5450,8 @@ def _insert(columns: tuple[str, ...], values: str = "VALUES ({} ?)") -> str:
 
 
 def insert_all(tx: Transaction, jobs: Sequence[NewJob]) -> tuple[range, Sequence[NewJob]]:
-    """Inserts jobs that need no more than a row; returns their ids, in order, and the jobs with
-    the defaults of their queues."""
+    """Inserts jobs without keys or other rules; returns their ids, in order, and the jobs with the
+    defaults of their queues."""
     jobs, count = _with_defaults(tx, jobs), 0
     counts: dict[Group, int] = {}
     for job in jobs:
@@ -5455,7 +5460,7 @@ def insert_all(tx: Transaction, jobs: Sequence[NewJob]) -> tuple[range, Sequence
         if number == 1:
             tx.execute(_insert((*job.columns,)), (*job.columns.values(), *job.payloads))
         else:
-            # Half of what an executemany takes.
+            # In half the time of executemany().
             sql = _insert((*job.columns,), "SELECT {} value FROM carray(?)")
             tx.execute(sql, (*job.columns.values(), apsw.carray(job.payloads)))
         if job.columns["state"] != "pending":
@@ -5468,12 +5473,12 @@ def insert_all(tx: Transaction, jobs: Sequence[NewJob]) -> tuple[range, Sequence
 
 
 def insert_each(tx: Transaction, jobs: Sequence[NewJob]) -> list[tuple[int, bool]]:
-    """Inserts jobs, each unless it is a duplicate; gives for each the id, and whether it was there
-    before."""
+    """Inserts jobs, each unless it is a duplicate; returns for each the id of the job, and whether
+    it existed before."""
     inserted = [_insert_one(tx, job) for job in _with_defaults(tx, jobs)]
     for key in {job.columns["key"] for job in jobs if job.columns.get("key") is not None}:
-        # Jobs that hold a slot and have expired give it up, also when no node is at work; those
-        # that are let in instead may have expired, too.
+        # Expired jobs give up their slots, even while no node is running; the jobs that are
+        # admitted instead may have expired, too.
         sql = f"""
             SELECT id FROM litejobs_job INDEXED BY litejobs_key
             WHERE {KEYED} AND state = 'pending' AND key = ? AND {_UNSTARTED} AND expires_at <= ?
@@ -5485,21 +5490,23 @@ def insert_each(tx: Transaction, jobs: Sequence[NewJob]) -> list[tuple[int, bool
 
 
 def insert_and_read(tx: Transaction, jobs: Sequence[NewJob], source: LiteJobs) -> list[Job[Any]]:
-    """The same; gives the jobs as they are then."""
+    """Inserts jobs like `insert_each`; returns them as they are after all of these inserts."""
     sql = f"SELECT {_JOB} FROM litejobs_job WHERE id = ?"
-    rows = [(tx.execute(sql, (id,)).fetchone(), there) for id, there in insert_each(tx, jobs)]
-    return [from_row(Job, row, source=source, duplicate=there) for row, there in rows]
+    return [
+        from_row(Job, tx.execute(sql, (id,)).fetchone(), source=source, duplicate=duplicate)
+        for id, duplicate in insert_each(tx, jobs)
+    ]
 
 
 def _insert_one(tx: Transaction, job: NewJob) -> tuple[int, bool]:
-    """Inserts a job, or does what its rule says about its duplicate."""
+    """Inserts a job, or applies its rule for duplicates."""
     (payload,) = job.payloads
-    if (held := _unique_key_holder(tx, job.columns.get("unique_key"))) is None:
+    if (holder := _unique_key_holder(tx, job.columns.get("unique_key"))) is None:
         tx.execute(_insert((*job.columns,)), (*job.columns.values(), payload))
         new: int = tx.execute("SELECT last_insert_rowid()").fetchone()[0]
         add_to_counts(tx, {job.group: 1})
         return new, False
-    id, waiting, fixed = held
+    id, waiting, fixed = holder
     if job.on_conflict == "raise" or (fixed and job.on_conflict != "return"):
         raise DuplicateError(id, job.columns["name"])
     if callable(job.on_conflict):
@@ -5515,26 +5522,26 @@ def _insert_one(tx: Transaction, job: NewJob) -> tuple[int, bool]:
 
 
 def _unique_key_holder(tx: Transaction, key: str | None) -> tuple[int, str | bytes, bool] | None:
-    """Id and payload of the job that holds a unique key, and whether it has started or ended, so
-    that nobody may change it."""
-    held = None
-    if key is not None:
-        held = tx.execute(
-            f"""
-            SELECT id, payload, claim > 0 OR finished_at IS NOT NULL, unique_until,
-                CASE WHEN {_UNSTARTED} THEN expires_at END
-            FROM litejobs_job INDEXED BY litejobs_unique
-            WHERE unique_key = ? AND {HOLDS}
-            """,
-            (key,),
-        ).fetchone()
-    if held is None:
+    """Id and payload of the job that holds a unique key, and whether it has started or ended, and
+    so may no longer be changed."""
+    if key is None:
         return None
-    id, payload, fixed, *moments = held
+    row = tx.execute(
+        f"""
+        SELECT id, payload, claim > 0 OR finished_at IS NOT NULL, unique_until,
+            CASE WHEN {_UNSTARTED} THEN expires_at END
+        FROM litejobs_job INDEXED BY litejobs_unique
+        WHERE unique_key = ? AND {HOLDS}
+        """,
+        (key,),
+    ).fetchone()
+    if row is None:
+        return None
+    id, payload, fixed, *moments = row
     until, expires_at = map(as_integer, moments)
     if expires_at is not None and expires_at <= tx.now:
         expire_job(tx, id)
-        return _unique_key_holder(tx, key)  # Scope "exists" also means ended jobs.
+        return _unique_key_holder(tx, key)  # With the scope "exists" it still holds the key.
     if until is not None and until <= tx.now:
         tx.execute("UPDATE litejobs_job SET unique_key = NULL WHERE id = ?", (id,))
         return None
@@ -5542,8 +5549,8 @@ def _unique_key_holder(tx: Transaction, key: str | None) -> tuple[int, str | byt
 
 
 def insert_unknown(tx: Transaction, name: str, payload: str, given: Mapping[str, Any]) -> int:
-    """Inserts one job of a definition that the program does not have; what nodes have stored of
-    the definition fills in the columns that are not given."""
+    """Inserts one job of a definition that the program does not have; columns that are not given
+    are taken from the definition as nodes stored it."""
     known = [str(known) for (known,) in tx.execute("SELECT name FROM litejobs_definition")]
     if known and name not in known:
         problem = f"no node has had such a definition{did_you_mean(name, known)}"
@@ -5556,34 +5563,36 @@ def insert_unknown(tx: Transaction, name: str, payload: str, given: Mapping[str,
 
 
 GROUP_COMMIT_WINDOW = 0.0001
-"""Seconds that a thread waits for others before it commits for all: less than a sync."""
+"""Seconds that a thread waits for others before it commits for all: less than a sync takes."""
 Write = Callable[[Transaction], Any]
-"""What a thread does in a transaction that it may share with others."""
+"""What one thread does in a transaction shared with other threads."""
 PendingWrite = tuple[Write, threading.Lock, list[tuple[Any, Exception | None]]]
-"""A write that waits to be committed; a lock that is released for its thread to go on; and then
-its result or error."""
+"""A write that waits for its commit; a lock whose release wakes its thread; a list for its result
+or error."""
 
 
 @attrs.define(eq=False, repr=False)
 class GroupCommit:
-    """Commits the writes of a process's threads: those that come while one thread commits share
+    """Commits the writes of a process's threads: those that arrive while one thread commits share
     the next commit."""
 
     file: File
-    _pid: int = 0
     _lead: threading.RLock = attrs.field(factory=threading.RLock)
-    """Held by the thread that commits for all. (A signal handler that enqueues while its thread
-    does must not wait for that thread.)"""
+    """Held by the thread that commits for all. Reentrant: a signal handler may enqueue while its
+    thread holds it."""
     _waiting: list[PendingWrite] = attrs.field(factory=list)
     _size: int = 1
     """How many writes the last commit was for."""
 
+    def __attrs_post_init__(self) -> None:
+        FORK_HOOKS[self] = GroupCommit._reset
+
+    def _reset(self) -> None:
+        # The parent commits what waits there.
+        self._lead, self._waiting = threading.RLock(), []
+
     def commit(self, write: Write) -> Any:
-        """Commits a write, and wakes the nodes; returns its result. The thread that has the lead
-        commits for all that wait."""
-        if self._pid != os.getpid():
-            # What waits in the process that forked this one is committed there.
-            self._pid, self._lead, self._waiting = os.getpid(), threading.RLock(), []
+        """Commits a write, and wakes the nodes; returns its result."""
         lead = self._lead
         if not self._waiting and self._size < 3 and lead.acquire(blocking=False):
             try:
@@ -5610,7 +5619,7 @@ class GroupCommit:
         return result
 
     def _pass_on(self, lead: threading.RLock) -> None:
-        """Gives up the lead, and lets a thread that waits take it."""
+        """Releases the lead, and wakes a waiting thread to take it."""
         lead.release()
         if self._waiting:
             with contextlib.suppress(IndexError, RuntimeError):  # It may have been taken meanwhile.
@@ -5618,7 +5627,7 @@ class GroupCommit:
 
     def _commit_waiting(self) -> None:
         if self.file.durability == "full" and self._size > 2:
-            # The others, whose commit has just ended, will be back at once.
+            # Threads whose commit has just ended often enqueue again at once.
             time.sleep(GROUP_COMMIT_WINDOW)
         taken = self._waiting[:]
         del self._waiting[: len(taken)]
@@ -5636,7 +5645,7 @@ class GroupCommit:
                     for *_, outcome in batch:
                         outcome.append((None, error))
                 except Exception as error:
-                    if len(batch) > 1:  # Only one of them may be to blame.
+                    if len(batch) > 1:  # Perhaps only one of the writes fails.
                         batches = [[pending] for pending in reversed(batch)]
                     else:
                         batch[0][2].append((None, error))
@@ -6235,7 +6244,7 @@ def _names_in(text: str | None) -> tuple[str, ...] | None:
         names = None if text is None else load_json(text)
         if names is None or (type(names) is list and {*map(type, names)} <= {str}):
             return None if names is None else tuple(names)
-    raise apsw.CorruptError(f"a node does not list names: {shown(text)}")
+    raise apsw.CorruptError(f"a node does not list names: {short_repr(text)}")
 
 
 @attrs.frozen
@@ -6522,7 +6531,7 @@ def lock_shared(path: str) -> contextlib.ExitStack:
         held = lock(path, exclusive=False, wait=BUSY_TIMEOUT)
     if held is None:
         raise BusyError(path, "locked by another process for too long")
-    IN_FORKS[held] = contextlib.ExitStack.close  # What a job forks does not keep its node alive.
+    FORK_HOOKS[held] = contextlib.ExitStack.close  # What a job forks does not keep its node alive.
     return held
 
 
@@ -6756,7 +6765,8 @@ def back_up(file: File, place: Path) -> Path:
                 finally:
                     os.close(folder)
     except BaseException:
-        copy.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            copy.unlink()
         raise
     return place
 
@@ -7100,7 +7110,7 @@ def _explanation(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> str:
         jobs = f"jobs {ids}" if "," in ids else f"job {ids}"
         nobody = "no job: `litejobs doctor … --repair` lets it in"
         return f"its key {job.key!r} is held by {jobs if ids else nobody}"
-    if job.state in LATER and to_micros(job.run_at) <= tx.now and not live:
+    if job.state in DELAYED and to_micros(job.run_at) <= tx.now and not live:
         return f"it has been due since {due}, and no node is at work"
     # The error of an earlier attempt is not the reason why it was cancelled.
     cancelled = str(job.error).startswith(("Expired: ", "Cancel: ", "Cancelled: "))
@@ -7484,7 +7494,7 @@ def _settle(
                 state,
                 claimed.attempt if report.counted else claimed.attempt - 1,
                 # A job that was not run keeps its position among those that became due.
-                finished_at + report.delay if state in LATER else claimed.run_at,
+                finished_at + report.delay if state in DELAYED else claimed.run_at,
                 report.started_at or None,
                 finished_at if state in FINISHED else None,
                 report.result,
@@ -7657,7 +7667,7 @@ class Events:
     _warned_at: float = -math.inf
 
     def __attrs_post_init__(self) -> None:
-        IN_FORKS[self] = Events._reset_in_fork
+        FORK_HOOKS[self] = Events._reset_in_fork
 
     def _reset_in_fork(self) -> None:
         """A forked child has neither the thread nor one that held the lock."""
@@ -8046,29 +8056,29 @@ def check_frozen() -> None:
 ################################################################################
 # Worker
 #
-# A process, or thread, that runs jobs. They come through a channel, and it reports on a
-# board: memory that its supervisor reads at any moment, and still when the worker is dead.
-# So that knows which job runs without asking, can take back those that have not started,
-# and charges a crash to the job that ran. Async jobs run beside, in an event loop.
+# A process, or thread, that runs jobs. They arrive through a channel, and the worker reports on a
+# board: memory that its supervisor can read at any moment, even after the worker has died.
+# So the supervisor knows which job runs without asking, can take back those that have not
+# started, and charges a crash to the job that ran. Async jobs run beside, in an event loop.
 ################################################################################
 
 STOP_SIGNALS: Mapping[int, Any] = {
     signal.SIGTERM: signal.SIG_DFL,
     signal.SIGINT: signal.default_int_handler,
 }
-"""The signals that ask a node to end, and what they do by default. Workers leave them to it."""
+"""The signals that ask a node to end, and what they do by default. Workers ignore them."""
 LONGEST_MESSAGE = 2**30
-"""Bytes: a message that claims to be longer was written into the channel by a job."""
+"""Bytes. Whatever claims to be longer is not a message: a job has written into the channel."""
 
 
 def pack(*message: Any) -> bytes:
-    """A message, after its length."""
+    """A message, preceded by its length."""
     packed = marshal.dumps(message)
     return len(packed).to_bytes(4, "big") + packed
 
 
 def unpack(arrived: bytearray) -> Iterator[tuple[Any, ...]]:
-    """Takes the whole messages out of what has arrived."""
+    """Removes the complete messages from what has arrived."""
     while len(arrived) >= 4:
         end = 4 + int.from_bytes(arrived[:4], "big")
         if end > LONGEST_MESSAGE:
@@ -8082,8 +8092,8 @@ def unpack(arrived: bytearray) -> Iterator[tuple[Any, ...]]:
 
 @attrs.define(eq=False, repr=False)
 class Channel:
-    """One end of the connection between a worker and its supervisor, whose end never blocks, since
-    the worker may have been stopped in the midst of a message."""
+    """One end of the connection between a worker and its supervisor. The supervisor's end never
+    blocks, since the worker may have been stopped in the middle of a message."""
 
     socket: socket.socket
     unsent: bytearray = attrs.field(factory=bytearray)
@@ -8091,13 +8101,13 @@ class Channel:
     _lock: threading.Lock = attrs.field(factory=threading.Lock)
 
     def send(self, *message: Any) -> None:
-        """Sends a message, or keeps what the socket does not take."""
+        """Sends a message; what the socket does not take is kept for `flush`."""
         with self._lock:
             self.unsent += pack(*message)
             self.flush()
 
     def flush(self) -> None:
-        """Sends what was kept. If the other side is gone, that shows when one reads."""
+        """Sends what was kept. If the other side is gone, `receive` will raise."""
         try:
             while self.unsent:
                 del self.unsent[: self.socket.send(self.unsent)]
@@ -8107,7 +8117,7 @@ class Channel:
             self.unsent.clear()
 
     def receive(self) -> Iterator[tuple[Any, ...]]:
-        """The messages that arrive; on the supervisor's end, those that have arrived."""
+        """Waits for messages; on the supervisor's end, returns those that have arrived."""
         while True:
             try:
                 data = self.socket.recv(2**16)
@@ -8122,24 +8132,24 @@ class Channel:
 # The board
 
 OUTBOX = 2**18
-"""Bytes for reports that the supervisor has not read; larger ones go through the channel."""
+"""Bytes for reports that the supervisor has not read; the channel takes what does not fit."""
 OUTPUT_LIMIT = 4_096
-"""Bytes that are kept of what a job writes."""
+"""Bytes of a job's output that are stored."""
 OUTPUT_KEPT = OUTPUT_LIMIT + 1
-"""Bytes that are kept meanwhile: by the first one it shows that there was more."""
+"""Bytes that are kept while a job runs: one more shows that the beginning was cut off."""
 _REVOKED, _USED, _WRITER, _WRITTEN, _CPU, _NUMBER, _BEGAN, _ASKED = range(8)
-"""Words of the board. The last three are of the plain job that runs; three more follow for each
-place of an async job: its number, when it began, and which one was asked to end."""
+"""Indexes of words on the board. The last three words are about the plain job that runs: its
+number, when it began, and which job was asked to end. Three such follow for each async place."""
 
 
 class Board:
-    """The memory that a worker and its supervisor share. The worker writes what it runs, its
-    reports, and facts about an attempt that it may not survive; the supervisor writes what is
-    revoked and which job is asked to end."""
+    """The memory that a worker and its supervisor share. The worker writes which jobs it runs, its
+    reports, and facts about an attempt that it may not survive; the supervisor writes which jobs
+    are revoked and which are asked to end."""
 
     def __init__(self, concurrency: int, context: Any = None, shared: Any = None) -> None:
-        """Of a worker with so many places for async jobs: a thread, or a process of this
-        multiprocessing context, in which memory and lock are *shared* already."""
+        """*concurrency* is the number of places for async jobs. With a multiprocessing *context*
+        the worker is a process, else a thread; *shared* is the memory and lock, if made already."""
         size = OUTBOX + 8 * (_NUMBER + 3 * (1 + concurrency)) + OUTPUT_KEPT
         if shared is None:
             memory = context.RawArray("B", size) if context else bytearray(size)
@@ -8147,10 +8157,10 @@ class Board:
         self.concurrency = concurrency
         self._shared, self._lock = shared, shared[1]
         view = memoryview(shared[0]).cast("B")
-        # First the outbox: a job that writes to all that it finds open writes to the beginning.
+        # The outbox comes first: a job that writes to every open file overwrites the beginning.
         self._outbox, self._output = view[:OUTBOX], view[-OUTPUT_KEPT:]
         self._words = view[OUTBOX:-OUTPUT_KEPT].cast("q")
-        self._taken = bytearray()  # What the supervisor has taken away, and not read yet.
+        self._taken = bytearray()  # Reports that the supervisor has removed and not read yet.
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Board, (self.concurrency, None, self._shared)
@@ -8158,8 +8168,8 @@ class Board:
     # The worker's side
 
     def start_next(self, report: bytes, number: int) -> int:
-        """Leaves the report of the job that ran, if any, and says that the next one runs
-        from now, or none (0). Returns that moment; 0 if the next one was revoked."""
+        """Stores the *report* of the job that ran, if any, and marks the next one as running, or
+        none (0). Returns when that one began; 0 if it was revoked."""
         began = time.monotonic_ns()
         words = self._words
         with self._lock:
@@ -8174,7 +8184,7 @@ class Board:
         return began
 
     def begin(self, number: int, place: int) -> None:
-        """Says that an async job runs from now."""
+        """Marks an async job as running."""
         self._words[_BEGAN + 3 * place] = time.monotonic_ns()
         self._words[_NUMBER + 3 * place] = number
 
@@ -8188,8 +8198,8 @@ class Board:
         return REASONS[why] if asked == number else None
 
     def keep_output(self, text: str) -> None:
-        """Keeps the end of what the running job writes. There is no lock that a process which
-        it forks, or a signal, could find held: of two writes at once, one may be lost."""
+        """Keeps the end of what the running job writes. It takes no lock, which a forked process
+        or a signal handler could find held: of two writes at once, one may be lost."""
         words = self._words
         if number := words[_NUMBER]:
             before = self._output[: words[_WRITTEN]] if words[_WRITER] == number else b""
@@ -8198,19 +8208,19 @@ class Board:
             words[_WRITTEN], words[_WRITER] = len(output), number
 
     def mark_cpu(self, spent: int) -> None:
-        """Notes how many nanoseconds of CPU time were spent until now."""
+        """Stores how many nanoseconds of CPU time the worker has spent so far."""
         self._words[_CPU] = spent - time.monotonic_ns()
 
     # Both sides
 
     def output_of(self, number: int) -> str:
-        """The last lines that a job wrote; none, if another has written since."""
+        """The last lines that a job wrote; empty if another job has written since."""
         own = number and self._words[_WRITER] == number
         return last_lines(bytes(self._output[: self._words[_WRITTEN]])) if own else ""
 
     def cpu_since(self, began: int, spent: int) -> int:
-        """Microseconds of CPU time since a job began, of all that was *spent* until now. Since
-        the mark there were only short jobs before it, which count as all work."""
+        """Microseconds of CPU time since a job began, of the nanoseconds *spent* so far. Between
+        `mark_cpu` and that job only short ones ran: they count as if they had never waited."""
         return int(max(0, spent - self._words[_CPU] - began) // 1000)
 
     # The supervisor's side
@@ -8227,8 +8237,8 @@ class Board:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[bool]:
-        """Keeps the worker from starting or finishing a job meanwhile. False if it was stopped,
-        or died, inside its own turn: then waiting longer would not help."""
+        """Keeps the worker from starting or finishing a job meanwhile. False if the worker was
+        stopped or died while it held the lock: then waiting longer would not help."""
         locked = self._lock.acquire(timeout=0.05)
         try:
             yield locked
@@ -8237,7 +8247,7 @@ class Board:
                 self._lock.release()
 
     def collect(self, dead: bool = False) -> Iterator[tuple[Any, ...]]:
-        """Takes the reports away: messages, as in the channel."""
+        """Removes the reports and returns them, as messages like those of the channel."""
         if self._words[_USED]:
             with self.held() as locked:
                 if locked or dead:
@@ -8248,9 +8258,9 @@ class Board:
             raise ValueError("not a report of litejobs")
 
     def revoke(self, until: int) -> int | None:
-        """Takes back all plain jobs with lower numbers that have not started; returns the number
-        of the one that runs (0: none). Those before it have started, too: their reports are
-        taken away in the same moment, to be collected next. `None` if it could not be done now."""
+        """Revokes all plain jobs with lower numbers that have not started; returns the number of
+        the one that runs (0: none), or `None` if the lock could not be taken. The reports of
+        those that have ended are removed at the same time, for the next `collect`."""
         with self.held() as locked:
             if not locked:
                 return None
@@ -8261,7 +8271,7 @@ class Board:
             return self.running
 
     def ask_to_end(self, number: int, place: int, why: Reason) -> bool:
-        """Asks a job to end; false if it is a plain one that does not run any more."""
+        """Asks a job to end; false if it is a plain one that no longer runs."""
         with self.held() as locked:
             if not place and (not locked or self.running != number):
                 return False
@@ -8270,19 +8280,19 @@ class Board:
 
 
 def end_of(output: bytes, text: str) -> bytes:
-    """What is kept of an output after more text."""
+    """The end of an output with *text* added, as long as is kept."""
     return (output + text[-OUTPUT_KEPT:].encode(errors="backslashreplace"))[-OUTPUT_KEPT:]
 
 
 def last_lines(output: bytes) -> str:
-    """The end of an output, from the beginning of a line if a whole one fits."""
+    """The end of an output, from the start of a line if it has one."""
     text = output[-OUTPUT_LIMIT:].decode(errors="ignore")
     return text if len(output) <= OUTPUT_LIMIT else text.partition("\n")[2] or text
 
 
 def peak_memory(pid: int) -> int | None:
-    """Bytes that a process has occupied at the most; `None` where nobody counts them, or only for
-    this process. (On Linux, `getrusage` begins with the memory of the process that started it.)"""
+    """The peak memory of a process in bytes; `None` where the system does not say. (`getrusage` on
+    Linux starts with the memory of the parent process.)"""
     with contextlib.suppress(OSError):
         if found := re.search(rb"VmHWM:\s*(\d+) kB", Path(f"/proc/{pid}/status").read_bytes()):
             return 1024 * int(found[1])
@@ -8298,12 +8308,12 @@ def peak_memory(pid: int) -> int | None:
 
 MakeExecutor = Callable[[], contextlib.AbstractContextManager[Executor]]
 OUTPUT = contextvars.ContextVar[list[bytes] | None]("OUTPUT", default=None)
-"""What the async job that runs here has written: it is not the job that the board knows."""
+"""The output of the async job of this context; the board keeps only that of plain jobs."""
 
 
 def keep_output(stream: Any, board: Board) -> None:
-    """Keeps the end of what jobs write to a stream, which writes it as before. It stays the
-    same object, since others, such as handlers of logging, may have it already."""
+    """Keeps the end of what jobs write to a stream, besides writing it. The stream stays the same
+    object, since others, such as logging handlers, may hold it already."""
     write = getattr(stream, "write", None)  # There may be no stream, as in pythonw.exe.
 
     def write_and_keep(text: str) -> Any:
@@ -8314,16 +8324,16 @@ def keep_output(stream: Any, board: Board) -> None:
             own[0] = end_of(own[0], text)
         return count
 
-    with contextlib.suppress(AttributeError):  # Of a stream of another kind.
+    with contextlib.suppress(AttributeError):  # Some kinds of streams do not allow it.
         stream.write = write_and_keep
 
 
 @contextlib.contextmanager
 def spawning() -> Iterator[None]:
-    """Blocks the stop signals, in a process that is started meanwhile, too, until it has become
-    a worker: Ctrl-C goes to all processes of a terminal, and would end in a traceback of what the
-    worker is just importing. Hides from multiprocessing a main program that came through a pipe,
-    since new processes cannot import it; one that is missing may be about to be replaced."""
+    """Blocks the stop signals here, and in a process that is started meanwhile, until it is a
+    worker: Ctrl-C goes to all processes of a terminal and would interrupt its imports. Hides from
+    multiprocessing a main program that came through a pipe, which no new process can import; one
+    whose file is missing is not hidden, since it may be about to be replaced."""
     main = sys.modules["__main__"]
     file = str(getattr(main, "__file__", None) or "")
     hidden = not _importable_main(main) and (file.startswith("<") or os.path.exists(file))
@@ -8343,24 +8353,23 @@ def spawning() -> Iterator[None]:
 def work_in_child(
     connection: socket.socket, lifeline: Connection, board: Board, presence: str, make: MakeExecutor
 ) -> None:
-    """The whole life of a worker process, which holds the lock on the file *presence*. It dies
-    with its supervisor, and of nothing else by mistake."""
+    """The main function of a worker process, which holds the lock on the file *presence* and dies
+    with its supervisor."""
     if hasattr(os, "setpgid"):
-        # A group of its own: Ctrl-C in the terminal goes to the supervisor alone, and
-        # whatever the job starts can be killed with it.
+        # A group of its own gets no Ctrl-C, and can be killed with what the jobs have started.
         os.setpgid(0, 0)
     for number, default in STOP_SIGNALS.items():
-        # systemd signals every process. Not SIG_IGN, which a job's children would inherit.
+        # systemd signals every process of a service. SIG_IGN would be inherited by children.
         signal.signal(number, lambda number, frame: None)
         if hasattr(os, "register_at_fork"):
-            # What a job forks can be ended like any other process.
+            # A process that a job forks can be ended like any other.
             os.register_at_fork(after_in_child=functools.partial(signal.signal, number, default))
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     if sys.platform == "linux":
-        # The kernel kills the whole group when the lifeline closes: the thread, which is the
-        # portable way, gets no turn while a job loops in C. (PR_SET_PDEATHSIG would spare what
-        # the job has started.)
+        # The kernel kills the whole group when the lifeline closes. The thread below, which is
+        # portable, does not run while a job loops in C; PR_SET_PDEATHSIG would not kill what
+        # the job has started.
         import fcntl
 
         f_setsig = 10  # of <fcntl.h>
@@ -8382,8 +8391,8 @@ def work_in_child(
 
 
 def kill_group(pid: int, alive: bool = True) -> None:
-    """Kills a worker with all that it started, at once; or, if it is not *alive*, what
-    it left behind (another process may have its number by now)."""
+    """Kills a worker with all processes that it started; if it is not *alive*, only those, since
+    another process may have its id by now."""
     if hasattr(os, "killpg"):
         for kill in (os.killpg, os.kill) if alive else (os.killpg,):
             with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -8395,8 +8404,8 @@ def kill_group(pid: int, alive: bool = True) -> None:
 def work(
     connection: socket.socket, board: Board, make: MakeExecutor, cpu_clock: Callable[[], int]
 ) -> None:
-    """Makes what jobs need, says so, and runs them until no more will come."""
-    connection.setblocking(True)  # Whatever default the program has set for sockets.
+    """Makes the executor, tells the supervisor, and runs jobs until no more will come."""
+    connection.setblocking(True)  # The program may have changed the default for sockets.
     channel = Channel(connection)
     with contextlib.ExitStack() as closing:
         if threading.current_thread() is not threading.main_thread():
@@ -8417,13 +8426,13 @@ def work(
 
 
 NOTIFY_AFTER, NOTIFY_AFTER_NS = 64, 8_000_000
-"""Reports, and nanoseconds, after which the supervisor is notified in the midst of a batch."""
+"""Reports, and nanoseconds, after which the supervisor is notified in the middle of a batch."""
 SHORT_RUN = 500
-"""Microseconds: jobs that took no longer share a look at the CPU clock, which takes as long
-as running a very short one."""
+"""Microseconds. The CPU clock is not read after jobs that took no longer: reading it takes as long
+as a very short job."""
 RESTORE_AFTER = 5
-"""Microseconds: closing all that is open takes longer. (That took 35, a look at the socket 1,
-putting back what jobs change 2.)"""
+"""Microseconds. Jobs that took no longer cannot have closed all open files, which takes 35.
+(Checking the socket takes 1, restoring what jobs change 2.)"""
 
 
 @attrs.define(eq=False, repr=False)
@@ -8437,13 +8446,13 @@ class JobRunner:
     restore: Callable[[], bool]
     cpu_clock: Callable[[], int]
     _reporters: dict[int, ProgressReporter] = attrs.field(factory=dict)
-    """By the job's id, of those that have reported progress."""
+    """By id of the jobs that have reported progress."""
     _loop: Any = None
     _tasks: dict[int, tuple[Any, Claimed]] = attrs.field(factory=dict)
-    """By number, of async jobs."""
+    """The async jobs, by number."""
 
     def messages(self) -> Iterator[tuple[Any, ...]]:
-        """What the supervisor sends, until no more will come."""
+        """The messages of the supervisor, until it sends "end" or is gone."""
         with contextlib.suppress(EOFError, OSError):
             for message in self.channel.receive():
                 if message == ("end",):
@@ -8451,51 +8460,52 @@ class JobRunner:
                 yield message
 
     def run(self, batch: list[tuple[int, tuple[Any, ...]]]) -> bool:
-        """Runs a batch of jobs; false, if the worker cannot go on after one of them."""
+        """Runs a batch of jobs; false if the worker cannot go on after one of them."""
         channel, board, restore, cpu_clock = self.channel, self.board, self.restore, self.cpu_clock
         if not restore():
             return False
         board.mark_cpu(cpu_clock())
-        unseen, seen_at, report = 0, time.monotonic_ns(), b""
+        unnotified, notified_at, packed = 0, time.monotonic_ns(), b""
         for number, fields in batch:
-            began = board.start_next(report, number)
-            unseen += bool(report)
-            report = b""
+            began = board.start_next(packed, number)
+            unnotified += bool(packed)
+            packed = b""
             if not began:
                 continue
-            if unseen >= NOTIFY_AFTER or (unseen and began - seen_at > NOTIFY_AFTER_NS):
+            late = unnotified and began - notified_at > NOTIFY_AFTER_NS
+            if late or unnotified >= NOTIFY_AFTER:
                 channel.send("reports")
-                unseen, seen_at = 0, began
+                unnotified, notified_at = 0, began
             asked = functools.partial(board.why_asked, number)
-            made = self.executor.run(Claimed._make(fields), asked, self.progress)
-            if (took := made.took) > SHORT_RUN or made.kind:
-                if made.kind or asked():  # The supervisor will say that it failed.
-                    used = board.cpu_since(began, cpu_clock()), peak_memory(os.getpid())
+            report = self.executor.run(Claimed._make(fields), asked, self.progress)
+            if report.took > SHORT_RUN or report.kind:
+                if report.kind or asked():  # Then the supervisor may settle it as failed.
+                    cpu, memory = board.cpu_since(began, cpu_clock()), peak_memory(os.getpid())
                     output = board.output_of(number)
-                    made = made._replace(cpu=used[0], memory=used[1], output=output)
+                    report = report._replace(cpu=cpu, memory=memory, output=output)
                 board.mark_cpu(cpu_clock())
-            message = "report", number, made[:]
-            report = pack(*message)
-            if (self._reporters and self.end_progress(fields[0])) or not board.fits(report):
-                # Through the channel it comes after the last progress of the job.
+            message = "report", number, report[:]
+            packed = pack(*message)
+            if (self._reporters and self.end_progress(fields[0])) or not board.fits(packed):
+                # Through the channel it arrives after the last progress of the job.
                 channel.send(*message)
-                report = b""
-            if took > RESTORE_AFTER and not restore():
-                board.start_next(report, 0)
-                return False  # Else the next one is blamed, for what cannot be heard, or printed.
-        board.start_next(report, 0)
-        channel.send("reports")  # Also after jobs that were all revoked: the hands are empty.
+                packed = b""
+            if report.took > RESTORE_AFTER and not restore():
+                board.start_next(packed, 0)
+                return False  # Else the next job would be blamed for what this one has broken.
+        board.start_next(packed, 0)
+        channel.send("reports")  # Also if all were revoked, so that the worker gets other jobs.
         return True
 
     def progress(self, claimed: Claimed, progress: Progress) -> None:
-        """Sends the progress of a job, now or soon; called from any of its threads."""
+        """Sends the progress of a job, now or soon; it may be called from any thread."""
         if (reporter := self._reporters.get(claimed.id)) is None:
             send = functools.partial(self.channel.send, "progress", claimed.id, claimed.claim)
             reporter = self._reporters.setdefault(claimed.id, ProgressReporter(send))
         reporter.report(progress)
 
     def end_progress(self, id: int) -> bool:
-        """Sends the last progress of a job that has ended; says whether there was any."""
+        """Sends the last progress of a job that has ended; returns whether there was any."""
         if (reporter := self._reporters.pop(id, None)) is None:
             return False
         reporter.close()
@@ -8503,9 +8513,9 @@ class JobRunner:
 
     @contextlib.contextmanager
     def async_loop(self) -> Iterator[Iterator[Any]]:
-        """Runs async jobs meanwhile, and gives the batches of plain ones: a third thread reads the
-        channel, also while a job blocks the loop."""
-        import asyncio  # Late, like queue: few programs need it.
+        """Runs async jobs in a thread and returns the batches of plain ones. Another thread reads
+        the channel, so that a job which blocks the loop does not delay plain ones."""
+        import asyncio  # Here, like queue, because few programs need it.
         from queue import SimpleQueue
 
         batches: SimpleQueue[Any] = SimpleQueue()
@@ -8516,7 +8526,7 @@ class JobRunner:
                 try:
                     self._loop.run_forever()
                 except BaseException:
-                    # What a handler's own task raises must not end those of others.
+                    # A KeyboardInterrupt, say, of a handler's own task must not end other jobs.
                     logger.exception("a task of an async handler wanted to end the event loop")
 
         def read() -> None:
@@ -8531,7 +8541,7 @@ class JobRunner:
                 logger.exception("a worker that cannot run its async jobs ends")
             batches.put(None)
 
-        with asyncio.Runner() as runner:  # It cancels what still runs.
+        with asyncio.Runner() as runner:  # At its end it cancels the tasks that still run.
             self._loop = runner.get_loop()
             thread = threading.Thread(target=run_loop, name="litejobs-async", daemon=True)
             thread.start()
@@ -8545,7 +8555,7 @@ class JobRunner:
 
     def _begin(self, jobs: list[tuple[int, int, tuple[Any, ...]]]) -> None:
         if not self._tasks:
-            with self.board.held():  # No plain job begins meanwhile.
+            with self.board.held():  # So that no plain job begins meanwhile.
                 if not self.board.running:
                     self.restore()
         for number, place, fields in jobs:
@@ -8555,7 +8565,7 @@ class JobRunner:
             task.add_done_callback(functools.partial(self._ended, number))
 
     def _cancel(self, number: int, within: float) -> None:
-        """Cancels a task that was asked to end, in so many seconds."""
+        """Cancels the task of a job that was asked to end, *within* seconds from now."""
         if within > 0:
             self._loop.call_later(within, self._cancel, number, 0.0)
         elif number in self._tasks:
@@ -8576,8 +8586,8 @@ class JobRunner:
         return report
 
     def _ended(self, number: int, task: Any) -> None:
-        """A task is over. If it never began its job, that was asked to end already, or another
-        job's handler has cancelled all the tasks that it found."""
+        """Reports a job whose task has ended. The job never began if it had been asked to end
+        before, or if another job's handler cancelled all the tasks that it found."""
         report = GIVEN_BACK if task.cancelled() else task.result()
         if not report.finished_at:
             now = self.executor.clock()
@@ -8589,13 +8599,13 @@ class JobRunner:
 
 
 def make_restore(connection: socket.socket) -> Callable[[], bool]:
-    """Makes a function that puts back what jobs have changed of their process: signal handlers and
-    mask, timer, umask and folder, of which threads have none of their own. False, if that cannot be
-    done, or if the connection or a standard stream is not as it was."""
+    """Makes a function that undoes what jobs have changed in their process: signal handlers and
+    mask, timer, umask and current folder; in a thread, nothing. It returns false if that fails,
+    or if a job has closed the connection or a standard stream."""
     number = connection.fileno()
     file = None if sys.platform == "win32" else _stat_id(os.fstat(number))
     streams = [each for each in (sys.stdout, sys.stderr) if not getattr(each, "closed", True)]
-    # Not the module signal, which takes ten times as long, for an enum of each.
+    # The module signal takes ten times as long, since it converts each number to an enum.
     plain = importlib.import_module("_signal")
     names = ["TERM", "INT", "HUP", "BREAK", "ALRM", "CHLD", "PIPE", "USR1", "USR2"]
     numbers = [getattr(plain, f"SIG{name}", 0) for name in names]
@@ -8605,7 +8615,7 @@ def make_restore(connection: socket.socket) -> Callable[[], bool]:
     blocked = plain.pthread_sigmask(signal.SIG_BLOCK, ()) if masks else ()
     umask = os.umask(0o077) if own_process else 0
     if hasattr(os, "fchdir"):
-        # By descriptor it takes half as long, and finds a folder that was renamed.
+        # By descriptor it takes half as long, and works for a folder that was renamed.
         to_folder = functools.partial(os.fchdir, os.open(".", os.O_RDONLY))
     else:
         to_folder = functools.partial(os.chdir, os.getcwd())
@@ -8627,7 +8637,7 @@ def make_restore(connection: socket.socket) -> Callable[[], bool]:
                 if plain.getsignal(each) != handler:
                     plain.signal(each, handler)
             to_folder()
-        except BaseException:  # Also what the last job's handler of a signal raises.
+        except BaseException:  # Also what a signal handler of the last job raises.
             return False
         return True
 
@@ -8637,48 +8647,49 @@ def make_restore(connection: socket.socket) -> Callable[[], bool]:
 ################################################################################
 # Supervisor
 #
-# The parent of the workers owns the file and the clock. Its loop is a list of verbs around one
+# The parent of the workers claims and settles their jobs. Its loop is a list of verbs around one
 # blocking wait: spawn, watch, listen, do duties, exchange. Each job in hand is one Run. It never
 # runs a handler, never decodes a payload, and never blocks on a worker, which may be stopped.
 ################################################################################
 
 STARTS_AT_ONCE = max(1, (os.cpu_count() or 1) - 1)
-"""How many workers start at a time: more would only delay each other, and the first job."""
+"""How many workers start at the same time: more would only delay each other, and the first job."""
 RESTART_PAUSE = 1.0
-"""Seconds until a worker is tried again that could not start; twice as many each time."""
+"""Seconds until the next try after a worker could not start; doubled each time."""
 FAILED_STARTS = 3
-"""How many starts in a row may fail while no worker is ready; twice as many if there was one."""
+"""How many starts in a row may fail while no worker is ready; twice as many if one ever was."""
 ASYNC_CHECK = 0.01
-"""Seconds after which an async job that was handed over is looked at: it runs by then."""
+"""Seconds after which an async job that was handed over is first checked: it has begun by then."""
 UNKNOWN_EXIT_CODE = 255
-"""Passes for the exit code of a process that somebody else has waited for."""
+"""The exit code recorded for a process that other code has waited for."""
 CHANNEL_ERRORS = EOFError, OSError, ValueError, TypeError, LookupError
-"""What reading from a worker raises that is gone, or whose jobs wrote over what it sends."""
+"""Raised by reading from a worker that is gone, or whose messages a job has overwritten."""
 
 
 @attrs.define(eq=False, repr=False)
 class Run:
-    """A job in hand, and all that its supervisor knows about it."""
+    """A job in hand, that is, given to a worker, and all that its supervisor knows about it."""
 
     number: int
-    """Its place in the order of the hand-overs."""
+    """Rises with each job that is handed over."""
     claimed: Claimed
     worker: Worker
     expected: float
     """Microseconds that it will take, by estimate."""
     place: int = 0
-    """Of an async job, on the board."""
+    """The place of an async job on the board; 0 for a plain one."""
     reason: Reason | None = None
     kill_at: float = math.inf
     grace: float = 0.0
-    """Seconds that it was granted after it was asked."""
+    """Seconds that it was granted after it was asked to end."""
     frozen: float = 0.0
-    """Seconds of its running for which the node got no turn: they count towards no timeout."""
+    """Seconds for which the whole node was stopped while it ran: they count towards no timeout."""
     memory_at: float = 0.0
-    """When the memory of its worker is looked at."""
+    """When the memory of its worker is checked next."""
     announced: bool = False
+    """Whether its "started" event was emitted."""
     slow_after: float = 0.0
-    """Seconds of running after which it is logged as slow once more."""
+    """Seconds of running after which it is logged as slow again."""
 
 
 @attrs.define(eq=False, repr=False)
@@ -8690,38 +8701,39 @@ class Worker:
     channel: Channel
     board: Board
     free: list[int]
-    """The places on the board for further async jobs."""
+    """The free places on the board for async jobs."""
     sources: list[Any]
-    """What is waited for to notice it: its socket, and what tells of the death of a process."""
+    """What the selector waits for: its socket, and what becomes readable when a process dies."""
     lifeline: Connection | None = None
+    """A pipe that closes when the supervisor dies; `None` for a thread."""
     ready: bool = False
     failure: str = "it died while it started; its error output says why"
     jobs_left: float = math.inf
     """How many more jobs it may be given."""
     exit_by: float = math.inf
-    """When it was dismissed: the moment by which it must be gone."""
+    """When it is killed, once it was told to end because it has run as many jobs as it may."""
     blameless: bool = False
     """Whether its node has killed it: then only jobs that were asked to end are to blame."""
     runs: dict[int, Run] = attrs.field(factory=dict)
-    """What it has in hand, by number, in the order of the hand-overs."""
+    """The jobs that it has in hand, by number, in the order of the hand-overs."""
     plain: int = 0
     """How many of these are plain jobs, which it runs one after another."""
     load: float = 0.0
-    """Microseconds of work that these will take, by estimate."""
+    """Microseconds that the plain jobs will take, by estimate."""
     check_at: float = math.inf
-    """Until when nothing can be due with any of its async jobs."""
+    """When its async jobs are checked next."""
     progress_at: float = 0.0
-    """When it was given the first job that it has in hand, or had ended one."""
+    """When it last ended a job, or was given one after it had none."""
     events: int = selectors.EVENT_READ
     """What the selector waits for on its channel."""
     broken: bool = False
-    """Whether nothing more can be heard of it."""
+    """Whether its channel or board can no longer be read."""
     usage: tuple[int | None, int | None] | None = None
-    """By the end; see `usage_of`."""
+    """What it had used when it ended; see `usage_of`."""
 
     @property
     def is_process(self) -> bool:
-        """Whether it can be killed."""
+        """Whether it is a process, which can be killed."""
         return self.lifeline is not None
 
     @property
@@ -8729,22 +8741,22 @@ class Worker:
         """Whether it has ended."""
         if not self.is_process:
             return not self.process.is_alive()
-        used = usage_of(self.pid)  # Of one that has ended, the next line waits for the last time.
+        used = usage_of(self.pid)  # Before the next line, which reaps a process that has ended.
         if self.process.exitcode is not None:
             self.usage = self.usage or used
             return True
         if sys.platform == "win32":
             return False
-        # No exit code will ever tell of a process that somebody else has waited for, as programs
-        # do that ignore SIGCHLD or wait for all children.
+        # There is never an exit code if other code has waited for the process, as in programs
+        # that ignore SIGCHLD or wait for all children.
         try:
             os.kill(self.pid, 0)
-        except OSError as error:  # Not permitted: its number belongs to somebody else.
+        except OSError as error:  # If it exists and is not permitted, another process has its id.
             return isinstance(error, ProcessLookupError)
         return False
 
     def hand_over(self, runs: list[Run]) -> None:
-        """Gives it jobs."""
+        """Sends jobs to it."""
         now = time.monotonic()
         if not self.runs:
             self.progress_at = now
@@ -8764,7 +8776,7 @@ class Worker:
             self.channel.send("begin", beside)
 
     def take(self, number: int) -> Run | None:
-        """Takes a job out of its hands."""
+        """Removes a job that it has in hand."""
         if run := self.runs.pop(number, None):
             self.progress_at = time.monotonic()
             if run.place:
@@ -8775,11 +8787,11 @@ class Worker:
         return run
 
     def receive(self, dead: bool) -> list[tuple[Any, ...]]:
-        """The messages that have arrived, reports on the board included. It is killed if it is
-        gone, or if one of its jobs has written over what it sends."""
+        """The messages that have arrived, reports on the board included. If they cannot be read,
+        since one of its jobs has overwritten them, say, the worker is killed."""
         messages = []
         self.channel.flush()
-        # The board comes later: the message that something is there has been read then.
+        # The board comes second, so that it holds all reports which the channel has announced.
         for arrived in (self.channel.receive(), self.board.collect(dead)):
             try:
                 for message in arrived:
@@ -8798,8 +8810,8 @@ class Worker:
             kill_group(self.pid, alive)
 
     def close(self) -> None:
-        """Gives back what it took to talk to it."""
-        self.runs.clear()  # Each of them refers to it, and so to its shared memory.
+        """Closes the connections to a worker that has ended."""
+        self.runs.clear()  # Each of them refers to the worker, and so to its shared memory.
         self.channel.socket.close()
         if self.lifeline is not None:
             self.lifeline.close()
@@ -8807,14 +8819,14 @@ class Worker:
                 if source != self.process.sentinel:
                     os.close(source)
             if self.process.exitcode is None:
-                # Else multiprocessing would keep it, and its files, for ever.
+                # Else multiprocessing would keep the process and its files forever.
                 self.process._popen.returncode = UNKNOWN_EXIT_CODE
             self.process.close()
 
 
 def start_worker(make: MakeExecutor, presence: str | None, concurrency: int) -> Worker:
-    """Starts a worker with so many places for async jobs: a process that holds the lock on the
-    file *presence*; or a thread."""
+    """Starts a worker with *concurrency* places for async jobs: a process that holds the lock on
+    the file *presence*, or a thread if that is `None`."""
     free = list(range(1, concurrency + 1))
     with contextlib.ExitStack() as opened:
         ours, theirs = map(opened.enter_context, socket.socketpair())
@@ -8843,14 +8855,14 @@ def start_worker(make: MakeExecutor, presence: str | None, concurrency: int) -> 
         sources.append(os.pidfd_open(pid))
     except (AttributeError, OSError):
         if sys.platform != "win32":
-            # A pipe, which stays open in what the process has forked: then a look shows its death.
+            # A pipe. If a forked process keeps it open, `_check_workers` notices the death.
             sources.append(process.sentinel)
     return Worker(process, pid, Channel(ours), board, free, sources, held)
 
 
 def usage_of(pid: int) -> tuple[int | None, int | None]:
-    """Nanoseconds of CPU time and the peak of bytes that a process has used, where Linux's /proc
-    says it: of one that has ended, only the first, and until somebody has waited for it."""
+    """Nanoseconds of CPU time and peak bytes of memory of a process, where there is /proc. Of a
+    process that has ended, only the CPU time is known, until it is reaped."""
     try:
         ticks = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[11:13]
     except OSError:
@@ -8880,7 +8892,7 @@ def memory_of(pid: int) -> int:
 
 @attrs.define(eq=False, repr=False)
 class WorkerPool:
-    """The workers of a node, as many as there should be."""
+    """The workers of a node."""
 
     make: MakeExecutor
     threads: bool
@@ -8889,20 +8901,21 @@ class WorkerPool:
     concurrency: int
     """How many async jobs each may run at a time."""
     jobs_per_worker: float
-    """After so many a worker is replaced: a spare one stands by then."""
+    """Jobs after which a worker is replaced; if finite, a spare worker is ready then."""
     grace: float
+    """Seconds for a worker that was told to end."""
     workers: list[Worker] = attrs.field(factory=list)
     ever_ready: bool = False
-    """Whether one of them was ever ready."""
+    """Whether any worker was ever ready."""
     failed_starts: int = 0
+    """Since a worker was last ready."""
     _failure: str = ""
     _start_at: float = 0.0
-    """When the next one may be started."""
+    """When the next worker may be started."""
 
     def spawn(self, presence: str) -> Iterator[Worker]:
-        """Lets workers go that have run as many jobs as they may, and starts others, up to the
-        number there should be; they hold the lock on the file *presence*. A WorkerError says that
-        none can be started."""
+        """Ends workers that have run as many jobs as they may, and starts others that hold the
+        lock on the file *presence*. Raises a WorkerError if none can be started."""
         for worker in self.workers:
             if worker.jobs_left <= 0 and not worker.runs:
                 if worker.exit_by == math.inf:
@@ -8914,7 +8927,7 @@ class WorkerPool:
             if not self.workers:
                 raise WorkerError(f"no worker can be started: {self._failure}")
             if not any(worker.ready for worker in self.workers):
-                return  # Those that are starting now decide.
+                return  # Wait until those that are starting are ready or have failed.
         size = self.size + (self.jobs_per_worker < math.inf)
         size += sum(worker.exit_by < math.inf for worker in self.workers)
         starting = sum(not worker.ready for worker in self.workers)
@@ -8932,8 +8945,8 @@ class WorkerPool:
             yield worker
 
     def start_failed(self, problem: str) -> None:
-        """The system lacks what a worker takes, or its source files are just being replaced:
-        that may be different later. Those that fail during the pause were started before it."""
+        """Logs that a worker could not start, and pauses: the system may have too little memory, or
+        source files are being replaced. Workers that fail in the pause were started before it."""
         now = time.monotonic()
         if now >= self._start_at:
             logger.error("a worker cannot be started and will be tried again: %s", problem)
@@ -8942,38 +8955,38 @@ class WorkerPool:
             self._failure = problem
 
     def replace(self) -> None:
-        """Has other processes take the places of all, of each when it has ended its jobs."""
+        """Has each process replaced when it has ended its jobs."""
         for worker in self.workers:
             worker.jobs_left = 0 if worker.is_process else worker.jobs_left
 
     def available(self) -> list[Worker]:
-        """Those that may be given jobs; a spare one waits until another leaves."""
+        """The workers that may be given jobs; a spare one only when another ends."""
         ready = [each for each in self.workers if each.ready and (each.jobs_left > 0 or each.runs)]
         return [worker for worker in ready[: self.size] if worker.jobs_left > 0]
 
     def runs(self) -> list[Run]:
-        """What they have in hand."""
+        """The jobs that all workers have in hand."""
         return [run for worker in self.workers for run in worker.runs.values()]
 
     def close_in_fork(self) -> None:
-        """Closes a fork's ends of what one talks to them through, above all their lifelines."""
+        """Closes the connections in a forked process, above all the lifelines."""
         for worker in self.workers:
             worker.channel.socket.close()
             if worker.lifeline is not None:
                 worker.lifeline.close()
 
 
-# Assign: whose each ready job is to be, by how long those of its definition have been taking.
+# Assign: which worker gets each ready job, by how long those of its definition have been taking.
 
 PREFETCH = 10_000
-"""Microseconds of work that a worker should have in hand: enough that it need not wait
-for the next exchange, little enough that no job waits for a worker."""
+"""Microseconds of work that a worker should have in hand: enough that it need not wait for the next
+exchange, little enough that no job waits behind others while another worker is idle."""
 PREFETCH_JOBS = 256
 """How many jobs a worker has in hand at most, however short they are."""
 PREFETCH_BEHIND = 100_000
-"""Microseconds of work behind which a worker may already have its next job in hand."""
+"""Microseconds of work: a worker with one job in hand that has less is given a second one."""
 OVERHEAD = 10
-"""Microseconds that a worker spends on a job beside running it."""
+"""Microseconds that a worker spends on a job besides running it."""
 
 
 def assign(
@@ -8983,9 +8996,9 @@ def assign(
     durations: Mapping[str, float],
     async_names: frozenset[str],
 ) -> None:
-    """Takes ready jobs as long as a worker has room for the next one: a plain job goes to the
-    worker with the least work, an async one to that with most free places. Puts them into the
-    *plan*, by id."""
+    """Takes ready jobs while workers have room for them, and enters the worker of each into
+    *plan*, by the job's id: for a plain job the worker with the least work, for an async one that
+    with the most free places."""
     loads = [load_of(worker) for worker in workers]
     counts = [worker.plain for worker in workers]
     places = [len(worker.free) for worker in workers]
@@ -8998,7 +9011,7 @@ def assign(
         else:
             which = loads.index(min(loads))
             fits = has_room(counts[which], loads[which], more)
-            if fits and ready.has_rate:  # It has to start now.
+            if fits and ready.has_rate:  # A job of a queue with a rate has to start now.
                 fits = not workers[which].plain and loads[which] <= BURST_SECONDS * 1e6
         if not fits:
             if not async_names:
@@ -9018,36 +9031,36 @@ def assign(
 
 
 def estimate(name: str, durations: Mapping[str, float]) -> float:
-    """Microseconds that a worker will need for a job; of what has never run, so many that one is
-    tried at a time."""
+    """Microseconds that a worker will need for a job. Before the first one of a definition has run,
+    it is assumed to be long, so that each worker gets only one."""
     return durations.get(name, PREFETCH_BEHIND) + OVERHEAD
 
 
 def load_of(worker: Worker) -> float:
-    """Microseconds of work in a worker's hands; a job that has run for longer than expected may
-    well run for as long again."""
+    """Microseconds of work that a worker has in hand. A job that has run for longer than expected
+    is expected to run for as long again."""
     running = worker.runs.get(worker.board.running)
     began = 0 if running is None else worker.board.began(running)
     return max(worker.load, (time.monotonic_ns() - began) / 1000 if began else 0.0)
 
 
 def has_room(count: int, load: float, more: float) -> bool:
-    """Whether a worker with so much in hand may have *more*: a first job, however long; a
-    second one to go on with at once, unless it would wait for long; others if all are short."""
+    """Whether a worker with *count* jobs of *load* microseconds may be given one of *more*: a first
+    one, however long; a second one, unless it would wait for long; others if all are short."""
     if count < 2:
         return count == 0 or load < PREFETCH_BEHIND
     return count < PREFETCH_JOBS and load + more <= PREFETCH
 
 
-# Settle: most attempts report how they ended; here it is decided for those that were asked to end,
-# or whose worker has died.
+# Settle: the worker reports how an attempt ended, unless the job was asked to end or the worker has
+# died: then it is decided here.
 
 SETTLE_AT, SETTLE_WITHIN = 128, 0.008
-"""Results, and seconds, after which results are settled although no worker needs a job."""
+"""Results, and seconds, after which results are settled even if no worker needs a job."""
 
 
 def not_begun(now: int, cancelled: bool) -> Report:
-    """The report of a job that its node had claimed and no worker has begun."""
+    """The report of a job that was claimed and never begun."""
     report = GIVEN_BACK._replace(finished_at=now)
     if not cancelled:
         return report
@@ -9058,8 +9071,8 @@ def not_begun(now: int, cancelled: bool) -> Report:
 def final_report(
     run: Run, report: Report, registry: Registry, rng: random.Random, crash: str = ""
 ) -> Report:
-    """The report of a job that may have been asked to end, which counts more than how it ended;
-    or whose worker has died by a *crash*. When its node stops, the worker knows how it ended."""
+    """The report of a job that was asked to end, or whose worker died by a *crash*. The reason to
+    end counts more than how it ended, except when the node stops."""
     claimed, options = run.claimed, registry.options(run.claimed.name)
     if run.reason == "cancel":
         return report._replace(
@@ -9085,7 +9098,7 @@ def final_report(
 
 
 def exit_description(exitcode: int | None) -> str:
-    """How a worker ended that its node did not kill."""
+    """Says how a worker ended that its node did not kill."""
     if exitcode is None:
         why = "the program ignores SIGCHLD, or waits for children that are not its own"
         return f"its worker ended, and its exit code is not known: {why}"
@@ -9099,32 +9112,32 @@ def exit_description(exitcode: int | None) -> str:
 
 Until = Literal["empty"]
 LOCK_SLICE = 0.05
-"""Seconds for which a node waits for the write lock before it looks after its workers again."""
+"""Seconds for which a node waits for the write lock before it attends to its workers again."""
 MAX_DATAGRAMS = 256
-"""How many datagrams are taken from the wakeup socket at a time."""
+"""How many datagrams are read from the wakeup socket at a time."""
 FALSE_WAKES, WAKE_PAUSE = 8, 0.01
-"""After so many datagrams without a commit, the node rests for so many seconds at each."""
+"""Datagrams without a commit, and the seconds for which the node pauses at each further one."""
 FINAL_LOCK_WAIT = 1.0
 """Seconds for which a node that is to end at once waits for the write lock."""
 RETRY_PAUSE = 0.5
 """Seconds until an exchange that failed is tried again."""
 SLOW, VERY_SLOW = 0.010, 0.100
-"""Seconds that a job may run before those behind it are taken back: for a worker that is
-idle here, and for whoever else may want them."""
+"""Seconds that a job may run before those behind it are taken back: SLOW if another worker of the
+node is idle, else VERY_SLOW, since other nodes may have room."""
 CANCEL_PART = 0.25
-"""Of the grace: when only so much is left, what a stopping node asked to end is cancelled."""
+"""The part of the grace that is left when a stopping node cancels its async jobs."""
 MEMORY_CHECK = 0.1
-"""Seconds between two looks at the memory of workers whose job may use only so much."""
+"""Seconds between checks of the memory of workers that run a job with `max_memory`."""
 RETRY_SOON = 0.05
-"""Seconds until a kill is tried again."""
+"""Seconds until the next try if a worker held the lock of its board."""
 FROZEN_AFTER = 1.0
-"""Seconds: when the supervisor gets no turn for longer, the whole node may have been stopped, as
-by SIGSTOP, `docker pause` or a laptop that sleeps. That time counts towards no timeout."""
+"""Seconds by which the supervisor's loop has to be late for the node to count as stopped, as by
+SIGSTOP, `docker pause` or a laptop that sleeps. That time counts towards no timeout."""
 
 
 @attrs.define(eq=False, repr=False)
 class Supervisor:
-    """A node: it claims jobs for its workers and settles what comes back."""
+    """A node: it claims jobs for its workers and settles their results."""
 
     store: Store
     registry: Registry
@@ -9134,17 +9147,17 @@ class Supervisor:
     grace: float
     clock: Clock
     declared: tuple[Sequence[Schedule], str]
-    """The schedules of the program, and the program."""
+    """The schedules that the program declares, and which program it is."""
     events: Events
     joined: threading.Event = attrs.field(factory=threading.Event)
-    """Set when the node is listed."""
+    """Set when the node is listed, or has failed to join."""
     unresponsive_after: float = 5.0
-    """Seconds after which a worker that begins nothing of what it has in hand is replaced."""
+    """Seconds after which a worker that begins none of the jobs it has in hand is replaced."""
     slow_after: float = 60.0
-    """Seconds of running after which a job is logged as slow; again after twice the time."""
+    """Seconds after which a running job is logged as slow; again each time that has doubled."""
     _rng: random.Random = attrs.field(factory=random.Random)
     _wakeup: socket.socket = attrs.field(init=False)
-    """Where datagrams arrive that wake the node; their content is never looked at."""
+    """Receives the datagrams that wake the node; their content is ignored."""
     _selector: selectors.BaseSelector = attrs.field(factory=selectors.DefaultSelector)
     _async_names: frozenset[str] = attrs.field(init=False)
     _duties: Duties = attrs.field(init=False)
@@ -9154,55 +9167,57 @@ class Supervisor:
     """Microseconds that jobs of each definition have been taking."""
     _stops: int = 0
     _stop_at: float = math.inf
-    """When a node that stops has waited long enough for what runs."""
+    """When the grace of a stopping node is over."""
     _claim_due: bool = True
-    """Whether there may be ready jobs, and room for them, since the last look."""
+    """Whether there may be ready jobs that the last exchange did not see."""
     _pending: list[Settlement] = attrs.field(factory=list)
-    """What the next exchange settles."""
+    """The attempts that the next exchange settles."""
     _exchange_by: float = math.inf
-    """When that is at the latest: for results, progress, or the next job that a rate lets start."""
+    """When the next exchange is due: for results, progress, or a job of a queue with a rate."""
     _wanted: frozenset[EventKind] = frozenset()
-    """The kinds of events that are wanted, as of this round of the loop."""
+    """The kinds of events that have listeners, as of this round of the loop."""
     _ended_events: list[Event] = attrs.field(factory=list)
-    """The events to be emitted when all is settled."""
+    """The events to emit when all is settled."""
     _progress: dict[tuple[int, int], str] = attrs.field(factory=dict)
-    """The progress that is not in the file yet, by id and claim."""
+    """Progress that is not in the file yet, by id and claim."""
     _changes: int = 0
-    """The number of others' commits that was seen."""
+    """What `File.changes` returned last."""
     _may_hold_orphans: bool = False
-    """Whether the file may say that this node holds jobs of which it does not know."""
+    """Whether the file may have jobs claimed by this node that are not in hand."""
     _quiet_until: float = 0.0
     """When an exchange that failed is tried again."""
     _failing_since: float = math.inf
-    """Since when nothing could be claimed or settled."""
+    """Since when exchanges fail."""
     _locked_since: float = math.inf
-    """Since when others have held the write lock, in each turn."""
+    """Since when the write lock could not be taken."""
     _give_up_at: float = 0.0
     """When it stops waiting for the write lock while it joins or leaves."""
     _false_wakes: int = 0
     _paused: frozenset[str] | None = None
-    """The queues that were, when somebody looked."""
+    """The queues that were paused at the last check; `None` before the first one."""
     _cancelled: frozenset[int] = frozenset()
     """The ids of jobs in hand that were cancelled."""
     _recall: int | None = None
-    """The number of the recall for which jobs were taken back that are not in the file yet."""
+    """The number of the recall whose jobs were taken back and are not settled yet."""
     _watch_at: float = math.inf
+    """When something is due with a job in hand."""
     _expected_at: float = 0.0
-    """By when the supervisor should have its next turn."""
+    """When the loop should go on at the latest."""
 
     def __attrs_post_init__(self) -> None:
         self.store.file.may_wait = self._may_wait
         self._async_names = frozenset(own.name for own in self.registry if own.body.is_async)
         if not self._async_names:
             self.pool.concurrency = 0
-        IN_FORKS[self.pool] = WorkerPool.close_in_fork
-        own: dict[str, tuple[float, Duty]] = {
+        FORK_HOOKS[self.pool] = WorkerPool.close_in_fork
+        duties: dict[str, tuple[float, Duty]] = {
             "check_commits": (POLL_INTERVAL, self._check_commits),
             "check_workers": (POLL_INTERVAL, self._check_workers),
             "requests": (math.inf, self._check_requests),
+            **DUTIES,
         }
         self._duties = Duties(
-            self.store, 0, self.events, self.subscription.node, self._wake, {**own, **DUTIES}
+            self.store, 0, self.events, self.subscription.node, self._wake, duties
         )
         self._wakeup = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._wakeup.bind(("127.0.0.1", 0))
@@ -9233,25 +9248,25 @@ class Supervisor:
             self._leave()
 
     def stop(self) -> None:
-        """Takes no more jobs, and ends when those that run have ended or the grace is
-        over; called again, ends at once. Safe in signal handlers and other threads."""
+        """Makes the node claim no more jobs, and end when those that run have ended or the grace
+        is over; called again, at once. Safe in signal handlers and other threads."""
         self._stops += 1
         if self._stops > 1 or not self.joined.is_set():
             self._give_up_at = min(self._give_up_at, time.monotonic() + FINAL_LOCK_WAIT)
         with contextlib.suppress(OSError):
             self._wakeup.sendto(b"", self._wakeup.getsockname())
 
-    # The write lock, which any program may hold for as long as it likes
+    # The write lock, which other programs may hold for any length of time
 
     def _may_wait(self, waited: float) -> bool:
-        """Whether to go on waiting for the write lock: while there are workers to look after,
-        only for a slice in each turn."""
+        """Whether to go on waiting for the write lock: while there are workers to attend to, only
+        for LOCK_SLICE at a time."""
         if self._give_up_at < math.inf:
             return time.monotonic() < self._give_up_at
         return waited < LOCK_SLICE
 
     def _unless_locked(self, *steps: Callable[[], None]) -> None:
-        """Takes steps that need the write lock; if others hold it, they stay to be done."""
+        """Takes steps that need the write lock; if others hold it, they stay due."""
         busy: BusyError | None = None
         for step in steps:
             try:
@@ -9274,7 +9289,7 @@ class Supervisor:
         self._duties.node = self._node
 
     def _join_again(self) -> None:
-        """Others have taken the node for dead, and its jobs may run elsewhere: here they end."""
+        """Ends all jobs, which may run elsewhere since other nodes took this one for dead."""
         problem = "node %s is not in the list any more: it ends its jobs, and joins anew"
         logger.error(problem, self.subscription.node)
         for worker in self.pool.workers:
@@ -9291,8 +9306,7 @@ class Supervisor:
     def _done(self) -> bool:
         busy = bool(self._pending) or any(worker.runs for worker in self.pool.workers)
         if self._stops:
-            # Threads that do not end, and what cannot be settled, with a full disk say, must
-            # not keep it for ever.
+            # It must end even if threads do not, or results cannot be settled on a full disk.
             rest = 0.0 if self.pool.threads else self.grace + 1.0
             return self._stops > 1 or not busy or time.monotonic() > self._stop_at + rest
         if self.until is None or self._claim_due or busy:
@@ -9324,8 +9338,8 @@ class Supervisor:
         self._settle_last()
 
     def _wait_for_threads(self) -> None:
-        """Waits for threads that nothing could end. Until then the node stays listed and
-        holds their jobs, so that nobody runs them a second time meanwhile."""
+        """Waits for threads that did not end. Until they do, the node stays listed and holds
+        their jobs, so that no other node runs them."""
         try:
             while self.pool.workers:
                 self._receive_all(60.0)
@@ -9333,7 +9347,7 @@ class Supervisor:
                 self._settle_last()
             self._close()
         except FileError as error:
-            logger.error("what threads that were left behind did is lost: %s", error)
+            logger.error("the results of threads that were left behind are lost: %s", error)
 
     def _settle_last(self) -> None:
         pending, progress = self._pending, self._progress
@@ -9348,7 +9362,7 @@ class Supervisor:
             raise
 
     def _close(self) -> None:
-        with contextlib.ExitStack() as closing:  # All of it, even if the file is gone.
+        with contextlib.ExitStack() as closing:  # Last first; each runs even if the file is gone.
             closing.callback(self.events.close, max(self.grace, CLOSE_TIMEOUT))
             closing.callback(self._duties.emit, "node_left")
             closing.callback(logger.info, "node %s left", self.subscription.node)
@@ -9367,8 +9381,8 @@ class Supervisor:
                 self._selector.register(source, selectors.EVENT_READ, worker)
 
     def _listen(self) -> None:
-        """The one place that blocks: until a worker or a producer sends something, a worker
-        dies, or something is due."""
+        """Waits until a worker or a producer sends something, a worker dies, or something is due.
+        Nothing else in the loop blocks."""
         self._wanted = frozenset(filter(self.events.wants, EVENT_KINDS))
         exchange_at = 0.0 if self._may_exchange() else self._exchange_by
         due = [max(exchange_at, self._quiet_until), self._duties.next_due_at, self._watch_at]
@@ -9378,7 +9392,7 @@ class Supervisor:
         self._expected_at = max(now, min(due))
         self._receive_all(self._expected_at - now)
 
-    def _receive_all(self, patience: float) -> None:
+    def _receive_all(self, seconds: float) -> None:
         for worker in self.pool.workers:
             events = selectors.EVENT_READ
             if worker.channel.unsent:
@@ -9386,10 +9400,10 @@ class Supervisor:
             if worker.events != events:
                 worker.events = events
                 self._selector.modify(worker.channel.socket, events, worker)
-        until = time.monotonic() + patience
-        # Not a millisecond longer, in which selectors count.
-        selected = self._selector.select(math.floor(patience * 1000) / 1000)
-        if not selected and patience:
+        until = time.monotonic() + seconds
+        # Rounded down, since selectors round up to milliseconds.
+        selected = self._selector.select(math.floor(seconds * 1000) / 1000)
+        if not selected and seconds:
             time.sleep(max(0.0, until - time.monotonic()))
             selected = self._selector.select(0)
         for key, _ in selected:
@@ -9398,7 +9412,7 @@ class Supervisor:
                 with contextlib.suppress(OSError):
                     for _ in range(MAX_DATAGRAMS):
                         self._wakeup.recv(16)
-                if self._false_wakes >= FALSE_WAKES:  # A flood is not worth a look each.
+                if self._false_wakes >= FALSE_WAKES:  # Limits what a flood of datagrams costs.
                     time.sleep(WAKE_PAUSE)
                 self._false_wakes += 1
                 self._duties.make_due("check_commits")
@@ -9435,8 +9449,8 @@ class Supervisor:
                     self._exchange_by = min(self._exchange_by, soon)
 
     def _reap(self, worker: Worker) -> None:
-        """Takes a dead worker off the list: what it ran has failed, the rest is given back."""
-        worker.kill()  # And what it has started.
+        """Removes a dead worker: the jobs that it ran have failed, the rest is given back."""
+        worker.kill()  # The processes that it has started may still run.
         worker.process.join()
         self._receive(worker, dead=True)
         if self._stops > 1:
@@ -9454,16 +9468,16 @@ class Supervisor:
         worker.close()
 
     def _wake(self) -> None:
-        """Somebody committed something: there may be jobs, due times, cancellations."""
+        """Makes due what a commit by others may require."""
         self._claim_due = True
         self._duties.make_due("stage", "expire", "requests")
-        # A little later, since each producer's wake-up comes along here.
+        # Ticks a little later, since this is called for each enqueue.
         self._duties.make_due("fire", within=FIRE_DELAY)
 
     # Settle and claim
 
     def _settle(self, run: Run, report: Report) -> None:
-        """Has an attempt settled that has ended."""
+        """Has the next exchange settle an attempt."""
         if report.kind or report.state in self._wanted:
             report = report._replace(worker=run.worker.pid)
             for event in attempt_ended(run.claimed, report, self.subscription.node):
@@ -9478,9 +9492,9 @@ class Supervisor:
         self._settle(run, not_begun(self.clock(), run.claimed.id in self._cancelled))
 
     def _settle_crashed(self, run: Run) -> None:
-        """The worker has died that ran the job, which failed, and so did each async job that had
-        begun there, since nobody can know which one was to blame. If the node has killed the
-        worker for one of them, the others are given back."""
+        """Settles a job whose worker has died: it has failed, like each async job that had begun
+        there, since it is unknown which one was to blame. If the node has killed the worker,
+        only jobs that were asked to end have failed; the others are given back."""
         worker, now = run.worker, self.clock()
         began = worker.board.began(run)
         took = (time.monotonic_ns() - began) // 1000
@@ -9489,7 +9503,7 @@ class Supervisor:
         report = GIVEN_BACK._replace(
             started_at=now - took, finished_at=now, took=took, memory=memory,
             exit_code=exit_code, output=worker.board.output_of(run.number),
-            # What async jobs used they used together.
+            # The CPU time of async jobs cannot be told apart.
             cpu=None if cpu is None or run.place else worker.board.cpu_since(began, cpu),
         )  # fmt: skip
         self._announce(run, report.started_at)
@@ -9497,7 +9511,7 @@ class Supervisor:
         self._settle(run, final_report(run, report, self.registry, self._rng, crash))
 
     def _announce(self, run: Run, at: int) -> None:
-        """Emits that a job has started, once."""
+        """Emits the "started" event of a job, once."""
         if "started" in self._wanted and not run.announced:
             run.announced = True
             pid, node = run.worker.pid, self.subscription.node
@@ -9509,7 +9523,7 @@ class Supervisor:
             self.events.emit(event)
 
     def _exchange(self) -> None:
-        """Settles all that came back and claims all that fits, in one transaction."""
+        """Settles all results and claims as many jobs as fit, in one transaction."""
         if not self._may_exchange() or time.monotonic() < self._quiet_until:
             return
         plan: dict[int, Worker] = {}
@@ -9521,7 +9535,7 @@ class Supervisor:
             nonlocal short
             file = self.store.file
             if file.lacks_space(file.connection(), DISK_RESERVE // 2) is not None:
-                # What runs has to be settled; the others had better wait.
+                # The space that is left is for settling the jobs that run.
                 short = next(ready, None) is not None
                 return []
             assign(plan, workers, ready, durations, names)
@@ -9531,7 +9545,7 @@ class Supervisor:
 
         try:
             if self._may_hold_orphans:
-                # What has ended is held until that is in the file.
+                # A job that has ended is held until it is settled.
                 held = [run.claimed[:2] for run in self.pool.runs()]
                 held += [claimed[:2] for claimed, _ in self._pending]
                 self.store.nodes.release_orphans(self._node, held)
@@ -9546,7 +9560,7 @@ class Supervisor:
             return
         if done.late:
             logger.warning("%d results came too late and were thrown away", done.late)
-        if any(report.state in LATER for _, report in self._pending):
+        if any(report.state in DELAYED for _, report in self._pending):
             self._duties.make_due("stage")
         if self._recall is not None:
             self._duties.make_due("requests")
@@ -9580,14 +9594,14 @@ class Supervisor:
         for worker in workers:
             if has_room(worker.plain, load_of(worker), PREFETCH / 2):
                 return True
-        # While all are at work, more results will come along.
+        # While no worker needs a job, waiting lets one transaction settle more results.
         return self._stops > 0 or (not pending and any(worker.free for worker in workers))
 
     def _postpone(self, error: FileError) -> None:
-        """Settles one at a time what could not be settled together, as one that is to blame must
-        not keep the others, and a small transaction may fit where a large one does not. Then keeps
-        what is left, and tries again in a while; but not for ever, where the node is to end by
-        itself: if nothing has moved for BUSY_TIMEOUT, and nothing runs, the error is raised."""
+        """Settles one at a time what could not be settled together: a result that cannot be stored
+        must not keep the others, and a small transaction may fit on a full disk. What is left is
+        tried again later. With *until*, the error is raised if exchanges have failed for
+        BUSY_TIMEOUT and nothing runs."""
         if isinstance(error.__cause__, (*ROW_ERRORS, apsw.FullError)):
             self._progress.clear()
             try:
@@ -9607,11 +9621,11 @@ class Supervisor:
         self._duties.make_due("stage", "requests")
         self._quiet_until = now + RETRY_PAUSE
 
-    # Watch: jobs that are over their time or memory, or cancelled, or in the way of a node that
-    # stops, are asked to end, and have the grace for it; then their worker is killed.
+    # Watch: jobs that are over their time or memory, that are cancelled, or whose node stops, are
+    # asked to end within their grace; then their worker is killed.
 
     def _watch(self) -> None:
-        """Asks and kills whatever must end, and takes back what waits behind slow jobs."""
+        """Ends jobs that must end, and takes back those that wait behind slow jobs."""
         workers, now = self.pool.workers, time.monotonic()
         if (missed := now - self._expected_at) >= FROZEN_AFTER:
             self._stop_at += missed
@@ -9646,8 +9660,8 @@ class Supervisor:
                     self._take_back(worker)
 
     def _watch_run(self, run: Run, now: float) -> float:
-        """Asks one job to end that must, and kills its worker if it does not; returns when
-        something may be due with it."""
+        """Asks a job to end if it must, and kills its worker if it does not; returns when the job
+        has to be checked next."""
         claimed, worker, board = run.claimed, run.worker, run.worker.board
         options = self.registry.options(claimed.name)
         began = board.began(run) / 1e9
@@ -9673,8 +9687,8 @@ class Supervisor:
             if run.place:
                 worker.channel.send("cancel", run.number, within)
         if now >= run.kill_at:
-            # Where it has its own turn at the board, a plain job is over, and to kill it then
-            # might hit the next one: a moment later that is known.
+            # While the worker holds the lock of the board, a plain job is just ending, and a kill
+            # might hit the next one.
             with board.held() as locked:
                 sure = locked or run.place > 0
                 run.kill_at = math.inf if sure else now + RETRY_SOON
@@ -9686,12 +9700,12 @@ class Supervisor:
         due = math.inf if claimed.timeout is None else now + claimed.timeout / 1e6 - took
         if options.max_memory:
             due = min(due, now + MEMORY_CHECK)
-        if run.place:  # Does it begin, and has it been running for long?
+        if run.place:  # To see that it begins, or is slow.
             due = min(due, now + (1.0 if began else 0.1))
         return due
 
     def _reason(self, run: Run, took: float, limit: int | None) -> Reason | None:
-        """Why a job that has run for so many seconds has to end, if it has."""
+        """Why a job that has run for *took* seconds has to end, if it does."""
         claimed, worker, now = run.claimed, run.worker, time.monotonic()
         if claimed.id in self._cancelled:
             return "cancel"
@@ -9705,9 +9719,8 @@ class Supervisor:
         return "stop" if self._stop_at < math.inf else None
 
     def _replace_if_unresponsive(self, worker: Worker, now: float) -> None:
-        """Kills a worker that gets no turn to begin its next job, or any of its async jobs, which
-        have no timeout before they have begun: a thread that an earlier job has left there may
-        hold the interpreter."""
+        """Kills a worker that begins none of its jobs, which have no timeout before they begin: a
+        thread that an earlier job has left there may hold the interpreter lock."""
         if not worker.is_process or now < worker.progress_at + self.unresponsive_after:
             return
         with worker.board.held():  # Else it may begin one before it is dead.
@@ -9718,8 +9731,8 @@ class Supervisor:
         logger.error("worker %d is replaced: it begins nothing", worker.pid)
 
     def _take_back(self, worker: Worker) -> bool:
-        """Makes those of a worker's plain jobs ready again that have not started; says whether
-        that could be done now."""
+        """Makes a worker's plain jobs that have not started ready again; returns whether that could
+        be done now."""
         if (running := worker.board.revoke(next(self._numbers))) is None:
             return False
         self._receive(worker)
@@ -9732,7 +9745,7 @@ class Supervisor:
     # Attend: the duties that a supervisor has beside those of Duties
 
     def _check_commits(self, duties: Duties) -> None:
-        """Looks whether others have committed something."""
+        """Checks whether others have committed something."""
         if (changes := self.store.file.changes()) == self._changes:
             return
         if not self.store.nodes.is_listed(self._node):
@@ -9748,7 +9761,7 @@ class Supervisor:
                 self._duties.emit("queue_resumed", queue=queue)
 
     def _check_workers(self, duties: Duties) -> None:
-        """Sees which workers died unnoticed, and whether the file that they hold is there."""
+        """Checks for workers that died unnoticed, and that the file whose lock they hold exists."""
         for worker in list(self.pool.workers):
             if worker.dead:
                 self._reap(worker)
@@ -9760,8 +9773,8 @@ class Supervisor:
             self.pool.replace()
 
     def _check_requests(self, duties: Duties) -> float | None:
-        """Learns which of the node's jobs were cancelled, which the next turn asks to end, and
-        whether what has not begun is to be claimed anew, under other settings of its queue."""
+        """Reads which of the node's jobs were cancelled, for `_watch`, and whether jobs that have
+        not begun are recalled, to be claimed anew under other settings of their queue."""
         cancelled, recall = self.store.nodes.requests(self._node)
         self._cancelled, recalled = frozenset(cancelled), recall not in (None, self._recall)
         taken_back = True
@@ -9784,27 +9797,24 @@ class Supervisor:
 ################################################################################
 # LiteJobs
 #
-# What a program holds: definitions, the file, and the ways to enqueue, to look, to
-# steer and to work. Everything above is put together here.
+# What a program holds: its definitions, its file, and the methods that enqueue jobs, look at
+# them, change them and run them. Everything above is put together here.
 ################################################################################
 
 PAGE_SIZE = 500
-"""Jobs that are read at a time when one iterates over all."""
-
-
+"""Jobs that `iterate` reads at a time."""
 MAX_WORKERS = 10_000
-"""Workers of a node, and coroutines that a worker may run at a time."""
+"""Workers of a node, and async jobs that a worker may run at a time."""
 
 
 @attrs.define(eq=False, repr=False)
 class LiteJobs:
-    """A queue in the file at *path*, opened when first used; a relative path counts from the
-    folder at the time. It may be made at import time and used from several threads.
+    """A queue in the file at *path*, which is opened when first used; a relative path starts at the
+    current folder at the time. It may be made at import time and used from several threads.
 
-    *state* is a function, or a context manager's factory, that makes one object for each
-    worker process or thread. With *durability* "full" an enqueued job survives power loss;
-    with "fast", which is faster, only crashes of processes. *clock* gives microseconds since
-    the epoch.
+    *state* is a function that makes one object for each worker process or thread, or returns a
+    context manager that does. With *durability* "full" an enqueued job survives power loss; with
+    "fast", which is faster, only crashes of processes. *clock* returns microseconds since 1970.
     """
 
     _path: Path = attrs.field(converter=Path)
@@ -9818,13 +9828,13 @@ class LiteJobs:
     store: Store = attrs.field(init=False)
     _declared: dict[str, tuple[Schedule, object, str]] = attrs.field(factory=dict, init=False)
     target: str | None = attrs.field(default=None, init=False)
-    """The file of the program that the command line was given."""
+    """The file of the program that was named on the command line."""
     _made_in: str | None = attrs.field(default=None, init=False)
-    """The file of the module that made it."""
+    """The file of the module that called `LiteJobs()`."""
     tested: bool = attrs.field(default=False, init=False)
     """Whether `recording` has given it another file and clock."""
     log_level: int | None = attrs.field(default=None, init=False)
-    """At which workers log to stderr, unless the program sets up logging itself."""
+    """The level at which workers log to stderr, unless the program sets up logging itself."""
 
     def __attrs_post_init__(self) -> None:
         if self.durability not in typing.get_args(Durability):
@@ -9837,12 +9847,12 @@ class LiteJobs:
 
     @property
     def path(self) -> Path:
-        """The file, whatever folder the program has changed to since."""
+        """The absolute path of the file."""
         return self.store.file.path
 
     def register(self, *definitions: AnyDefinition | type) -> None:
-        """Adds definitions, and classes, that were made with the module's `define`. Their jobs go
-        to the queue that they were registered with last.
+        """Adds definitions and classes that were made with the module's `define`. Their jobs go to
+        the file of the `LiteJobs` with which they were registered last.
 
         Raises:
             DefinitionError: a name is taken, or work has started.
@@ -9854,11 +9864,12 @@ class LiteJobs:
             definition.body.home = self
 
     def on(self, *kinds: EventKind) -> Callable[[AnyListener], AnyListener]:
-        """Calls a function with every event of these kinds, or of all: `@jobs.on("failed")`.
+        """Makes a decorator for functions that are called with every event of these kinds, or of
+        all: `@jobs.on("failed")`.
 
-        It is called where the event happens, in the node's process or in the one that
-        enqueues, in one thread and in order; in `drain`, at once. An error in it is logged;
-        while it is slow, up to 10,000 events wait, and further ones are dropped.
+        They are called where the event happens, in the node's process or in the one that
+        enqueues, in one thread and in order; in `drain`, at once. Errors in them are logged; while
+        they are slow, up to 10,000 events wait, and further ones are dropped.
 
         "timed_out" and "crashed" are about an attempt; "retrying" or "failed" follows.
         "cancelled" is only reported for jobs that a node had claimed.
@@ -9876,8 +9887,8 @@ class LiteJobs:
         return add
 
     def trace(self) -> None:
-        """Puts a span of OpenTelemetry around every enqueue and every attempt, linked, by the
-        program's own tracer provider. Call it where workers import it.
+        """Makes an OpenTelemetry span for every enqueue and for every attempt, linked, with the
+        program's own tracer provider. Call it at import time, so that workers do, too.
 
         Raises:
             OptionError: OpenTelemetry is not installed, or work has started.
@@ -9924,10 +9935,9 @@ class LiteJobs:
         return job
 
     def enqueue_many(self, works: Iterable[Bound[Any] | object]) -> Sequence[Job[Any]]:
-        """Puts many jobs into the file in one transaction, all or none; gives them in
-        that order.
+        """Puts many jobs into the file in one transaction, all or none; returns them in that order.
 
-        Raises: like `enqueue`; then none is there.
+        Raises: like `enqueue`; then none is enqueued.
         """
         _refuse_while_importing()
         bound = [work if type(work) is Bound else self.bind(work) for work in works]
@@ -9936,8 +9946,7 @@ class LiteJobs:
     def _enqueue_inside(
         self, layers: Sequence[AroundEnqueue], works: Sequence[Bound[Any]]
     ) -> Sequence[Job[Any]]:
-        """Enqueues inside these layers of middleware, of which each has to give a job for each
-        that it got."""
+        """Enqueues inside these layers of middleware. Each has to return a job for each work."""
         jobs: Any
         if layers:
             jobs = layers[0](works, functools.partial(self._enqueue_inside, layers[1:]))
@@ -9965,7 +9974,7 @@ class LiteJobs:
             insert = functools.partial(insert_and_read, jobs=new, source=self)
             if given[0] is not None:
                 with on_callers_connection(given[0], self.store.file) as tx:
-                    # When, and whether, this is committed is not known here: so no events.
+                    # No events, since the caller may commit later, or never.
                     return insert(tx)
             jobs = commit(insert)
         if self.events.wants("enqueued"):
@@ -9980,20 +9989,20 @@ class LiteJobs:
                 )
 
     def broadcast(self, work: Bound[R] | object, /, **choices: Unpack[Choices]) -> list[Job[R]]:
-        """Gives each node that is at work now a copy of the job that only it takes, all in
-        one transaction; gives the jobs, none if there is no node.
+        """Enqueues a copy of the job for each node that is at work now, all in one transaction;
+        returns the jobs. Each is only taken by its node.
 
         Raises: like `enqueue`.
         """
         bound = self.bind(work, **choices)
         for node, _, _ in self.store.nodes.others(0):
-            self.store.nodes.rescue(node)  # If it has died and no other node has noticed.
+            self.store.nodes.rescue(node)  # It may have died unnoticed.
         names = sorted({name for _, name, _ in self.store.nodes.others(0)})
         return [*self.enqueue_many(self.bind(bound, node=name) for name in names)]
 
     def bind(self, work: Bound[R] | object, /, **choices: Unpack[Choices]) -> Bound[R]:
-        """A job that is not enqueued yet, of an instance of a defined class or of what
-        is bound already, with choices of its own.
+        """A job that is not enqueued yet, from an instance of a defined class or from a bound
+        definition, with these choices.
 
         Raises: like `enqueue`.
         """
@@ -10005,11 +10014,11 @@ class LiteJobs:
             return work.using(**choices) if choices else work
         return bind_instance(self.registry.of(work), work, choices)
 
-    # Look
+    # Read
 
     def get(self, id: int | Job[Any]) -> Job[Any]:
-        """One job as it is now. (Here and below, a job may stand for its id, and a definition or
-        a defined class for its name.)
+        """One job as it is now. (Here and below, a job may be given instead of its id, and a
+        definition or a defined class instead of its name.)
 
         Raises:
             JobNotFoundError: it was deleted or pruned, or never existed.
@@ -10024,8 +10033,8 @@ class LiteJobs:
         before: int | Job[Any] | None = None,
         **filters: Unpack[Filters],
     ) -> list[Job[Any]]:
-        """The jobs that match all filters, newest first; for the next page, give the last one's
-        id as *before*.
+        """The jobs that match all filters, newest first; for the next page, pass the id of the last
+        one as *before*.
 
         Raises:
             OptionError: a filter is unknown or cannot match anything.
@@ -10036,7 +10045,7 @@ class LiteJobs:
             return find_jobs(tx, match, limit, self)
 
     def iterate(self, **filters: Unpack[Filters]) -> Iterator[Job[Any]]:
-        """All jobs that match, newest first, read page by page: nothing is held open, and jobs
+        """All jobs that match, newest first, read page by page. No transaction stays open, and jobs
         that are enqueued meanwhile are left out.
 
         Raises: like `find`.
@@ -10071,11 +10080,11 @@ class LiteJobs:
         name: str | AnyDefinition | type | None = None,
         limit: int = 60,
     ) -> list[Metric]:
-        """What nodes did in the last *limit* minutes, hours or days, oldest first, the present
-        one and empty ones included.
+        """What nodes did in the last *limit* minutes, hours or days, oldest first, including the
+        current one and those without jobs.
 
-        Nodes store it every five seconds (if killed, they lose that), and `drain` at its end.
-        Minutes are kept for a day, hours and days for 90 days.
+        Nodes store it every five seconds (a node that is killed loses what it has not stored), and
+        `drain` at its end. Minutes are kept for a day, hours and days for 90 days.
 
         Raises:
             OptionError: there is no such span, or the limit is not from 1 to 10,000.
@@ -10091,7 +10100,7 @@ class LiteJobs:
         return self.store.nodes.all()
 
     def errors(self, id: int | Job[Any]) -> tuple[Failure, ...]:
-        """The failed attempts of a job, the oldest first."""
+        """The failed attempts of a job, oldest first."""
         with self.store.file.transaction(read_only=True) as tx:
             found = read_failures(tx, "job = :number", id_of(id))
         return tuple(failure for _, _, failure in found)
@@ -10109,8 +10118,8 @@ class LiteJobs:
     def as_completed(
         self, jobs: Iterable[int | Job[R]], timeout: Duration | None = None, *, bar: bool = False
     ) -> Iterator[Job[R]]:
-        """Gives each job once it has completed, failed or been cancelled. With *bar*, a line on
-        the terminal shows how far all of them have come.
+        """Yields each job once it has completed, failed or been cancelled. With *bar*, the terminal
+        shows a progress bar.
 
         Raises:
             WaitTimeoutError: *timeout* passed before all had ended.
@@ -10140,7 +10149,7 @@ class LiteJobs:
     def wait_all(
         self, jobs: Iterable[int | Job[R]], timeout: Duration | None = None, *, bar: bool = False
     ) -> list[Job[R]]:
-        """Waits until all of these jobs have ended; gives them in that order.
+        """Waits until all of these jobs have ended; returns them in that order.
 
         Raises: like `as_completed`.
         """
@@ -10153,7 +10162,7 @@ class LiteJobs:
 
         Raises:
             JobFailedError: it did not complete.
-            ResultError: the result is not of the type that the handler declares now.
+            ResultError: the result does not fit the type that the handler declares now.
         """
         if not isinstance(job, Job) or not job.finished:
             job = self.get(job)
@@ -10162,24 +10171,24 @@ class LiteJobs:
         if (text := job.stored_result) is None:
             return None
         definition = self.registry.by_name.get(job.name)
-        codec = definition.body.shape[1] if definition else None
+        codec = definition.body.signature.result if definition else None
         try:
             return load_json(text) if codec is None else codec.decode(text)
-        except (Unfit, ValueError) as error:
+        except (CodecError, ValueError) as error:
             raise ResultError(job.id, job.name, str(error)) from error
 
     def why(self, id: int | Job[Any]) -> str:
-        """In one sentence, why a job is not running, or how it ended.
+        """One sentence that says why a job is not running, or how it ended.
 
         Raises:
             JobNotFoundError: it was deleted or pruned, or never existed.
         """
         return explain(self.store.nodes, self.get(id))
 
-    # Keep
+    # Maintain
 
     def doctor(self) -> list[Finding]:
-        """All that is wrong with the queue, with advice. Reads the whole file.
+        """Finds everything that is wrong with the queue, with advice. Reads the whole file.
 
         Raises:
             FileError: the file cannot even be opened.
@@ -10187,34 +10196,34 @@ class LiteJobs:
         return [*find_problems(self.store.nodes)]
 
     def repair(self) -> int:
-        """Corrects stored numbers of jobs, and jobs that wait for a key that no job holds; gives
-        how many there were."""
+        """Corrects stored counts of jobs, and admits jobs that wait for a key that no job holds;
+        returns how many corrections there were."""
         repaired = repair(self.store.file) + self.store.admit()
         self.store.file.notify_nodes()
         return repaired
 
     def backup(self, path: str | Path) -> Path:
-        """Copies the whole file to *path*, where nothing may be yet, while jobs run; gives its
-        full name. The copy is durable when this returns, and readable by its user only. Jobs
+        """Copies the whole file to *path*, where no file may exist, while jobs run; returns the
+        copy's absolute path. It is durable when this returns, and only its owner can read it. Jobs
         that were running are ready again in it.
 
         Raises:
-            FileError: there is such a file, or it cannot be written.
+            FileError: the path exists, or cannot be written.
         """
         return back_up(self.store.file, Path(path))
 
     def compact(self) -> Compacted:
-        """Gives all free space in the file back. Other writers wait meanwhile.
+        """Returns all free space in the file to the system. Other writers wait meanwhile.
 
         Raises:
-            BusyError: others kept the file's write lock for too long.
+            BusyError: others held the file's write lock for too long.
         """
         return compact(self.store.file)
 
-    # Steer
+    # Change
 
     def queue(self, name: str) -> Queue:
-        """A queue, whether it exists or not, to pause and resume it and to change its settings.
+        """A queue, whether it exists or not, to pause or resume it and to change its settings.
 
         Raises:
             OptionError: it is not a valid name.
@@ -10235,15 +10244,60 @@ class LiteJobs:
         return bulk(self.store.file, chosen(ids, filters), VERBS["cancel"])
 
     def retry(self, *ids: int | Job[Any], **filters: Unpack[Filters]) -> Moved:
-        """Starts failed and cancelled jobs again, with all their attempts (their history stays),
-        and makes jobs that wait for their backoff due now."""
+        """Makes failed and cancelled jobs ready again, with all their attempts (their history is
+        kept), and jobs that wait for their backoff due now."""
         return bulk(self.store.file, chosen(ids, filters), VERBS["retry"])
 
     def delete(self, *ids: int | Job[Any], **filters: Unpack[Filters]) -> Moved:
         """Deletes jobs and their history; running ones are left."""
         return bulk(self.store.file, chosen(ids, filters), VERBS["delete"])
 
-    # Recur
+    def change(self, *ids: int | Job[Any], to: Changes, **filters: Unpack[Filters]) -> Moved:
+        """Changes options of waiting jobs, checked as in `enqueue`; running and finished jobs stay
+        as they are. The fields of a *payload* replace those of that name, and the whole has to fit
+        the definition, if this program has it.
+
+        Raises:
+            OptionError: neither ids nor filters are given, or there is no such option.
+            PayloadError: a job's payload would no longer fit. That job stays as it is, but others
+                may have been changed before it.
+        """
+        check_known(to, Changes.__annotations__, "cannot be changed")
+        if not to:
+            raise OptionError("to", "say what to change, such as to={'priority': 10}")
+        if "at" in to:
+            aware(to["at"], "at")
+        options: Any = {name: value for name, value in to.items() if name != "payload"}
+        columns = columns_of(options, self.clock())
+        fields = to.get("payload")
+        if fields is not None:
+            try:
+                json_of_any.encode(dict(fields))
+            except (CodecError, TypeError, ValueError) as error:
+                problem = f"expected fields with JSON values: {error}"
+                raise OptionError("payload", problem) from None
+
+        def rework(name: str, payload: object) -> str | bytes:
+            old = _read_json(payload) if isinstance(payload, str) else None
+            if not isinstance(old, dict):
+                raise PayloadError(name, ("it is not a JSON object, so that no field can change",))
+            text = json_of_any.encode({**old, **(fields or {})})
+            definition = self.registry.by_name.get(name)
+            return text if definition is None else bind_json(definition, text, {}).payload
+
+        match = chosen(ids, filters)
+        return change_options(self.store.file, match, columns, None if fields is None else rework)
+
+    def hold(self, *ids: int | Job[Any], **filters: Unpack[Filters]) -> Moved:
+        """Pauses waiting jobs until they are released. Jobs that a worker has in hand, begun or
+        not, count as running and are left: to hold those, pause their queue meanwhile."""
+        return bulk(self.store.file, chosen(ids, filters), VERBS["hold"])
+
+    def release(self, *ids: int | Job[Any], **filters: Unpack[Filters]) -> Moved:
+        """Lets held jobs become ready again when they are due."""
+        return bulk(self.store.file, chosen(ids, filters), VERBS["release"])
+
+    # Schedules
 
     @overload
     def cron(self, expression: str, /, **how: Unpack[Declaring]) -> Define: ...
@@ -10253,17 +10307,17 @@ class LiteJobs:
     ) -> ScheduleHandle: ...
 
     def cron(self, expression: str, work: object = None, /, **how: Unpack[Declaring]) -> Any:
-        """Declares that a job is enqueued at each time that *expression* names: five cron
-        fields, six with seconds first, `@daily` and the like, or `@every 30s`.
+        """Declares that a job is enqueued at each time of *expression*: five cron fields, six with
+        seconds first, `@daily` and the like, or `@every 30s`.
 
-        It decorates a definition or a function, or is given the *work*: a bound definition,
-        one without required parameters, or an instance of a defined class. When a node starts,
-        what its program declares comes into the file, and what it no longer declares goes.
+        Use it as a decorator of a definition or a function, or pass the *work*: a bound definition,
+        one without required parameters, or an instance of a defined class. When a node starts, the
+        schedules that its program declares are stored, and those no longer declared are removed.
 
-        *misfire* says what to do about ticks that are late by more than *grace*: "once"
-        (one job for all of them), "skip" or "all". With *overlap* "skip" there is no job
-        while the last one has not finished. *jitter* delays each job by up to so much at
-        random. There is no tick before *start* or after *end*.
+        *misfire* says what to do about ticks that are late by more than *grace*: "once" (one job
+        for all of them), "skip" or "all". With *overlap* "skip" no job is enqueued before the last
+        one has finished. *jitter* delays each job at random, by no more than that. There is no tick
+        before *start* or after *end*.
 
         Raises:
             OptionError: a value cannot be used, or the name is taken.
@@ -10278,8 +10332,8 @@ class LiteJobs:
     ) -> ScheduleHandle: ...
 
     def every(self, interval: Duration, work: object = None, /, **how: Unpack[Declaring]) -> Any:
-        """Like `cron`, each time that *interval* has passed, counted from *start*, or else from
-        when the schedule came into the file.
+        """Like `cron`, each time that *interval* has passed since *start*, or else since the
+        schedule was stored.
 
         Raises: like `cron`.
         """
@@ -10313,7 +10367,7 @@ class LiteJobs:
         return attrs.evolve(self.define, then=declare) if work is None else declare(work)
 
     def _declarations(self) -> tuple[Sequence[Schedule], str]:
-        """The schedules that the program declares, and the program."""
+        """The schedules that the program declares, and which program it is."""
         program = program_of(self.target, self._made_in)
         schedules = [
             self._with_work(attrs.evolve(schedule, origin=json.dumps({program: module})), work)
@@ -10324,14 +10378,14 @@ class LiteJobs:
         return schedules, program
 
     def _with_work(self, schedule: Schedule, work: object) -> Schedule:
-        """The schedule with what it enqueues."""
+        """The schedule with the definition, payload and options of what it enqueues."""
         if isinstance(work, type) and definition_of(work):
             work = work()
         bound = work.bind() if isinstance(work, Definition) else self.bind(work)
         options = bound.options
         merges = options.unique is not None and callable(options.unique.on_conflict)
         fixed = isinstance(options.expires, datetime)
-        for option, refused, problem in (  # Of one job only, or of this program only.
+        for option, refused, problem in (  # What only fits one job, or only this program.
             ("delay", options.delay, "not for a schedule, which says itself when its jobs run"),
             ("at", options.at, "not for a schedule, which says itself when its jobs run"),
             ("expires", fixed, "for a schedule give a length of time, from each tick on"),
@@ -10340,13 +10394,13 @@ class LiteJobs:
         ):
             if refused:
                 raise OptionError(option, problem)
-        # Made for the moment 0, so that times stay lengths.
+        # Made for time 0, so that what is stored are durations, to be added to each tick.
         kept = options_of(new_job(bound, 0))
         return attrs.evolve(schedule, definition=bound.name, payload=bound.payload, options=kept)
 
     def schedule(self, name: str | AnyDefinition | type) -> ScheduleHandle:
         """The schedule of this name, whether it exists or not, to make, change, pause or fire it
-        in the file, while nodes run."""
+        while nodes run."""
         definition = definition_of(name)
         return ScheduleHandle(check_name(definition.name if definition else name, "name"), self)
 
@@ -10356,81 +10410,35 @@ class LiteJobs:
             return read_schedules(tx)
 
     def pause_schedules(self) -> int:
-        """Lets no schedule fire until it is resumed; gives how many that paused."""
+        """Pauses all schedules until they are resumed; returns how many were not paused before."""
         return self.store.schedules.set_paused(None, True)
 
     def resume_schedules(self) -> int:
-        """Lets all schedules fire again, from their next ticks on; gives how many were paused.
-        Missed ticks are not made up."""
+        """Resumes all schedules from their next ticks on, without those that were missed; returns
+        how many were paused."""
         return self.store.schedules.set_paused(None, False)
-
-    def change(self, *ids: int | Job[Any], to: Changes, **filters: Unpack[Filters]) -> Moved:
-        """Gives waiting jobs other values, checked as by enqueue; running and finished jobs are
-        left. The fields of a *payload* replace those of that name, and the whole has to fit
-        the definition, if this program has it.
-
-        Raises:
-            OptionError: neither ids nor filters are given, or there is no such option.
-            PayloadError: a job's payload does not fit any more. It stays as it is, but
-                others may have been changed before it.
-        """
-        check_known(to, Changes.__annotations__, "cannot be changed")
-        if not to:
-            raise OptionError("to", "say what to change, such as to={'priority': 10}")
-        if "at" in to:
-            aware(to["at"], "at")
-        options: Any = {name: value for name, value in to.items() if name != "payload"}
-        columns = columns_of(options, self.clock())
-        fields = to.get("payload")
-        if fields is not None:
-            try:
-                json_of_any.encode(dict(fields))
-            except (Unfit, TypeError, ValueError) as error:
-                problem = f"expected fields with JSON values: {error}"
-                raise OptionError("payload", problem) from None
-
-        def rework(name: str, payload: object) -> str | bytes:
-            old = _read_json(payload) if isinstance(payload, str) else None
-            if not isinstance(old, dict):
-                raise PayloadError(name, ("it is not a JSON object, so that no field can change",))
-            text = json_of_any.encode({**old, **(fields or {})})
-            definition = self.registry.by_name.get(name)
-            return text if definition is None else bind_json(definition, text, {}).payload
-
-        match = chosen(ids, filters)
-        return change_options(self.store.file, match, columns, None if fields is None else rework)
-
-    def hold(self, *ids: int | Job[Any], **filters: Unpack[Filters]) -> Moved:
-        """Pauses waiting jobs until they are released. Jobs that a worker has been given, begun
-        or not, count as running and are left: to hold those, pause their queue meanwhile."""
-        return bulk(self.store.file, chosen(ids, filters), VERBS["hold"])
-
-    def release(self, *ids: int | Job[Any], **filters: Unpack[Filters]) -> Moved:
-        """Lets paused jobs wait for their time again."""
-        return bulk(self.store.file, chosen(ids, filters), VERBS["release"])
 
     # Work
 
     def work(self, workers: int | None = None, **options: Unpack[NodeOptions]) -> None:
-        """Runs jobs in *workers* processes (default: one for each core) until it is stopped.
-        `until="empty"` ends it when nothing is pending, running or waiting for a retry. Each
-        worker also runs up to *concurrency* jobs (default: 100) of `async def` handlers at a
-        time, in one event loop, with its one state.
+        """Runs jobs in *workers* processes (default: one for each core) until it is stopped. With
+        `until="empty"` it ends when nothing is pending, running or waiting for a retry. Each worker
+        also runs up to *concurrency* jobs (default: 100) of `async def` handlers at a time, in one
+        event loop, with the same state.
 
-        With *threads* instead, jobs run in so many threads of this process: for interfaces,
-        notebooks, and frozen applications without `multiprocessing.freeze_support()`.
-        Definitions may then stand anywhere, and each thread has a state of its own. But a
-        thread cannot be killed: a job over its time is only asked to end, by
-        `context.cancelled`, and one that crashes takes the program with it. A thread that has
-        not ended after the grace is left behind; until it ends, its node stays listed, and no
-        other node runs its job.
+        With *threads*, jobs run in that many threads of this process instead: for graphical
+        programs, notebooks, and frozen applications without `multiprocessing.freeze_support()`.
+        Definitions may then be anywhere, and each thread has its own state. But a thread cannot be
+        killed: a job over its timeout is only asked to end, by `context.cancelled`, and one that
+        crashes takes the program with it. A thread that has not ended after the grace is left
+        behind; until it ends, its node stays listed, and no other node runs its job.
 
         A worker is replaced after *jobs_per_worker* jobs, for code that leaks; the next one is
-        started before. *queues* limits the node to some queues; *node* names it for jobs that
-        only it may take. *grace* (default: 5 s) is how long a job may go on after it was asked
-        to end before its worker is killed: when the node stops, or at a timeout or a
-        cancellation, unless the job or its definition has a `grace`. SIGTERM and Ctrl-C stop
-        the node, a second one at once (in the main thread; elsewhere use `start`).
+        started before. *queues* limits the node to some queues; *node* names it for jobs that only
+        it may take. *grace* (default: 5 s) is how long a job that was asked to end may go on before
+        its worker is killed: when the node stops, or at a timeout or a cancellation, unless the job
+        or its definition has a `grace`. SIGTERM and Ctrl-C stop the node, a second one at once (in
+        the main thread; elsewhere use `start`).
 
         Raises:
             DefinitionError: there are no definitions, or workers cannot find one.
@@ -10447,8 +10455,8 @@ class LiteJobs:
                 signal.signal(number, handler or signal.SIG_DFL)
 
     def start(self, workers: int | None = None, **options: Unpack[NodeOptions]) -> Pool:
-        """Like `work`, but in the background, until the end of a with statement: for programs
-        with a loop of their own."""
+        """Like `work`, but in the background, until the end of a `with` statement: for programs
+        that have a main loop."""
         return Pool(self._supervisor(workers, **options))
 
     def _supervisor(
@@ -10527,11 +10535,11 @@ class LiteJobs:
         return Subscription(frozenset(d.name for d in self.registry), chosen, name)
 
     def drain(self, *, queues: Iterable[str] | None = None) -> int:
-        """Runs jobs in this process, one after the other, until none is due; gives the number of
-        attempts. For tests and small scripts: timeouts are not enforced, a crash is a crash
-        of this process, and a handler that always wants to run again at once runs for ever.
-        First it does a node's other duties: it takes over jobs of dead processes, and deletes
-        those whose retention is over (not in a test)."""
+        """Runs jobs in this process, one after another, until none is due; returns the number of
+        attempts. For tests and small scripts: timeouts are not enforced, a crash is a crash of this
+        process, and this never returns if a job always makes another one due at once. Before, it
+        does the other duties of a node: it takes over jobs of dead processes, and deletes those
+        whose retention is over (not in a test)."""
         subscription = self._subscription(queues, None)
         with contextlib.ExitStack() as closing:
             own = self.registry, self.state, self.clock, self, self.middleware.runs
@@ -10542,24 +10550,23 @@ class LiteJobs:
             closing.callback(self.store.leave, node)
             closing.enter_context(self.events.dispatched_at_once())
             duties = Duties(self.store, node, self.events, subscription.node)
-            # What a test has enqueued stays to be looked at.
             return run_due(duties, runs, subscription, prunes=not self.tested)
 
 
 def _print_bar(left: Sequence[Job[Any]], total: int) -> None:
-    """Shows on the terminal how many of *total* jobs have ended, and the progress of the rest."""
+    """Prints how many of *total* jobs have ended, and the progress of the rest."""
     ended = total - sum(not job.finished for job in left)
     shares = [job.progress.share or 0.0 for job in left if job.progress and not job.finished]
     share = (ended + sum(shares)) / max(1, total)
-    # Of one width, to cover what was there: a share may become smaller.
+    # Of constant width, so that it covers the previous line.
     line = f"\r[{'=' * int(30 * share):30}] {ended:{len(str(total))}}/{total} {share:4.0%}"
     print(line, end="\n" if ended == total else "", file=sys.stderr, flush=True)
 
 
 def run_due(duties: Duties, executor: Executor, subscription: Subscription, prunes: bool) -> int:
-    """Runs what is due in this process, one job after the other; gives the number of attempts."""
+    """Runs due jobs in this process, one after another; returns the number of attempts."""
     store, node, events = duties.store, duties.node, duties.events
-    # Without a handler, logging would print warnings to stderr: events are not logged then.
+    # Without a handler, logging would print events that are warnings to stderr.
     emit = events.emit if logger.hasHandlers() else events.dispatch
     ended: Sequence[tuple[Claimed, Report]] = ()
     attempts, interrupted = 0, False
@@ -10579,11 +10586,11 @@ def run_due(duties: Duties, executor: Executor, subscription: Subscription, prun
 
     duties.do("rescue", "admit", "forget_statistics", "roll_up_metrics")
     while prunes and (store.prune(store.clock()) or store.shrink()):
-        pass  # A batch at a time, so that others can write, too.
+        pass  # One batch per transaction, so that others can write in between.
     while True:
         store.nodes.renew(node)
         if not interrupted:
-            # First those that expire: with overlap="skip" a tick waits for what has not ended.
+            # Expire first: with overlap="skip" a tick fires only if the last job has ended.
             duties.do("expire", "fire", "stage")
         done = store.exchange(ended, node, choose, subscription)
         for settled, report in ended:
@@ -10625,7 +10632,7 @@ class QueueChoices(TypedDict, total=False):
 
     concurrency: Annotated[int | None, "how many of its jobs run at a time"]
     rate: Annotated[str | None, "how many start in some time, as 10/s or 100/min"]
-    burst: Annotated[int | None, "how many may start at once after a rest"]
+    burst: Annotated[int | None, "how many may start at once after a pause"]
     weight: Annotated[float | None, "its share among queues with jobs of the same priority"]
     ageing: Annotated[Duration | None, "in which the priority of a waiting job rises by one"]
     max_attempts: int | None
@@ -10635,34 +10642,34 @@ class QueueChoices(TypedDict, total=False):
 
 @attrs.frozen
 class Queue:
-    """A queue, by its name. Its settings are in the file: all nodes share them, and running
-    nodes follow a change at once."""
+    """A queue, by its name. Its settings are in the file: they apply to all nodes, and changes take
+    effect at once."""
 
     name: str
     _jobs: LiteJobs = attrs.field(eq=False, repr=False)
 
     def set(self, **choices: Unpack[QueueChoices]) -> QueueSettings:
-        """Changes settings, and leaves the others; `None` takes one away.
+        """Changes these settings and no others; `None` removes one.
 
-        *concurrency*: how many of its jobs run at a time, on all nodes. *rate*: how many start
-        in some time ("10/s", "100/min"), evenly, or with a *burst* of so many at once after a
-        rest. *weight*: its share among queues with jobs of the same priority (default: 1).
-        *ageing*: the interval in which the priority of a waiting job rises by one.
-        *max_attempts* (`None`: for ever), *timeout* and *backoff*: for jobs whose definition
-        does not say. *concurrency* and *rate* hold when this returns, as after `pause`.
+        *concurrency*: how many of its jobs run at a time, on all nodes together. *rate*: how many
+        start in some time ("10/s", "100/min"), evenly, or with up to *burst* jobs at once after a
+        pause. *weight*: its share among queues with jobs of the same priority (default: 1).
+        *ageing*: the interval in which the priority of a waiting job rises by one. *max_attempts*
+        (`None`: no limit), *timeout* and *backoff*: for jobs whose definition does not set them.
+        *concurrency* and *rate* are in effect when this returns, as after `pause`.
 
         Raises:
             OptionError: there is no such setting, or its value cannot be used.
         """
         check_known(choices, _SETTING_CHECKS, "no such setting")
-        # Rows leave out the default backoff; for a queue it is a setting like any other.
+        # For jobs the default backoff is stored as NULL; for a queue that is no setting.
         store: dict[str, Any] = {**STORED, "ageing": STORED["timeout"], "backoff": store_curve}
         columns: dict[str, Any] = {}
         for setting, value in typing.cast("dict[str, Any]", choices).items():
             checked = None if value is None else _SETTING_CHECKS[setting](value, setting)
-            columns[setting] = checked and store.get(setting, _same)(checked)
+            columns[setting] = checked and store.get(setting, _identity)(checked)
         if columns.get("max_attempts", 0) is None:
-            columns["max_attempts"] = 0  # For ever; NULL is no setting at all.
+            columns["max_attempts"] = 0  # No limit; NULL is no setting.
         if "rate" in choices:
             columns["rate_given"] = choices["rate"]
         self._jobs.store.set_queue(self.name, columns)
@@ -10674,10 +10681,10 @@ class Queue:
         return self._jobs.store.queues().get(self.name) or QueueSettings(self.name)
 
     def pause(self) -> None:
-        """Lets no more of its jobs start, on any node; running ones go on. When it returns, nodes
-        have taken back what their workers had been given and had not begun. Only jobs of
-        `async def` handlers that wait for a turn of their event loop, and jobs of a node that
-        does not answer within two seconds (the log names it), may still start."""
+        """Lets no more of its jobs start, on any node; running ones go on. When this returns, nodes
+        have taken back the jobs that their workers had in hand and had not begun. Only jobs of
+        `async def` handlers that wait for their event loop, and jobs of a node that does not
+        answer within two seconds (the log names it), may still start."""
         self._jobs.store.set_queue(self.name, {"paused": 1})
 
     def resume(self) -> None:
@@ -10685,7 +10692,7 @@ class Queue:
         self._jobs.store.set_queue(self.name, {"paused": 0})
 
     def reset(self) -> None:
-        """Takes all its settings away, and resumes it."""
+        """Removes all its settings, and resumes it."""
         self._jobs.store.reset_queue(self.name)
 
 
@@ -10711,8 +10718,8 @@ _SETTING_CHECKS: Mapping[str, Check] = {
 
 
 class Declaring(Recurring, total=False):
-    """How a program declares a schedule: its name (else that of the definition), and the time
-    zone of its fields."""
+    """How a program declares a schedule: also its name (default: that of the definition) and the
+    time zone of its cron fields."""
 
     name: str | None
     timezone: str
@@ -10720,11 +10727,11 @@ class Declaring(Recurring, total=False):
 
 @attrs.frozen(eq=False, repr=False)
 class ScheduleHandle:
-    """A schedule by its name, whether it exists or not. Changes are in the file at once, and
-    running nodes follow them.
+    """A schedule, by its name, whether it exists or not. Changes take effect at once, also in
+    running nodes.
 
     Raises:
-        ScheduleNotFoundError: it does not exist; by all methods but `set`.
+        ScheduleNotFoundError: it does not exist; from all methods but `set`.
     """
 
     name: str
@@ -10744,8 +10751,8 @@ class ScheduleHandle:
         timezone: str = "UTC",
         **how: Unpack[Recurring],
     ) -> Schedule:
-        """Makes the schedule, or changes it; options as for `cron`, and an interval may be
-        given as such. It stays until it is removed, or a program declares one of this name.
+        """Makes or changes the schedule; options are those of `cron`, and *expression* may be an
+        interval. It stays until it is removed, or a program declares one of this name.
 
         Raises:
             OptionError: a value cannot be used.
@@ -10757,20 +10764,20 @@ class ScheduleHandle:
         return self._jobs.store.schedules.put(self._jobs._with_work(schedule, work))
 
     def pause(self) -> None:
-        """Lets it fire nothing until it is resumed."""
+        """Lets it enqueue no jobs until it is resumed."""
         self._jobs.store.schedules.set_paused(self.name, True)
 
     def resume(self) -> None:
-        """Lets it fire again, from the next tick on."""
+        """Lets it enqueue jobs again, from the next tick on."""
         self._jobs.store.schedules.set_paused(self.name, False)
 
     def fire(self) -> Job[Any]:
-        """Enqueues one job now, also while it is paused; its next tick stays."""
+        """Enqueues one job now, even if it is paused; its next tick does not change."""
         _refuse_while_importing()
         return self._jobs.get(self._jobs.store.schedules.fire_now(self.name))
 
     def remove(self) -> None:
-        """Deletes it. (One that a program declares comes back when its next node starts.)"""
+        """Deletes it. (If a program declares it, the program's next node makes it again.)"""
         self._jobs.store.schedules.remove(self.name)
 
 
@@ -10785,7 +10792,7 @@ def _options_in(typed: str) -> list[inspect.Parameter]:
 
 
 def _spell_out_options(owner: Any) -> None:
-    """Lets `help()` show each option that a method takes by a TypedDict."""
+    """Makes `help()` show the options that methods take as a TypedDict."""
     for method in filter(inspect.isfunction, vars(owner).values()):
         for hint in method.__annotations__.values():
             if isinstance(hint, str) and hint.startswith("Unpack["):
@@ -10799,8 +10806,8 @@ for _owner in (Definition, Bound, LiteJobs, Queue, ScheduleHandle):
 
 
 def module_name(name: str) -> str:
-    """The name of a module, which for the main program is that of its file (or, after -m,
-    of its module): so it is the same however the program was started."""
+    """The name of a module; for the main program that of its file, or with -m of its module, so
+    that it does not depend on how the program was started."""
     if name not in ("__main__", "__mp_main__"):
         return name
     main = sys.modules.get(name)
@@ -10809,8 +10816,8 @@ def module_name(name: str) -> str:
 
 
 def program_of(target: str | None, made_in: str | None) -> str:
-    """What distinguishes a program from others that use the same file: its main file or package,
-    and where its queue is made, if that is elsewhere, as in what `gunicorn` runs."""
+    """What identifies a program among those that use the same file: its main file or package, and
+    also the file that calls `LiteJobs()`, if that is elsewhere, as under `gunicorn`."""
     if getattr(sys, "frozen", False):
         return str(Path(sys.executable).resolve())
     main = target or getattr(sys.modules["__main__"], "__file__", None)
@@ -10821,19 +10828,10 @@ def program_of(target: str | None, made_in: str | None) -> str:
     return "+".join(map(str, places))
 
 
-class Changes(TypedDict, total=False):
-    """What can be changed of a job that waits; `None` is as when one enqueues. A length of time
-    for *expires* counts from when the job is due, if that is changed too, else from now."""
+class Changes(Changeable, total=False):
+    """What can be changed of a waiting job; `None` means the same as in `enqueue`. A duration as
+    *expires* counts from when the job is due, if that is changed too, else from now."""
 
-    queue: str
-    priority: int
-    max_attempts: int | None
-    timeout: Duration | None
-    grace: Duration | None
-    node: str | None
-    delay: Duration
-    at: datetime
-    expires: Duration | datetime | None
     payload: Annotated[Mapping[str, Any], FIELDS]
 
 
@@ -10842,7 +10840,7 @@ json_of_any: Final = Codec[Any](Any)
 
 def columns_of(choices: Choices, now: int) -> dict[str, Any]:
     """The columns that choices set, and no others."""
-    options = Options().changed(choices)
+    options = Options().for_job(choices)
     columns = {name: value for name, value in options.columns.items() if name in choices}
     if choices.keys() & {"at", "delay"}:
         columns["run_at"] = options.run_at(now)
@@ -10856,7 +10854,7 @@ def columns_of(choices: Choices, now: int) -> dict[str, Any]:
 
 
 def _read_json(text: object) -> Any:
-    """A value of a row; its text, if that is not JSON."""
+    """A value of a row, or its text if that is not JSON."""
     if isinstance(text, bytes):
         return {"base64": base64.b64encode(text).decode()}
     try:
@@ -10866,15 +10864,15 @@ def _read_json(text: object) -> Any:
 
 
 def _home(path: Path, durability: Durability, enqueues: tuple[AroundEnqueue, ...]) -> LiteJobs:
-    """The queue of definitions that no import has registered, in a worker."""
+    """Makes the queue, in a worker, of definitions that no import has registered."""
     jobs = LiteJobs(path, durability=durability)
     jobs.middleware = Middleware(enqueues=enqueues)
     return jobs
 
 
 def _refuse_while_importing() -> None:
-    """Catches a program without the guard that spawned processes need."""
-    # Another thread may have only begun to import it: then the attribute is not there yet.
+    """Raises an error in a program without the guard that spawned processes need."""
+    # If another thread is just importing the module, the attribute may not be there yet.
     process = getattr(sys.modules.get("multiprocessing.process"), "_current_process", None)
     if IMPORTING.get() or getattr(process, "_inheriting", False):
         raise LitejobsError(
@@ -10890,7 +10888,7 @@ def _refuse_while_importing() -> None:
 
 @attrs.define(eq=False, repr=False)
 class Pool:
-    """A node that works in the background, from `with jobs.start(…) as pool:`."""
+    """A node in the background, from `with jobs.start(…) as pool:`."""
 
     _supervisor: Supervisor
     _thread: threading.Thread | None = None
@@ -10915,9 +10913,9 @@ class Pool:
             self._supervisor.joined.set()
 
     def wait(self, timeout: Duration | None = None) -> bool:
-        """Waits until the node has ended by itself; says whether it has.
+        """Waits until the node has ended by itself; returns whether it has.
 
-        Raises: what ended the node, if it was an error.
+        Raises: the error that ended the node, if any.
         """
         assert self._thread is not None, "enter it with a with statement first"
         self._thread.join(None if timeout is None else duration(timeout, "timeout").total_seconds())
@@ -10927,7 +10925,7 @@ class Pool:
         return not self._thread.is_alive()
 
     def stop(self) -> None:
-        """Stops the node: running jobs may end within the grace, no more are taken."""
+        """Stops the node: running jobs may end within the grace, and no others start."""
         if self._thread is not None and self._thread.is_alive():
             self._supervisor.stop()
             self._thread.join()
@@ -10942,9 +10940,9 @@ class Pool:
 ################################################################################
 # Testing
 #
-# For the tests of programs that use litejobs: a clock that is turned, and a way to
-# put a private file under a LiteJobs for the length of a test, to see what is
-# enqueued and to run it in this process. pytest finds its fixtures by itself.
+# For the tests of programs that use litejobs: a clock that the test turns, and a private file
+# that replaces that of a LiteJobs during a test, to see what is enqueued and to run it in this
+# process. pytest finds the fixtures by itself.
 ################################################################################
 
 NEW_YEAR = datetime(2025, 1, 1, tzinfo=UTC)
@@ -10962,7 +10960,7 @@ def _aware(value: object) -> datetime:
 
 @attrs.define(eq=False)
 class TurnedClock:
-    """A clock that stands still until it is turned: `LiteJobs(…, clock=TurnedClock())`."""
+    """A clock that only moves when it is turned: `LiteJobs(…, clock=TurnedClock())`."""
 
     now: datetime = attrs.field(default=NEW_YEAR, converter=_aware, alias="start")
 
@@ -10970,23 +10968,23 @@ class TurnedClock:
         return to_micros(self.now)
 
     def turn(self, time: Duration) -> None:
-        """Moves on by so many seconds or a timedelta; back, if it is negative."""
+        """Moves on by a number of seconds or a timedelta; back if it is negative."""
         self.now += time if isinstance(time, timedelta) else timedelta(seconds=time)
 
     def turn_to(self, moment: datetime) -> None:
-        """Moves to an aware datetime."""
+        """Moves to this aware datetime."""
         self.now = moment
 
 
 @attrs.define(eq=False, repr=False)
 class Recorder:
-    """What a LiteJobs was asked to do during a test. What is *enqueued* is read from the file,
-    as it is now, whichever process enqueued it."""
+    """What a LiteJobs was asked to do during a test. `enqueued` reads the file, so that it returns
+    the jobs of all processes, as they are now."""
 
     jobs: LiteJobs
     clock: TurnedClock
     failures: list[tuple[Job[Any], Failure]] = attrs.field(factory=list, init=False)
-    """Every attempt that failed while it was drained, with its job as it was then."""
+    """Every attempt that failed in `drain`, with its job as it was after that."""
     _store: Store = attrs.field(
         default=attrs.Factory(lambda self: self.jobs.store, takes_self=True), init=False
     )
@@ -10995,7 +10993,7 @@ class Recorder:
         self, definition: Definition[..., R, Any] | type | str | None = None, /, **fields: object
     ) -> list[Job[R]]:
         """The jobs in the order in which they were enqueued: all, or those of a *definition* (or
-        its name) whose payload has these *fields*, defaults included.
+        its name) whose payload has these *fields*, including defaults.
 
         Raises:
             DefinitionError: there is no such definition.
@@ -11020,11 +11018,11 @@ class Recorder:
         times: int | None = None,
         **fields: object,
     ) -> list[Job[R]]:
-        """Makes sure that a job with these fields was enqueued, so many *times* or at least
-        once; gives the jobs.
+        """Asserts that jobs with these fields were enqueued, as many as *times* or at least one;
+        returns them.
 
         Raises:
-            AssertionError: it was not; all that was enqueued is listed.
+            AssertionError: they were not; the message lists all jobs.
         """
         __tracebackhide__ = True
         found = self.enqueued(definition, **fields)
@@ -11037,10 +11035,10 @@ class Recorder:
     def assert_not_enqueued(
         self, definition: AnyDefinition | type | str, /, **fields: object
     ) -> None:
-        """Makes sure that no such job was enqueued.
+        """Asserts that no such job was enqueued.
 
         Raises:
-            AssertionError: one was; all that was enqueued is listed.
+            AssertionError: one was; the message lists all jobs.
         """
         __tracebackhide__ = True
         if found := self.enqueued(definition, **fields):
@@ -11048,11 +11046,11 @@ class Recorder:
             raise AssertionError(f"expected no job {call}, found {len(found)}; {self._summary()}")
 
     def drain(self, *, errors: OnErrors = "raise") -> int:
-        """Runs jobs in this process, one after the other, until none is due; gives the number
-        of attempts. With *errors* "keep", failed ones go to `failures`.
+        """Runs jobs in this process, one after another, until none is due; returns the number of
+        attempts. With *errors* "keep", it does not raise; `failures` has the failed ones.
 
         Raises:
-            AssertionError: an attempt failed; with its traceback.
+            AssertionError: an attempt failed; the message has its traceback.
         """
         __tracebackhide__ = True
         self._check()
@@ -11061,7 +11059,7 @@ class Recorder:
         with self.jobs.store.file.transaction(read_only=True) as tx:
             last = max([number for number, _, _ in read_failures(tx, "TRUE")], default=0)
         attempts = self.jobs.drain()
-        # Frozen for workers, of which there are none: a test may define some more.
+        # It was frozen for workers; here are none, and a test may define more.
         self.jobs.registry = attrs.evolve(self.jobs.registry, frozen=False)
         with self.jobs.store.file.transaction(read_only=True) as tx:
             failed = read_failures(tx, "id > :number", last)
@@ -11076,10 +11074,10 @@ class Recorder:
         return attempts
 
     def drain_all(self, *, errors: OnErrors = "raise") -> int:
-        """Like `drain`, then turns the clock to when the next job is due, until none is left.
+        """Like `drain`, but also turns the clock to when the next job is due, until none is left.
 
         Raises:
-            AssertionError: an attempt failed, or there is no end to it.
+            AssertionError: an attempt failed, or there are still jobs after 1,000 turns.
         """
         __tracebackhide__ = True
         attempts = 0
@@ -11097,7 +11095,7 @@ class Recorder:
             raise LitejobsError("this recorder's test is over: its jobs are gone with their file")
 
     def _named(self, definition: AnyDefinition | type | str, fields: Iterable[str]) -> str:
-        """The name of a definition that has these fields."""
+        """The name of a definition, after a check that it has these fields."""
         if not isinstance(definition, str):
             if (found := definition_of(definition)) is None:
                 raise DefinitionError(repr(definition), "no definition: give one, or its name")
@@ -11108,7 +11106,7 @@ class Recorder:
         return definition
 
     def _arguments(self, job: Job[Any]) -> dict[str, Any]:
-        """A payload by name, as the handler gets it; empty, if it cannot be read."""
+        """The arguments of the handler by name; empty if the payload cannot be read."""
         if definition := self.jobs.registry.by_name.get(job.name):
             with contextlib.suppress(PayloadError):
                 return fields_of(definition.body.decode(job.stored_payload))
@@ -11123,18 +11121,18 @@ class Recorder:
 
 
 RecordJobs = Callable[[LiteJobs], Recorder]
-"""What pytest's fixture `record_jobs` is."""
+"""The type of the pytest fixture `record_jobs`."""
 
 
 def _call(name: str, fields: Mapping[str, object]) -> str:
-    return f"{name}({', '.join(f'{field}={shown(value)}' for field, value in fields.items())})"
+    return f"{name}({', '.join(f'{field}={short_repr(value)}' for field, value in fields.items())})"
 
 
 @contextlib.contextmanager
 def recording(jobs: LiteJobs, clock: TurnedClock | None = None) -> Iterator[Recorder]:
-    """Gives *jobs* a private, empty file and a clock that stands still, and takes them away at
-    the end: what its definitions enqueue meanwhile never reaches the program's own file."""
-    import tempfile  # Late: programs do not need it.
+    """Gives *jobs* a private, empty file and a clock that stands still, until the end of the `with`
+    statement: what its definitions enqueue meanwhile never reaches the program's own file."""
+    import tempfile  # Here, because only tests need it.
 
     clock = TurnedClock() if clock is None else clock
     replaced = ("durability", "clock", "registry", "middleware", "tested", "store")
@@ -11142,7 +11140,7 @@ def recording(jobs: LiteJobs, clock: TurnedClock | None = None) -> Iterator[Reco
     before += [(definition.body, "home", definition.body.home) for definition in jobs.registry]
     with tempfile.TemporaryDirectory(prefix="litejobs-", ignore_cleanup_errors=True) as folder:
         jobs.durability, jobs.clock, jobs.tested = "fast", clock, True
-        # It has the same definitions, also those to come; but may be frozen by itself.
+        # The copies share their content with the originals, but are frozen separately.
         jobs.registry = attrs.evolve(jobs.registry, frozen=False)
         jobs.middleware = attrs.evolve(jobs.middleware, frozen=False)
         jobs.store = Store(File(Path(folder, "jobs.db"), jobs.durability, clock=clock))
@@ -11162,15 +11160,15 @@ def _pytest_plugin() -> ModuleType:
 
     @pytest.fixture
     def litejobs_clock() -> TurnedClock:
-        """The clock of what `record_jobs` has in hand: it stands still until it is turned."""
+        """The clock of `record_jobs`: it stands still until it is turned."""
         return TurnedClock()
 
     @pytest.fixture
     def record_jobs(litejobs_clock: TurnedClock) -> Iterator[RecordJobs]:
-        """record_jobs(jobs) puts a private file under a LiteJobs until the test ends, and
-        gives its Recorder."""
+        """record_jobs(jobs) gives a LiteJobs a private file until the test ends, and returns its
+        Recorder."""
         with contextlib.ExitStack() as undo:
-            # The same recorder for the same LiteJobs, from wherever it is asked for.
+            # Cached, so that another call for the same LiteJobs returns the same recorder.
             yield functools.cache(lambda jobs: undo.enter_context(recording(jobs, litejobs_clock)))
 
     plugin = ModuleType("litejobs_pytest", "The fixtures of litejobs.")
@@ -11180,12 +11178,12 @@ def _pytest_plugin() -> ModuleType:
 
 if typing.TYPE_CHECKING:
     pytest_plugin: Any
-    """What pytest loads when litejobs is installed. Where the file was only copied, a
-    conftest.py takes the fixtures from it: `record_jobs = pytest_plugin.record_jobs`."""
+    """What pytest loads when litejobs is installed. Where the file was only copied, a conftest.py
+    has to name the fixtures: `record_jobs = pytest_plugin.record_jobs`."""
 else:
 
     def __getattr__(name: str) -> Any:
-        # Nobody else imports pytest.
+        # Made on access, so that programs do not import pytest.
         if name == "pytest_plugin":
             return _pytest_plugin()
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -11194,18 +11192,17 @@ else:
 ################################################################################
 # Command line
 #
-# On a program (`module:attribute` or `file.py:attribute`) where code is needed, on
-# the file alone where it is not. Exit codes: 0 done; 1 nothing matched, or not all
-# could be done; 2 the command or what it was given is wrong; 3 the file cannot be
-# used.
+# Commands that need code take a program (`module:attribute` or `file.py:attribute`), the others
+# also a file. Exit codes: 0 done; 1 nothing matched, or not all could be done; 2 the command or
+# an argument is wrong; 3 the file cannot be used.
 ################################################################################
 
 Output = tuple[Any, str, int]
-"""What a command gives: a value for JSON, the same as text, and the exit code."""
+"""What a command returns: a value for JSON, the same as text, and the exit code."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command `litejobs`; gives its exit code."""
+    """Runs the command `litejobs`; returns its exit code."""
     given: dict[str, Any] = {"to": {}}
     arguments = sys.argv[1:] if arguments is None else arguments
     for place, value in vars(_parser(arguments).parse_args(arguments)).items():
@@ -11225,14 +11222,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             done = rows, _table(rows, columns[0]), int(not rows and verb != "queues")
         value, text, code = done
         if as_json:
-            # The only one of the characters below 160 that JSON leaves as it is.
+            # JSON escapes the other control characters below 128.
             text = json.dumps(value, indent=2, default=_json_value).replace("\x7f", "\\u007f")
         if text:
-            print(printable(text, also="\n\t"), flush=True)
+            print(printable(text, keep="\n\t"), flush=True)
         return typing.cast(int, code)
     except (LitejobsError, OSError) as error:
         if isinstance(error, OSError):
-            # The reader is gone, or the disk is full: the interpreter must not flush again at exit.
+            # If the reader is gone or the disk full, another flush at exit would fail, too.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             if isinstance(error, BrokenPipeError):
                 return 0
@@ -11245,13 +11242,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
-    """Reads the command that these words may name. Its arguments are the parameters of its
-    function: a TypedDict stands for what it may hold, and what can only be given by name is an
-    option."""
-    import argparse  # Late: only the command needs it.
+    """A parser for the command that is among *words*. Its arguments are the parameters of the
+    command's function, its options the keyword-only ones and the keys of a TypedDict."""
+    import argparse  # Here, because only the command needs it.
 
     class Parser(argparse.ArgumentParser):
-        """Says in one line what is wrong with a command."""
+        """Prints errors in one line."""
 
         def error(self, message: str) -> NoReturn:
             self.exit(2, f"{self.prog}: {printable(message)} (see {self.prog} --help)\n")
@@ -11263,7 +11259,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
         command = commands.add_parser(verb, help=about, description=about)
         command.set_defaults(verb=verb)
         if verb not in words:
-            continue  # To read all signatures would take a tenth of a second.
+            continue  # Reading all signatures would take a tenth of a second.
         if verb != "new":
             file = "" if verb == "run" else "the queue's file, or "
             place = f"{file}a program: module:attribute or file.py:attribute"
@@ -11278,7 +11274,8 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
             options = typed and typing.get_type_hints(typed, include_extras=True)
             for name, hint in (options or {each.name: each.annotation}).items():
                 settings = _settings(name, hint, removable=bool(group))
-                flag = _FLAGS.get(f"{verb} {group}{name}", name.replace("_", "-"))
+                plain = f"{'to-' if group and name in FILTERS else ''}{name.replace('_', '-')}"
+                flag = _FLAGS.get(f"{verb} {group}{name}", plain)
                 if each.kind in (each.POSITIONAL_OR_KEYWORD, each.VAR_POSITIONAL):
                     several = each.kind is each.VAR_POSITIONAL
                     optional = several or each.default is not each.empty
@@ -11292,12 +11289,10 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
 
 _FLAGS = {
     "run queues": "queue",
-    # The node is what a change is most often about: so that is what --node gives there.
-    "change node": "from-node",
-    "change to.queue": "to-queue",
-    "change to.payload": "to-payload",
+    "change node": "from-node",  # Since --node is the new node.
+    "change to.node": "node",
 }
-"""Options that are not called as their parameters."""
+"""Options with names of their own. (Those of `change` that are also filters begin with `to-`.)"""
 
 
 def _kinds(hint: Any) -> tuple[Any, ...]:
@@ -11320,13 +11315,12 @@ _READERS: Mapping[Any, tuple[str, Callable[[str], Any], str]] = {
     str: ("", str, ""),
     Iterable: ("", str, ""),
 }
-"""What a value of a type is called in the help, how it is read, and what is said of a text that is
-none."""
+"""By type: how the help calls a value, how a text is read, and the message if it cannot be."""
 
 
 def _settings(name: str, hint: Any, removable: bool) -> dict[str, Any]:
-    """How argparse reads an option; empty if a text cannot be read as one. Where options are
-    *removable*, a zero or an empty text stands for None."""
+    """The arguments of `add_argument`; empty if the type cannot be read from a text. If options
+    are *removable*, a zero or an empty text means `None`."""
     import argparse
 
     kinds = _kinds(hint)
@@ -11347,9 +11341,9 @@ def _settings(name: str, hint: Any, removable: bool) -> dict[str, Any]:
     metavar, read, problem = known[0]
     none: Sequence[str] = ()
     if removable and type(None) in kinds:
-        # A node may be named 0, and a grace of no seconds is one.
+        # A node may have the name 0, and a grace of 0 seconds is not the same as none.
         none = ("",) if name in ("node", "grace") else ("0", "")
-        settings["help"] = f"{about}; {none[0] or repr('')} takes it away"
+        settings["help"] = f"{about}; {none[0] or repr('')} removes it"
 
     def checked(text: str) -> Any:
         try:
@@ -11419,7 +11413,7 @@ def _enqueue(
     else:
         try:
             payload = json_of_any.encode(json_of_any.decode(payload))
-        except Unfit as unfit:
+        except CodecError as unfit:
             raise PayloadError(name, unfit.problems) from None
         columns = columns_of(choices, jobs.clock())
         with jobs.store.file.transaction(enqueues=True) as tx:
@@ -11449,7 +11443,7 @@ def _show(
     shown = {key: _json_value(value) for key, value in values.items() if value is not None}
     if isinstance(job.stored_payload, bytes):
         shown["payload"] = f"<{len(job.stored_payload)} bytes>"
-    with contextlib.suppress(OptionError):  # Of a progress that another program has written.
+    with contextlib.suppress(OptionError):  # Another program may have written the progress.
         shown |= {"progress": str(job.progress)} if job.progress else {}
     lines = [
         f"{key + ':':14}{printable(value if isinstance(value, str) else json.dumps(value))}"
@@ -11463,7 +11457,7 @@ def _show(
             lines.append(f"\n{failure.omitted} failed attempts are not kept")
         when = f"{_cell(failure.started_at)} UTC, worker {failure.worker}"
         lines.append("\n" + printable(f"attempt {failure.attempt}: {failure.kind} ({when})"))
-        # Indented: a line of what an exception says must not look like one of ours.
+        # Indented, so that no line of an exception's message looks like one of litejobs.
         message = failure.traceback.rstrip() or f"{failure.type}: {failure.message}"
         lines.append("    " + message.replace("\n", "\n    "))
         measured = {
@@ -11514,7 +11508,7 @@ def _queue(
     *,
     pause: Annotated[bool, "let no more of its jobs start"] = False,
     resume: Annotated[bool, "let its jobs start again"] = False,
-    reset: Annotated[bool, "take all its settings away"] = False,
+    reset: Annotated[bool, "remove all its settings"] = False,
     to: QueueChoices,
 ) -> Output:
     queue = jobs.queue(name)
@@ -11540,7 +11534,7 @@ def _set_paused(
     return {f"{verb}d": changed}, f"{changed} {verb}d", int(not changed)
 
 
-def _backup(jobs: LiteJobs, path: Annotated[str, "the copy: nothing may be there yet"]) -> Output:
+def _backup(jobs: LiteJobs, path: Annotated[str, "the copy; must not exist"]) -> Output:
     place = jobs.backup(path)
     size = place.stat().st_size
     text = printable(f"copied to {place}, {_bytes(size)}")
@@ -11553,7 +11547,7 @@ def _compact(jobs: LiteJobs) -> Output:
 
 
 def _doctor(
-    jobs: LiteJobs, *, repair: Annotated[bool, "mend the file's own books first"] = False
+    jobs: LiteJobs, *, repair: Annotated[bool, "correct stored counts first"] = False
 ) -> Output:
     if repair:
         jobs.repair()
@@ -11620,7 +11614,7 @@ def _new(
     chosen = {} if name == function else {"name": name}
     if queue is not None:
         chosen["queue"] = check_name(queue, "--queue")
-    # What is printable looks the same in JSON and in Python.
+    # Printable text is written the same way in JSON and in Python.
     given = [f"{k}={json.dumps(value, ensure_ascii=False)}" for k, value in chosen.items()]
     path, test = Path(dir, f"{function}.py"), Path(dir, f"test_{function}.py")
     texts = {
@@ -11643,15 +11637,14 @@ _JOB_VALUES = [name for name in JOB_COLUMNS if name not in ("claim", "backoff", 
 def _values(
     jobs: LiteJobs, things: Iterable[Any], names: Iterable[str] = _JOB_VALUES
 ) -> list[dict[str, Any]]:
-    """These values of jobs, schedules or the like, without what is hidden: as the program
-    says, or nodes have stored."""
+    """These values of jobs, schedules, queues and so on, without those that the program or, as
+    stored, a node says are hidden."""
     all_hidden = jobs.store.nodes.hidden() | {own.name: own.body.hidden for own in jobs.registry}
 
     computed = ("payload", "progress", "result", "words")
 
     def value(thing: Any, name: str) -> Any:
         if name == "words":
-            # This machine may not know the time zone, say.
             return f"({thing.problem})" if thing.problem else thing.timetable.words
         if name not in computed:
             return getattr(thing, name)
@@ -11673,7 +11666,7 @@ def _values(
 
 
 _Columns = Mapping[str, str]
-"""The values of a listing in JSON, and the headings of those that its table shows, too."""
+"""The values that a listing has in JSON, and the headings of those that its table shows."""
 _JOBS: _Columns = {
     "id": "id", "name": "name", "queue": "queue", "state": "state", "priority": "priority",
     "attempt": "attempt", "run_at": "run at (UTC)", "error": "error",
@@ -11706,7 +11699,7 @@ _CELLS: Mapping[str, Callable[[Mapping[str, Any]], object]] = {
     "timeout": lambda queue: _json_value(queue["timeout"]),
     "start": lambda span: f"{span['start']:%Y-%m-%d %H:%M}",
 }
-"""What tables show for some values."""
+"""How tables show some values."""
 
 
 def _table(rows: Iterable[Mapping[str, Any]], columns: _Columns) -> str:
@@ -11722,7 +11715,7 @@ def _table(rows: Iterable[Mapping[str, Any]], columns: _Columns) -> str:
 
 
 def _cell(value: object) -> str:
-    """A value in a table; a length of time with three digits."""
+    """A value in a table; a duration with three digits."""
     if isinstance(value, datetime):
         return f"{value:%Y-%m-%d %H:%M:%S}"
     if isinstance(value, float):
@@ -11737,7 +11730,7 @@ def _cell(value: object) -> str:
 
 
 def _json_value(value: Any) -> Any:
-    """Durations are in seconds."""
+    """A value for JSON; durations are in seconds."""
     if isinstance(value, timedelta):
         return value.total_seconds()
     return value.isoformat() if isinstance(value, datetime) else value
@@ -11751,15 +11744,15 @@ _MINUTES = functools.partial(LiteJobs.metrics, span="minute", limit=24)
 _COMMANDS: Mapping[str, tuple[Any, ...]] = {
     "run": (_run, "run jobs until stopped"),
     "enqueue": (_enqueue, "put a job into the file"),
-    "list": (_list, "list jobs, the newest first", _JOBS),
+    "list": (_list, "list jobs, newest first", _JOBS),
     "show": (_show, "show one job with its failed attempts"),
     "why": (_why, "say why a job is not running"),
     "retry": (functools.partial(_bulk, "retry"), "let failed and cancelled jobs start again"),
-    "cancel": (functools.partial(_bulk, "cancel"), "cancel jobs that wait or run"),
-    "delete": (functools.partial(_bulk, "delete"), "delete jobs that do not run"),
-    "hold": (functools.partial(_bulk, "hold"), "keep jobs that wait from running"),
-    "release": (functools.partial(_bulk, "release"), "let held jobs wait for their turn again"),
-    "change": (_change, "give jobs that wait other values"),
+    "cancel": (functools.partial(_bulk, "cancel"), "cancel waiting and running jobs"),
+    "delete": (functools.partial(_bulk, "delete"), "delete jobs that are not running"),
+    "hold": (functools.partial(_bulk, "hold"), "keep waiting jobs from running"),
+    "release": (functools.partial(_bulk, "release"), "release held jobs"),
+    "change": (_change, "change options of waiting jobs"),
     "stats": (_stats, "count jobs by queue and state"),
     "queues": (LiteJobs.queues, "list the queues that have settings", _QUEUES),
     "queue": (_queue, "show, pause, resume and set a queue"),
@@ -11770,17 +11763,17 @@ _COMMANDS: Mapping[str, tuple[Any, ...]] = {
     "pause-schedule": (functools.partial(_set_paused, "pause"), "pause a schedule, or all"),
     "resume-schedule": (functools.partial(_set_paused, "resume"), "resume a schedule, or all"),
     "backup": (_backup, "copy the file while jobs run"),
-    "compact": (_compact, "give free space in the file back"),
-    "doctor": (_doctor, "say what is wrong, with advice"),
+    "compact": (_compact, "return free space in the file to the system"),
+    "doctor": (_doctor, "find what is wrong, with advice"),
     "new": (_new, "write a definition and a test of it"),
 }
-"""Each command's function, whose parameters are its arguments, what it is for, and the columns of
-what it lists."""
+"""By command: its function, whose parameters are its arguments, its help, and the columns of what
+it lists."""
 
 
 if __name__ == "__main__":
-    # As a module of its own name: `python -m` would load a second one, with a registry
-    # that stays empty.
+    # Imported, since a program registers its definitions with the module `litejobs`, and
+    # `python -m litejobs` loads the file as a second module.
     from litejobs import main
 
     raise SystemExit(main())

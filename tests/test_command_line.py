@@ -299,7 +299,7 @@ class TestEnqueue:
             (["send", '{"to": "x", "copies": NaN}'], "(?i)nan|json"),
             (["sned", '{"to": "x"}'], "definition 'sned': .*; did you mean 'send'?"),
             (["send", '{"to": "x"}', "--delay", "-1"], "delay: -1.0 is negative"),
-            (["send", '{"to": "x"}', "--delay", "nan"], "delay: nan is no length of time"),
+            (["send", '{"to": "x"}', "--delay", "nan"], "delay: nan is not a length of time"),
             (["send", '{"to": "x"}', "--delay", "soon"], "argument --delay: invalid float"),
             (["send", '{"to": "x"}', "--delay", "1e12"], "delay: .* more than a hundred years"),
             (["send", '{"to": "x"}', "--at", "2099-01-01T12:00:00"], "at: .* has no time zone"),

@@ -22,6 +22,7 @@ from litejobs import (
     Constant,
     Context,
     Definition,
+    DefinitionChoices,
     DefinitionError,
     Exponential,
     Job,
@@ -31,7 +32,6 @@ from litejobs import (
     Options,
     PayloadError,
     Retention,
-    Rules,
     Unique,
     define,
 )
@@ -324,6 +324,17 @@ def test_what_takes_any_number_of_arguments_is_refused(jobs: LiteJobs) -> None:
     assert said.startswith("definition 'many': takes *names")
     assert "use a parameter of type list or dict" in said
     assert "takes **names" in refusal(DefinitionError, jobs.define, more)
+
+
+def test_parameters_that_no_payload_can_hold_are_refused(jobs: LiteJobs) -> None:
+    def method(self: str) -> None: ...
+    def mangled(__name: str) -> None: ...
+    def lost(__class__: str = "") -> None: ...
+
+    assert "a method" in refusal(DefinitionError, jobs.define, method)
+    for code in mangled, lost:
+        said = refusal(DefinitionError, jobs.define, code)
+        assert "use a name that does not begin with two underscores" in said
 
 
 def test_generators_are_refused_since_their_body_would_never_run(jobs: LiteJobs) -> None:
@@ -802,16 +813,16 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ("max_attempts", math.inf, "expected 1 or more, or None for ever, got inf"),
     ("timeout", 0, "expected more than zero, or None for no limit"),
     ("timeout", 1e-9, "expected more than zero, or None for no limit"),
-    ("timeout", -1, "-1 is negative; a time to wait is zero or more"),
+    ("timeout", -1, "-1 is negative; a length of time is zero or more"),
     ("timeout", "30", "expected seconds or a timedelta, got '30'"),
-    ("grace", -1, "-1 is negative; a time to wait is zero or more"),
-    ("delay", -1, "-1 is negative; a time to wait is zero or more"),
-    ("delay", timedelta(-1), f"{timedelta(-1)!r} is negative; a time to wait is zero or more"),
+    ("grace", -1, "-1 is negative; a length of time is zero or more"),
+    ("delay", -1, "-1 is negative; a length of time is zero or more"),
+    ("delay", timedelta(-1), f"{timedelta(-1)!r} is negative; a length of time is zero or more"),
     ("delay", "60", "expected seconds or a timedelta, got '60'"),
     ("delay", True, "expected seconds or a timedelta, got True"),
     ("delay", None, "expected seconds or a timedelta, got None"),
-    ("delay", math.nan, "nan is no length of time"),
-    ("delay", math.inf, "inf is no length of time"),
+    ("delay", math.nan, "nan is not a length of time"),
+    ("delay", math.inf, "inf is not a length of time"),
     ("delay", 10**12, f"{10**12} is more than a hundred years"),
     ("at", 5, "expected an aware datetime, got 5"),
     ("at", "tomorrow", "expected an aware datetime, got 'tomorrow'"),
@@ -864,7 +875,7 @@ def test_an_unknown_option_is_refused_with_the_nearest_known_one(jobs: LiteJobs)
 
 
 def test_every_option_has_a_type_a_check_and_a_default() -> None:
-    assert [*OPTIONS] == [*Rules.__annotations__]
+    assert [*OPTIONS] == [*DefinitionChoices.__annotations__]
     assert [field.name for field in attrs.fields(Options)] == [*OPTIONS, "given"]
 
 

@@ -712,9 +712,9 @@ def test_a_result_that_no_longer_fits_its_type_is_an_error_of_litejobs(jobs: Lit
 
 
 PAYLOADS: list[tuple[Any, str]] = [
-    ("no JSON", "no JSON"),
-    ("", "no JSON"),
-    ('{"to": {"x": 1, "y": 2}', "no JSON"),
+    ("no JSON", "not JSON"),
+    ("", "not JSON"),
+    ('{"to": {"x": 1, "y": 2}', "not JSON"),
     ("[]", "$"),
     ("null", "$"),
     ("5", "$"),
@@ -726,7 +726,7 @@ PAYLOADS: list[tuple[Any, str]] = [
     ('{"to": {"x": 1, "y": 2}, "more": [1, 2, "3"]}', "$.more[2]"),
     ('{"to": {"x": 1, "y": 2}, "less": 5}', "'less' @ $"),
     ('{"to": {"x": 1, "y": NaN}}', ""),
-    ('{"to": {"x": 1, "y": 2}} {}', "no JSON"),
+    ('{"to": {"x": 1, "y": 2}} {}', "not JSON"),
     ("[" * 100_000, "nested too deeply"),
     (b"\xff\x00", ""),
     (5, ""),

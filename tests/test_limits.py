@@ -255,7 +255,12 @@ class TestRate:
     def test_is_written_as_people_do(self, text: str, rate: float) -> None:
         assert parse_rate(text) == pytest.approx(rate)
 
-    @pytest.mark.parametrize("text", ["", "10", "10/", "0/s", "1/0s", "-1/s", "10/year", 10, None])
+    @pytest.mark.parametrize(
+        "text",
+        ["", "10", "10/", "0/s", "1/0s", "1/00s", "-1/s", "10/year", 10, None,
+         "9" * 400 + "/s", "1/" + "9" * 400 + "d", "1/" + "9" * 5000 + "s"],
+        ids=lambda text: repr(text)[:20],
+    )  # fmt: skip
     def test_is_refused_when_it_is_none(self, text: object) -> None:
         with pytest.raises(OptionError, match=r"rate: expected something like '10/s' or '100/min'"):
             parse_rate(text)

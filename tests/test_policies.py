@@ -262,8 +262,8 @@ def test_a_function_that_fails_is_replaced_by_the_default_and_said_so(
         ("5", "expected seconds or a timedelta"),
         (True, "expected seconds or a timedelta"),
         (None, "expected seconds or a timedelta"),
-        (math.nan, "is no length of time"),
-        (math.inf, "is no length of time"),
+        (math.nan, "is not a length of time"),
+        (math.inf, "is not a length of time"),
         (timedelta(days=36501), "is more than a hundred years"),
     ],
 )

@@ -630,7 +630,7 @@ class TestASchedule:
         [
             ("timezone = 'Mars/Olympus'", "there is no time zone 'Mars/Olympus'"),
             ("expression = 'whenever'", "number of fields"),
-            ("payload = '{'", "it is no JSON"),
+            ("payload = '{'", "it is not JSON"),
             ("options = '[]'", "'[]' in a row was not written by litejobs"),
             ("definition = ''", "definition: expected 1 to 200"),
             ("covered = '7'", "covered: '7' in a row was not written by"),

@@ -23,6 +23,7 @@ from conftest import TurnedClock
 import litejobs
 from litejobs import (
     Codec,
+    CodecError,
     FileError,
     Finding,
     LiteJobs,
@@ -30,7 +31,6 @@ from litejobs import (
     OptionError,
     PayloadError,
     ResultError,
-    Unfit,
     Unique,
 )
 
@@ -515,18 +515,18 @@ class TestHiddenFields:
         ids=lambda value: getattr(value, "__name__", None),
     )
     def test_are_in_no_error_about_a_payload(self, kind: Any, text: str) -> None:
-        with pytest.raises(Unfit) as caught:
+        with pytest.raises(CodecError) as caught:
             Codec(kind).decode(text)
         assert SECRET not in str(caught.value)
         assert "hidden" in str(caught.value)
 
     def test_are_not_shown_by_validators_either(self) -> None:
-        with pytest.raises(Unfit) as caught:
+        with pytest.raises(CodecError) as caught:
             Codec(Pin).decode('{"digits": 123456}')
         assert str(caught.value) == "Pin refuses it: ValueError, of which the rest is hidden @ $"
 
     def test_leave_the_others_to_be_shown(self) -> None:
-        with pytest.raises(Unfit, match=r"expected str, got 5 @ \$\.user"):
+        with pytest.raises(CodecError, match=r"expected str, got 5 @ \$\.user"):
             Codec(Login).decode('{"user": 5, "password": ""}')
 
     def test_are_in_no_error_about_arguments(self, jobs: LiteJobs) -> None:

@@ -1839,9 +1839,9 @@ class TestRescue:
         each = [Duties(store, node) for node in listed]
         asked: list[str] = []
 
-        def ask(path: str, alone: bool, wait: float = 0.0) -> contextlib.ExitStack | None:
+        def ask(path: str, exclusive: bool, wait: float = 0.0) -> contextlib.ExitStack | None:
             asked.append(path)
-            return lock(path, alone, wait)
+            return lock(path, exclusive, wait)
 
         lock = litejobs.lock
         with monkeypatch.context() as patched:

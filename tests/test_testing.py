@@ -602,9 +602,9 @@ class TestThePlugin:
     def test_describes_its_fixtures(self, project: Path) -> None:
         printed = run_pytest(project, "--fixtures", path=as_installed(project))
         assert re.search(
-            r"^record_jobs -- .*\n    record_jobs\(jobs\) puts a private", printed, re.M
+            r"^record_jobs -- .*\n    record_jobs\(jobs\) gives a LiteJobs a private", printed, re.M
         )
-        assert re.search(r"^litejobs_clock -- .*\n    The clock of what", printed, re.M)
+        assert re.search(r"^litejobs_clock -- .*\n    The clock of `record_jobs`", printed, re.M)
 
     def test_costs_a_program_no_pytest(self, tmp_path: Path) -> None:
         look = "import sys, litejobs; print({'pytest', '_pytest', 'tempfile'} & {*sys.modules})"

@@ -220,6 +220,32 @@ class TestRunning:
         expected = "OptionError" if "connection" in statement else "None"
         assert (code, output, errors) == (0, f"{expected}\n", "")
 
+    def test_threads_that_enqueue_first_at_the_same_time_all_get_their_jobs(
+        self, tmp_path: Path
+    ) -> None:
+        def enqueue(ready: threading.Barrier, local: Any, ids: list[int]) -> None:
+            ready.wait(PATIENT)
+            ids.append(local.enqueue(1).id)
+
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
+        try:
+            for _ in range(40):
+                with LiteJobs(tmp_path / "jobs.db", durability="fast") as jobs:
+                    local = jobs.define(name="local")(lambda n: n)
+                    arguments: Any = threading.Barrier(8), local, []
+                    threads = [
+                        threading.Thread(target=enqueue, args=arguments, daemon=True)
+                        for _ in range(8)
+                    ]
+                    for thread in threads:
+                        thread.start()
+                    for thread in threads:
+                        thread.join(PATIENT)
+                    assert len(arguments[2]) == 8
+        finally:
+            sys.setswitchinterval(interval)
+
     def test_threads_and_workers_are_not_given_together(self, jobs: LiteJobs) -> None:
         jobs.register(trouble.nap)
         with pytest.raises(OptionError, match="threads"):

@@ -29,7 +29,7 @@ from uuid import UUID
 import attrs
 
 import litejobs
-from litejobs import Codec, LitejobsError, PayloadError, Unfit
+from litejobs import Codec, CodecError, LitejobsError, PayloadError
 
 from .children import Died, answers
 from .ordeal import Ordeal, Run
@@ -417,7 +417,7 @@ class Fuzzer:
     def read(self, codec: Codec[Any], text: str | bytes) -> str:
         try:
             value = codec.decode(text)
-        except Unfit as unfit:
+        except CodecError as unfit:
             self.counts["refused"] += 1
             if codec.kind is Login and "hunter2" in str(unfit):
                 return f"the error about {text[:300]!r} shows what is hidden: {unfit}"
@@ -433,7 +433,7 @@ class Fuzzer:
             back = codec.decode(again)
             if back == value and type(back) is type(value) and codec.encode(back) == again:
                 return ""
-        except Unfit as unfit:
+        except CodecError as unfit:
             if "nested too deeply" in str(unfit):  # Writing takes more of the stack.
                 return ""
             return f"{text[:300]!r} was read, but cannot be written and read: {unfit}"[:1000]
