@@ -5666,28 +5666,28 @@ class GroupCommit:
 
 _SCHEDULE = ", ".join(f"{field.alias}" for field in attrs.fields(Schedule))
 _ACTIVE = "next_at IS NOT NULL AND NOT paused"
-_KEPT_OWN = "headers", "key", "key_limit", "unique_key", "unique_scope", "grace"
-"""What is kept of a schedule's jobs beside the columns of their options."""
+_OF_ITS_JOBS = (*STORED, "headers", "key", "key_limit", "unique_key", "unique_scope", "grace")
+"""The columns of its jobs that a schedule stores as they are."""
 
 
 def options_of(batch: NewJob) -> str:
-    """The options of a schedule's jobs, from a *batch* that was made for the moment 0, so that
-    lengths of time are what they are."""
+    """The options of a schedule's jobs, from a *batch* made at the time 0, so that its moments
+    are durations."""
     columns = batch.columns
-    kept = {name: columns.get(name) for name in (*STORED, *_KEPT_OWN)}
-    lengths = {"lasts": columns.get("unique_until"), "expires": columns.get("expires_at")}
+    kept = {name: columns.get(name) for name in _OF_ITS_JOBS}
+    durations = {"lasts": columns.get("unique_until"), "expires": columns.get("expires_at")}
     more = {"on_conflict": batch.on_conflict, "open": sorted(batch.open)}
-    return json.dumps({**kept, **lengths, **more})
+    return json.dumps({**kept, **durations, **more})
 
 
 def batch_of(schedule: Schedule, run_at: int, now: int) -> NewJob:
-    """One job of a schedule."""
+    """A job of a schedule, due at *run_at*."""
     options = schedule.job_options
     options |= options.pop("extra", {})
     lasts, expires = options.get("lasts"), options.get("expires")
     rule: Any = options.get("on_conflict")
     columns = {
-        **{name: options.get(name) for name in (*STORED, *_KEPT_OWN)},
+        **{name: options.get(name) for name in _OF_ITS_JOBS},
         "name": schedule.definition,
         "run_at": run_at,
         "enqueued_at": now,
@@ -5714,8 +5714,8 @@ class Schedules:
         self, now: int, on_fired: Callable[[Schedule, list[int]], None] = lambda schedule, ids: None
     ) -> tuple[int, int | None]:
         """Enqueues the jobs of all schedules that are due by *now*; returns how many, and
-        when the next one is due. Any number of nodes may do this: each tick fires once, and
-        *on_fired* is called with its jobs where that was."""
+        when the next one is due. Any number of nodes may do this: each tick fires once, on one
+        node, which calls *on_fired* with its jobs."""
         if now < self._last_fired_at:
             with self.file.transaction() as tx:
                 self._plan(tx, now)
@@ -5740,7 +5740,7 @@ class Schedules:
             return _one_number(tx, sql, (after,))
 
     def _usable(self, schedule: Schedule) -> bool:
-        """Whether this machine can fire a schedule; if not, another one may."""
+        """Whether this machine can fire a schedule; if not, another machine may."""
         if schedule.problem is not None and schedule.name not in self._logged_unusable:
             logger.error("schedule %s cannot fire: %s", schedule.name, schedule.problem)
             self._logged_unusable.add(schedule.name)
@@ -5749,8 +5749,8 @@ class Schedules:
     def _fire(
         self, schedule: Schedule, ticks: Sequence[int], after: Schedule, now: int
     ) -> list[int] | None:
-        """Enqueues the jobs of these ticks and moves the schedule on; gives their ids. `None`
-        if another node has done so or somebody has changed the schedule meanwhile."""
+        """Enqueues the jobs of these ticks and stores the schedule as it is *after* them; returns
+        their ids, or `None` if another node has done so or the schedule was changed meanwhile."""
         with self.file.transaction(enqueues=True) as tx:
             if _find_schedule(tx, schedule.name) != schedule:
                 return None
@@ -5773,7 +5773,7 @@ class Schedules:
         return ids
 
     def fire_now(self, name: str) -> int:
-        """Enqueues one job of a schedule, whose next tick stays as it is; gives its id."""
+        """Enqueues one job of a schedule, whose next tick stays as it is; returns its id."""
         with self.file.transaction(enqueues=True) as tx:
             schedule = get_schedule(tx, name)
             [(id, _)] = insert_each(tx, [batch_of(schedule, tx.now, tx.now)])
@@ -5781,7 +5781,7 @@ class Schedules:
         return id
 
     def _plan(self, tx: Transaction, now: int) -> None:
-        """Computes each next tick anew, by the present rules and the clock."""
+        """Computes the next tick of each schedule again, from its rule and the clock."""
         for schedule in filter(self._usable, read_schedules(tx, "NOT paused")):
             plan = schedule.planned(now)
             if plan != schedule:
@@ -5791,8 +5791,8 @@ class Schedules:
                 logger.warning("schedule %s: next tick set from %s to %s", schedule.name, *at)
 
     def declare(self, declared: Sequence[Schedule], program: str) -> None:
-        """Makes what a program declares its schedules in the file: new ones come, changed ones
-        change, and those that have left its code go, unless another program declares them, too."""
+        """Stores the schedules that a *program* declares, and removes those that it declared
+        before but no longer does, unless another program declares them, too."""
         with self.file.transaction(read_only=True) as tx:
             if not declared and not read_schedules(tx):
                 return
@@ -5801,7 +5801,7 @@ class Schedules:
             for new in declared:
                 old = known.pop(new.name, None)
                 others = {} if old is None else old.programs
-                others.pop("", None)  # As it was before programs were distinguished.
+                others.pop("", None)  # From before programs were distinguished.
                 ours = others.pop(program, None) is not None
                 if old is not None and (
                     old.stored_origin is None
@@ -5824,13 +5824,13 @@ class Schedules:
             self._plan(tx, tx.now)
 
     def put(self, schedule: Schedule) -> Schedule:
-        """Makes a schedule, or changes the one of this name; gives it as it is then."""
+        """Creates a schedule, or changes the one of this name; returns it as stored."""
         with self.file.transaction(notify=True) as tx:
             return _put_schedule(tx, schedule, _find_schedule(tx, schedule.name))
 
     def set_paused(self, name: str | None, paused: bool) -> int:
-        """Lets a schedule, or all, fire nothing until resumed, and then again from the next tick
-        on: what was missed meanwhile is not made up. Gives how many that changed."""
+        """Pauses or resumes a schedule, or all of them; returns how many this changed. Ticks that
+        pass while a schedule is paused are skipped."""
         with self.file.transaction(notify=True) as tx:
             found = read_schedules(tx) if name is None else [get_schedule(tx, name)]
             found = [schedule for schedule in found if schedule.paused is not paused]
@@ -5842,13 +5842,13 @@ class Schedules:
         return len(found)
 
     def remove(self, name: str) -> None:
-        """Forgets a schedule; the jobs that it has enqueued stay."""
+        """Deletes a schedule; the jobs that it has enqueued stay."""
         with self.file.transaction() as tx:
             tx.execute(_DELETE_SCHEDULE, (get_schedule(tx, name).name,))
 
 
 def read_schedules(tx: Transaction, term: str = "TRUE", **bindings: Any) -> list[Schedule]:
-    """Schedules by name, for which an SQL *term* holds."""
+    """The schedules for which an SQL *term* holds, in the order of their names."""
     sql = f"SELECT {_SCHEDULE} FROM litejobs_schedule WHERE {term} ORDER BY name"
     return [from_row(Schedule, row) for row in tx.execute(sql, bindings)]
 
@@ -5875,8 +5875,7 @@ def get_schedule(tx: Transaction, name: str) -> Schedule:
 
 
 def _put_schedule(tx: Transaction, new: Schedule, known: Schedule | None) -> Schedule:
-    """The next tick stays if the times are the same: it may be one that was missed while nothing
-    ran."""
+    """Keeps the next tick if the times are the same: it may have been missed while no node ran."""
     times = operator.attrgetter("expression", "timezone", "start_at", "end_at")
     if known is not None:
         new = _with_state(new, known)
@@ -5897,17 +5896,16 @@ def _with_state(new: Schedule, known: Schedule) -> Schedule:
 ################################################################################
 # Ready
 #
-# Which job is next: the lanes that a node serves, read ahead, and what the settings of
-# queues let through.
+# Which job is next: the lanes that a node subscribes to, read ahead, and the limits of queues.
 ################################################################################
 
 BURST_SECONDS = 0.01
-"""Seconds of a queue's rate that may start at once, unless its burst says otherwise."""
+"""A queue without a burst may start as many jobs at once as its rate allows in this time."""
 LONGEST_WAIT = 366 * 86_400.0
-"""Seconds after which a queue is looked at again, however small its rate is."""
+"""Seconds after which a queue is checked again, however small its rate is."""
 SLOW_SCAN = 0.001
 SCAN_PAUSE = 5
-"""A look at all lanes that takes more than so many seconds is not repeated for so many times
+"""A scan of all lanes that takes more than SLOW_SCAN seconds is not repeated for SCAN_PAUSE times
 as long."""
 
 
@@ -5925,7 +5923,7 @@ _TOKENS = "min(:burst, coalesce(tokens + max(0, :now - filled_at) * rate / 1e6, 
 def count_tokens(
     tx: Transaction, settings: QueueSettings, now: int, spent: int | None = None
 ) -> float:
-    """How many jobs a queue's rate lets start now; writes down how many were *spent*. Source:
+    """How many jobs a queue's rate allows to start now; takes those off that were *spent*. Source:
     the token bucket of ATM traffic policing (ITU-T I.371), with *rate* tokens a second and room
     for *burst*."""
     if settings.per_second is None:
@@ -5941,7 +5939,7 @@ def count_tokens(
 
 
 Lane = tuple[str, str, str]
-"""Queue, name and node of ready jobs that are alike to a node: it takes all of them or none."""
+"""The queue, name and node that ready jobs have in common: a node may run all of them or none."""
 
 
 @attrs.frozen
@@ -5960,10 +5958,10 @@ class Subscription:
 
 
 Position = tuple[int, int, int]
-"""Where a ready job stands: its priority (with all bits inverted, which turns the order round and
-never overflows), due time and id."""
+"""What orders the jobs of a lane: the priority (all bits inverted, which reverses the order and
+never overflows), the due time and the id."""
 _POSITION = "coalesce(~priority, 0), coalesce(~~run_at, 0), id"
-"""Integers whatever is in the columns."""
+"""Integers, even of columns that are NULL."""
 
 FEW_JOBS = 8
 """With fewer ready jobs than this, each is read as a lane of its own."""
@@ -5992,13 +5990,13 @@ _LANE_HEADS = f"""
              WHERE state = 'pending' AND queue > head.queue
              ORDER BY queue, name, node, priority DESC, run_at, id LIMIT 1)
         )
-        -- In a damaged index one could go round for ever. (The plus: it is not to be used here.)
+        -- Or it would not end in a damaged index, which the plus keeps SQLite from using here.
         WHERE (+next.queue, +next.name, +next.node) > (head.queue, head.name, head.node)
     )
     SELECT * FROM head
 """
-"""The first job of each lane, by a few steps into the index for each. (To find it by such a
-comparison of row values would walk through all the jobs of a lane.)"""
+"""The first job of each lane, found by a few index lookups. (A search by comparison of row values
+would read all jobs of a lane.)"""
 _JOBS_OF_LANE = f"""
     SELECT {_POSITION} FROM litejobs_job INDEXED BY litejobs_ready
     WHERE state = 'pending' AND queue = ? AND name = ? AND node = ?
@@ -6014,17 +6012,17 @@ class LaneReader:
     name: str
     node: str
     priority: int | None = None
-    """The only one that it reads, where jobs age."""
+    """The only priority that it reads, if the jobs of the queue age."""
     taken: int = 0
-    """How many were given out that are not claimed yet, and so are still in the lane."""
+    """How many jobs were taken that are not claimed yet, and so are still in the lane."""
     ended: bool = False
     """Whether there is nothing more to read."""
     _page: int = 4
     _rows: deque[Position] = attrs.field(factory=deque)
 
     def take(self, tx: Transaction | None) -> Position | None:
-        """Gives out the first; gives the next one's place, for which more is read if there
-        is a transaction."""
+        """Takes the first job; returns the position of the next one, for which more is read if
+        there is a transaction."""
         self.taken += 1
         if tx is not None and not self._rows and not self.ended:
             self._page = min(256, self._page * 2)
@@ -6042,38 +6040,38 @@ Rank = tuple[float, ...]
 
 @attrs.define(eq=False, repr=False)
 class Ready:
-    """The ready jobs that a node takes, ids with names, the most urgent first.
+    """An iterator over the ready jobs of a subscription, ids with names, the most urgent first.
 
-    It reads ahead, and keeps what it has read until others have committed: with a
-    thousand lanes, to look at all of them takes longer than to run the jobs. Even
-    then it looks only so often that most of the time is left for jobs. So what it
-    gives may have been taken by others meanwhile: the claim shows.
+    It reads ahead, and keeps what it has read until another process commits: with a thousand
+    lanes, a scan of all takes longer than running the jobs. A slow scan is not repeated at once
+    even then. So another node may have claimed what it returns, which the claim finds out.
     """
 
     subscription: Subscription
     settings: Mapping[str, QueueSettings] = attrs.field(factory=dict)
     now: int = 0
     taken: list[int] = attrs.field(factory=list)
-    """What was given out in this transaction."""
+    """The ids that were returned in this transaction."""
     again_at: int | None = None
-    """When the rate of a queue that has jobs lets the next one start."""
+    """When the rate of a queue with ready jobs allows the next one to start."""
     version: int | None = None
-    """Of the file, when it was read; `None` if there may be more to see by now."""
+    """Of the file, when its lanes were scanned; `None` if they have to be scanned again."""
     _heads: list[tuple[Rank, Position, LaneReader]] = attrs.field(factory=list)
     _postponed: list[tuple[Rank, Position, LaneReader]] = attrs.field(factory=list)
-    """Of queues that may start no more for now, or for which workers have no room."""
+    """Heads that wait for the next transaction: of queues at their limit, or without a free
+    worker."""
     _capacities: dict[str, list[float]] = attrs.field(factory=dict)
-    """By queue: how many more may run, and how many its rate lets start."""
+    """By queue: how many more jobs may run, and how many its rate allows to start."""
     _passes: dict[str, float] = attrs.field(factory=dict)
-    """By queue: how much it has had of its share."""
+    """By queue: its share so far (C. Waldspurger and W. Weihl, "Stride Scheduling", MIT, 1995)."""
     _used_readers: set[LaneReader] = attrs.field(factory=set)
     _scan_not_before: float = 0.0
     _tx: Transaction | None = None
     _readable: bool = False
-    """Whether lanes are as they were when they were read, so that more of them can be."""
+    """Whether the lanes are unchanged since they were scanned, so that more can be read."""
 
     def refresh(self, tx: Transaction) -> None:
-        """Begins a transaction: what was given out in the last one is claimed by now."""
+        """Begins a transaction: what was returned in the last one is claimed by now."""
         self._tx, self.now, self.settings = tx, tx.now, tx.cached(read_settings)
         self.taken, self.again_at, self._readable = [], None, True
         self._capacities.clear()
@@ -6089,14 +6087,13 @@ class Ready:
         if self._heads and began < self._scan_not_before:
             self._readable = False
             return
-        self.look(tx)
+        self.scan(tx)
         self.version = tx.version
         took = time.monotonic() - began
         self._scan_not_before = began + took * SCAN_PAUSE if took > SLOW_SCAN else 0.0
 
-    def look(self, tx: Transaction) -> bool:
-        """Looks at all lanes; says whether there is a job."""
-        # An idle node finds a few jobs.
+    def scan(self, tx: Transaction) -> bool:
+        """Reads the first jobs of all lanes; returns whether there is one."""
         rows: Any = tx.execute(_FIRST_FEW).fetchall()
         few = len(rows) < FEW_JOBS
         if not few:
@@ -6107,7 +6104,7 @@ class Ready:
             if (queue, name, node) in self.subscription
         ]
         if self.settings:
-            # A queue that was empty has not saved up its turns meanwhile.
+            # A queue does not save up shares while it is empty.
             queues = {reader.queue for _, reader in heads}
             start = min([self._passes[each] for each in queues & self._passes.keys()], default=0.0)
             self._passes = {each: max(start, self._passes.get(each, start)) for each in queues}
@@ -6126,7 +6123,7 @@ class Ready:
             if not self._allows(reader.queue):
                 self._postponed.append(heapq.heappop(self._heads))
             elif (now := self._rank(place, reader)) > rank:
-                # Others of its queue were given out meanwhile.
+                # Other jobs of its queue were returned meanwhile.
                 heapq.heapreplace(self._heads, (now, place, reader))
             else:
                 return place[2], reader.name
@@ -6134,7 +6131,7 @@ class Ready:
 
     @property
     def has_rate(self) -> bool:
-        """Whether the next job's queue has a rate, which is kept if it starts at once."""
+        """Whether the next job's queue has a rate, which holds only if the job starts at once."""
         settings = self.settings.get(self._heads[0][2].queue)
         return settings is not None and settings.per_second is not None
 
@@ -6145,7 +6142,7 @@ class Ready:
         heapq.heapify(self._heads)
 
     def spend(self, claimed: Iterable[Claimed]) -> None:
-        """Writes down what was used of the rates."""
+        """Takes the jobs that were claimed off the tokens of their queues."""
         if self.settings and self._tx is not None:
             for queue, number in Counter(job.queue for job in claimed).items():
                 if settings := self.settings.get(queue):
@@ -6162,8 +6159,7 @@ class Ready:
         self._used_readers.add(reader)
         if self.settings:
             queue = reader.queue
-            self._capacities[queue] = [left - 1 for left in self._room(queue)]
-            # Source of the passes: C. Waldspurger and W. Weihl, "Stride Scheduling", MIT, 1995.
+            self._capacities[queue] = [left - 1 for left in self._capacity(queue)]
             if any(settings.weight for settings in self.settings.values()):
                 settings = self.settings.get(queue)
                 weight = (settings.weight if settings else None) or 1.0
@@ -6186,22 +6182,22 @@ class Ready:
             urgency -= max(0, self.now - run_at) // (settings.ageing // MICROSECOND)
         return urgency, self._passes.get(queue, 0.0), run_at, id
 
-    def _room(self, queue: str) -> list[float]:
-        if (room := self._capacities.get(queue)) is None:
+    def _capacity(self, queue: str) -> list[float]:
+        if (capacity := self._capacities.get(queue)) is None:
             assert self._tx is not None
             settings = self.settings.get(queue) or QueueSettings(queue)
             slots = 0.0 if settings.paused else math.inf
             if slots and settings.concurrency is not None:
                 slots = settings.concurrency - count_running(self._tx, queue)
-            room = [slots, count_tokens(self._tx, settings, self.now)]
-            self._capacities[queue] = room
-        return room
+            capacity = [slots, count_tokens(self._tx, settings, self.now)]
+            self._capacities[queue] = capacity
+        return capacity
 
     def _allows(self, queue: str) -> bool:
         """Whether one more job of this queue may be claimed."""
-        slots, tokens = self._room(queue)
+        slots, tokens = self._capacity(queue)
         if slots >= 1 > tokens:
-            # Rounded up, and a little more, lest it come a moment too early for ever.
+            # Rounded up, and one more: a moment too early would repeat for ever.
             rate = self.settings[queue].per_second or math.inf
             at = self.now + math.ceil(min(LONGEST_WAIT, (1 - tokens) / rate) * 1e6) + 1
             self.again_at = min(self.again_at or at, at)
@@ -6210,8 +6206,7 @@ class Ready:
     def _by_age(
         self, tx: Transaction, heads: Iterable[tuple[Position, LaneReader]]
     ) -> Iterator[tuple[Position, LaneReader]]:
-        """The heads of lanes; where jobs age, the first of each priority, since that is the
-        oldest one."""
+        """The heads of lanes; where jobs age, the first of each priority, which is its oldest."""
         for place, reader in heads:
             settings = self.settings.get(reader.queue)
             if settings is None or not settings.ageing:
@@ -6222,7 +6217,7 @@ class Ready:
                 priority = ~following[0]
                 lane = reader.queue, reader.name, reader.node
                 yield following, LaneReader(*lane, priority)
-                # The plus: in a damaged index one could go round for ever.
+                # The plus: in a damaged index this would not end.
                 lower = f"{_JOBS_OF_LANE} AND priority < ? AND +priority < ? {_IN_ORDER} LIMIT 1"
                 following = tx.execute(lower, (*lane, priority, priority)).fetchone()
 
@@ -6241,7 +6236,7 @@ MISSING_LIMIT = 30.0
 """Seconds after which a node whose lock file is missing counts as dead: a live one creates it
 again in half a second."""
 NAME_TIMEOUT = 1.0
-"""Seconds that the processes of another node of the same name have to end."""
+"""Seconds for which a node waits until the processes of another one of its name have ended."""
 
 
 def _names_in(text: str | None) -> tuple[str, ...] | None:
@@ -6281,7 +6276,7 @@ class Nodes:
 
     file: File
     _locks: dict[int, tuple[FileId, contextlib.ExitStack]] = attrs.field(factory=dict)
-    """Of the nodes of this process: the lock file, and the share that is held of its lock."""
+    """Of the nodes of this process: the id of the lock file, and the lock on it."""
     _missing: dict[int, tuple[int, int]] = attrs.field(factory=dict)
     """Nodes without a lock file: when that was last seen, and for how many microseconds in all,
     of which at most a second counts between two checks: this process may have been stopped."""
@@ -6294,12 +6289,12 @@ class Nodes:
         subscription: Subscription,
         known: Sequence[Mapping[str, Any]],
     ) -> int:
-        """Lists a node and takes the first share of its lock, before others can see it; gives its
-        id. Stores the options of its *known* definitions, for jobs inserted by hand, and the
-        hidden fields of their payloads, for programs that open the file without them."""
+        """Lists a node, locked before others can see it; returns its id. Stores the options of its
+        *known* definitions, for jobs inserted by hand, and the hidden fields of their payloads,
+        for programs that open the file without them."""
         queues = None if subscription.queues is None else json.dumps(sorted(subscription.queues))
         columns = name, os.getpid(), port, workers, queues, json.dumps(sorted(subscription.names))
-        give_up = time.monotonic() + NAME_TIMEOUT
+        deadline = time.monotonic() + NAME_TIMEOUT
         node = 0
         while not node:
             try:
@@ -6324,7 +6319,7 @@ class Nodes:
                 self.release_lock(node)
                 raise
             if pid is not None:
-                if time.monotonic() > give_up:
+                if time.monotonic() > deadline:
                     raise WorkerError(
                         f"a node named {name!r} is at work (process {pid}): "
                         "stop that one first, or give this one another name, or none"
@@ -6344,15 +6339,15 @@ class Nodes:
                         pass
 
     def _create_lock(self, node: int) -> None:
-        """Creates the lock file with the mode and group of the queue's file, and as root its
-        owner, as SQLite does with the WAL: every user of the queue has to find out whether this
-        node lives."""
+        """Creates the lock file and locks it. It has the mode and group of the queue's file, and
+        as root its owner, as SQLite does with the WAL: every user of the queue has to be able to
+        find out whether this node is alive."""
         path = self.file.presence_path(node)
         with _translated_errors(path):
             found = os.stat(self.file.path)
             made = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
             with os.fdopen(made, "rb+", 0), contextlib.suppress(OSError):
-                if sys.platform != "win32":  # Not every other file system knows modes and groups.
+                if sys.platform != "win32":  # Some other file systems have no modes and groups.
                     mode = found.st_mode & 0o666
                     try:
                         os.fchown(made, found.st_uid if os.geteuid() == 0 else -1, found.st_gid)
@@ -6362,8 +6357,8 @@ class Nodes:
         self._locks[node] = _file_id(path), lock_shared(path)
 
     def renew(self, node: int) -> bool:
-        """Creates the lock file of a node here again if it was removed or replaced, and takes the
-        first share; says whether it did. Other processes still hold their shares of the old one."""
+        """Creates and locks the lock file of a node of this process again if it was removed or
+        replaced; returns whether it was. Its other processes still hold the old one."""
         path = self.file.presence_path(node)
         if node not in self._locks or _file_id(path) == self._locks[node][0]:
             return False
@@ -6375,9 +6370,9 @@ class Nodes:
         return True
 
     def release_lock(self, node: int) -> None:
-        """Gives back the share of a node here."""
-        if share := self._locks.pop(node, None):
-            share[1].close()
+        """Releases the lock of a node of this process."""
+        if held := self._locks.pop(node, None):
+            held[1].close()
 
     def hidden(self) -> dict[str, frozenset[str]]:
         """By name of the definition, the fields of its payload that are not to be shown."""
@@ -6401,8 +6396,8 @@ class Nodes:
             return [from_row(Node, row) for row in rows]
 
     def others(self, node: int) -> list[tuple[int, str, int]]:
-        """Ids, names and process ids of the other nodes that are listed: from the one that
-        joined next after it to the one that joined last before it."""
+        """Ids, names and process ids of the other nodes that are listed, in the order in which
+        they joined: those after this one, then those before it."""
         sql = "SELECT id, name, pid FROM litejobs_node WHERE id <> ?1 ORDER BY id < ?1, id"
         return self.file.read(sql, (node,))
 
@@ -6421,7 +6416,7 @@ class Nodes:
         return [holder for (holder,) in self.file.read(f"SELECT holder FROM ({_UNLISTED})")]
 
     def is_alive(self, node: int, if_unknown: bool = False) -> bool:
-        """Whether one of its processes is there."""
+        """Whether a process of a node is left."""
         try:
             alone = lock_exclusive(self.file.presence_path(node))
         except FileError:
@@ -6435,7 +6430,7 @@ class Nodes:
         queues and attempts, and whether each is a dead letter.
 
         They become ready again without losing an attempt, but each loss is counted: after
-        LOST_LIMIT losses a job is a dead letter. If it cannot be known whether the node lives, it
+        LOST_LIMIT losses a job is a dead letter. If it is unknown whether the node is alive, it
         keeps its jobs, unless its lock file stays missing.
         """
         with lock_of_dead(self.file.presence_path(node)) as dead:
@@ -6488,8 +6483,8 @@ class Nodes:
         return lost
 
     def release_orphans(self, node: int, held: Iterable[tuple[int, int]]) -> None:
-        """Makes the jobs of a node ready again of which it does not know, because a commit with
-        unknown outcome claimed them: all but those *held*, by id and claim."""
+        """Makes the jobs of a node ready again that a commit with unknown outcome claimed: all but
+        those that are *held*, by id and claim."""
         with self.file.transaction() as tx:
             tx.execute(
                 """
@@ -6511,7 +6506,7 @@ class Nodes:
             return _column(tx, sql, (node,)), _one_number(tx, recall, (node,))
 
     def confirm_recall(self, node: int, recall: int) -> None:
-        """Notes that a node has taken back its jobs, unless there is another recall by now."""
+        """Stores that a node has taken back its jobs, unless there is another recall by now."""
         with self.file.transaction() as tx:
             sql = "UPDATE litejobs_node SET recall = NULL WHERE id = ? AND recall = ?"
             tx.execute(sql, (node, recall))
@@ -6531,7 +6526,7 @@ def _store_definitions(tx: Transaction, known: Sequence[Mapping[str, Any]]) -> N
 
 
 def lock_shared(path: str) -> contextlib.ExitStack:
-    """Takes a share of the lock of a node, in one of its processes."""
+    """Locks the lock file of a node, in one of its processes."""
     with _translated_errors(path):
         held = lock(path, exclusive=False, wait=BUSY_TIMEOUT)
     if held is None:
@@ -6544,8 +6539,8 @@ _log_once = functools.lru_cache(100)(logger.error)
 
 
 def lock_exclusive(path: str) -> contextlib.ExitStack | None:
-    """Takes the whole lock, unless a process holds a share. A `FileError` means that this cannot
-    be known."""
+    """Locks the lock file of a node, unless one of its processes has locked it. A `FileError`
+    means that this is unknown."""
     try:
         with _translated_errors(path):
             return lock(path, exclusive=True)
@@ -6558,9 +6553,9 @@ def lock_exclusive(path: str) -> contextlib.ExitStack | None:
 
 @contextlib.contextmanager
 def lock_of_dead(path: str) -> Iterator[bool | None]:
-    """Whether certainly no process holds a share; `None` if there is no lock file. If so, none
-    can take one until the block ends; then the file is removed. Processes that ask at the same
-    moment may all get the answer no, so callers have to ask again."""
+    """Whether certainly no process of a node is left; `None` if there is no lock file. If so, none
+    can lock the file until the block ends; then it is removed. Several processes that check at
+    the same moment may all get `False`, so callers have to check again later."""
     alone, missing = None, False
     try:
         alone = lock_exclusive(path)
@@ -6615,7 +6610,7 @@ def bucket_of(micros: int) -> int:
 
 
 def quantile(numbers: Mapping[int, int], share: float) -> timedelta | None:
-    """The duration that this share of all durations does not exceed: its bucket's middle."""
+    """The duration that this share of all does not exceed, as the middle of its bucket."""
     left = share * sum(numbers.values())
     for bucket in sorted(numbers):
         left -= numbers[bucket]
@@ -6647,7 +6642,7 @@ class Meter:
         step = -(-size // SAMPLE_SIZE) or 1
         for start in range(0, size, step):
             weight = min(step, size - start)
-            # At random: every second job may be of another kind.
+            # At random, since jobs of different kinds may alternate.
             chosen = start + int(self._rng.random() * weight) if weight > 1 else start
             claimed, report = settlements[chosen]
             if not report.started_at or report.state == "cancelled":
@@ -6673,7 +6668,7 @@ class Meter:
 
     def roll_up(self, now: int) -> bool:
         """Adds up minutes that are older than a day into hours, one hour at a time, and deletes
-        hours after METRIC_RETENTION; says whether it did anything."""
+        hours after METRIC_RETENTION; returns whether it did anything."""
         hour, old = SPANS["hour"], now - METRIC_RETENTION
         end = now - now % hour - SPANS["day"]
         minutes = "SELECT min(time) FROM litejobs_metric WHERE span = 60 AND time < ?"
@@ -6733,7 +6728,7 @@ class Meter:
 
 
 def back_up(file: File, place: Path) -> Path:
-    """Copies the file while others work on it, into a new one that only its user can read; gives
+    """Copies the file while others use it, into a new one that only its user can read; returns
     its absolute path. The copy gets its name when it is complete and on the disk."""
 
     def refuse_existing() -> None:
@@ -6785,7 +6780,7 @@ def compact(file: File) -> Compacted:
 
     with file.second_connection() as connection:
         before = size()
-        connection.pragma("temp_store", "default")  # It would not fit into memory.
+        connection.pragma("temp_store", "default")  # The file may not fit into memory.
         connection.execute("VACUUM")
         with contextlib.suppress(apsw.BusyError):  # There is a reader: the next checkpoint does it.
             connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
@@ -6794,7 +6789,7 @@ def compact(file: File) -> Compacted:
 
 OVERDUE = 60_000_000
 LATE = 3_600_000_000
-"""Microseconds that a job may be ready: while no node is at work, and while one is."""
+"""Microseconds that a job may be ready without a warning: if no node is at work, and if one is."""
 LARGE_WAL = 128 * MEBIBYTE
 _ACTUAL_COUNTS = f"""
     SELECT state, queue, name, count(*) AS number FROM litejobs_job INDEXED BY litejobs_shelf
@@ -6816,8 +6811,8 @@ def _quantity_in_sql(noun: str, number: str = "count(*)") -> str:
 
 
 def _out_of_bounds(table: str, id: str, *completed: str) -> str:
-    """A query for rows from before there were bounds, or written without the triggers that keep
-    them and that complete a row."""
+    """A query for rows that were written without the triggers that check bounds and complete rows,
+    or before there were any."""
     bounds = BOUNDS[table].items()
     cases = [f"WHEN {c} NOT BETWEEN {low} AND {high} THEN '{c}'" for c, (low, high) in bounds]
     cases += [f"WHEN {column} IS NULL THEN '{column}'" for column in completed]
@@ -6941,7 +6936,7 @@ PROBLEMS: Sequence[tuple[Level, str, str, str, str]] = (
         """,
     ),
 )  # fmt: skip
-"""Level, subject, problem, advice and a query: each row that it gives is a problem, and is
+"""Level, subject, problem, advice and a query: each of its rows is a problem, whose columns are
 inserted into the texts."""
 
 
@@ -7019,7 +7014,7 @@ def _find_problems_in(tx: Transaction, live: Sequence[Node]) -> Iterator[Finding
 
 
 def _find_damage(connection: apsw.Connection) -> Iterator[Finding]:
-    """What makes the file unreadable, or ours no more."""
+    """What is damaged in the file, or missing in its schema."""
     advice = "restore a backup, or save what can be read: sqlite3 FILE .recover"
     try:
         indexes, problems = _integrity(connection)
@@ -7071,7 +7066,7 @@ def _integrity(connection: apsw.Connection) -> tuple[dict[str, list[str]], list[
 
 
 def repair(file: File) -> int:
-    """Rebuilds damaged indexes and counts all jobs again; says how many indexes and numbers
+    """Rebuilds damaged indexes and counts all jobs again; returns how many indexes and numbers
     were wrong."""
     with file.second_connection() as connection:
         damaged, _ = _integrity(connection)
@@ -7187,9 +7182,9 @@ class Exchanged(NamedTuple):
     late: int
     """How many settlements were discarded, because another claim holds the job."""
     again_at: int | None
-    """When the rate of a queue lets the next job start, if one waits for that."""
+    """When the rate of a queue allows the next job to start, if one waits for that."""
     complete: bool = True
-    """Whether all that was ready was seen: a look at many lanes is not repeated at once."""
+    """Whether all that was ready was considered: a slow scan is not repeated at once."""
 
 
 @attrs.define(eq=False, repr=False)
@@ -7228,8 +7223,8 @@ class Store:
         with self.file.transaction() as tx:
             if progress:
                 _keep_progress(tx, progress)
-            settled, groups, again = _settle(tx, settlements)
-            if again:
+            settled, groups, made_ready = _settle(tx, settlements)
+            if made_ready:
                 ready.version = None
             ready.refresh(tx)
             ids = choose(ready)
@@ -7382,7 +7377,7 @@ class Store:
     def set_queue(self, name: str, columns: Mapping[str, Any]) -> None:
         """Changes settings of a queue, and wakes the nodes; waits until live ones have taken back
         jobs that have not started, if those are to wait now."""
-        # A new rate starts with all its tokens.
+        # A new rate starts with a full bucket.
         if "rate" in columns or "burst" in columns:
             columns = {**columns, "tokens": None}
         changes = "".join(f", {column} = :{column}" for column in columns)
@@ -7396,14 +7391,14 @@ class Store:
                 tx.execute(
                     "UPDATE litejobs_node SET recall = coalesce(recall, 0) + 1 WHERE port > 0"
                 )
-        give_up = time.monotonic() + RECALL_TIMEOUT
+        deadline = time.monotonic() + RECALL_TIMEOUT
         for pause in poll_intervals() if recalls else ():
             time.sleep(pause)
             asked = self.file.read("SELECT id, name FROM litejobs_node WHERE recall IS NOT NULL")
             late = [name for id, name in asked if self.nodes.is_alive(id, if_unknown=True)]
             if not late:
                 return
-            if time.monotonic() >= give_up:
+            if time.monotonic() >= deadline:
                 text = "no answer from node %s: its workers may start the jobs that they have"
                 logger.warning(text, ", ".join(late))
                 return
@@ -7430,7 +7425,7 @@ class Store:
         retrying in any queue."""
         with self.file.transaction(read_only=True) as tx:
             paused = {name for name, known in read_settings(tx).items() if known.paused}
-            if Ready(attrs.evolve(subscription, paused=frozenset(paused))).look(tx):
+            if Ready(attrs.evolve(subscription, paused=frozenset(paused))).scan(tx):
                 return True
             served = """
                 name IN (SELECT value FROM json_each(:names)) AND node IN ('', :node)
@@ -7464,15 +7459,15 @@ def _claim(tx: Transaction, ids: list[int], node: int) -> list[Claimed]:
         UPDATE litejobs_job SET
             state = 'running', attempt = min(attempt, 2147483647) + 1,
             claim = (claim & 4611686018427387903) + 1,
-            holder = ?1, started_at = ?2
+            holder = ?1, started_at = ?2,
+            run_at = coalesce(run_at, ?2) -- Another program may have set it to NULL.
         WHERE id IN carray(?3) AND state = 'pending'
             AND (expires_at IS NULL OR expires_at > ?2 OR attempt > 0)
         RETURNING {", ".join(Claimed._fields)}
         """,
         (node, tx.now, _carray(ids)),
     ).fetchall()
-    # RETURNING promises no order; and another node may have claimed what was read ahead. (Rows
-    # that were just written need no checks: the table is STRICT.)
+    # RETURNING promises no order; and another node may have claimed what was read ahead.
     by_id = {row[0]: row for row in rows}
     return [Claimed._make(by_id.pop(id)) for id in ids if id in by_id]
 
@@ -7486,7 +7481,7 @@ def _settle(
     if not settlements:
         return settled, {}, False
     connection = tx.connection
-    _store_failures(tx, [settled for settled in settlements if settled[1].kind])
+    _store_failures(tx, [each for each in settlements if each[1].kind])
 
     def rows() -> Iterator[tuple[Any, ...]]:
         before = connection.total_changes()
@@ -7498,14 +7493,14 @@ def _settle(
                 claimed.claim,
                 state,
                 claimed.attempt if report.counted else claimed.attempt - 1,
-                # What is given back keeps its place among those that became due.
+                # A job that was not run keeps its position among those that became due.
                 finished_at + report.delay if state in DELAYED else claimed.run_at,
                 report.started_at or None,
                 finished_at if state in FINISHED else None,
                 report.result,
                 report.error,
             )
-            # The statement has been executed with them.
+            # executemany() has executed the statement with these when it asks for the next ones.
             if (after := connection.total_changes()) > before:
                 settled.append(settlement)
                 before = after
@@ -7522,17 +7517,17 @@ def _settle(
         """,
         rows(),
     )
-    groups = Counter([(end.state, job.queue, job.name) for job, end in settled])
+    groups = Counter([(report.state, job.queue, job.name) for job, report in settled])
     add_to_counts(tx, groups)
     states = {state for state, _, _ in groups}
     if states != {"completed"}:
         cancel_returned(tx)
-    again = "pending" in states
+    made_ready = "pending" in states
     blocked = f"SELECT 1 FROM litejobs_job WHERE {KEYED} AND state = 'blocked' LIMIT 1"
     if connection.execute(blocked).get:
         _, keys = groups_of(tx, [claimed.id for claimed, _ in settled])
-        again = bool(admit_blocked(tx, keys)) or again
-    return settled, groups, again
+        made_ready = bool(admit_blocked(tx, keys)) or made_ready
+    return settled, groups, made_ready
 
 
 def _store_failures(tx: Transaction, settlements: list[Settlement]) -> None:
@@ -7586,7 +7581,7 @@ _LEVELS: Mapping[EventKind, int] = {
     **dict.fromkeys(("retrying", "cancelled", "queue_paused", "queue_resumed"), logging.INFO),
     **dict.fromkeys(("timed_out", "crashed", "failed"), logging.WARNING),
 }
-"""The log level of each; about nodes and schedules the log says more than an event does."""
+"""The log level of each kind; nodes and schedules have more detailed log lines of their own."""
 QUEUE_LIMIT = 10_000
 """Events that may wait for the callbacks; more are dropped."""
 WARNING_INTERVAL = 60.0
@@ -7672,14 +7667,14 @@ class Events:
     _warned_at: float = -math.inf
 
     def __attrs_post_init__(self) -> None:
-        FORK_HOOKS[self] = Events._renew
+        FORK_HOOKS[self] = Events._reset_in_fork
 
-    def _renew(self) -> None:
+    def _reset_in_fork(self) -> None:
         """A forked child has neither the thread nor one that held the lock."""
         self._lock, self._queue = threading.RLock(), None
 
     def listen(self, kinds: Sequence[EventKind], listener: Listener) -> None:
-        """Calls *listener* with every event of these kinds; with all, if there are none."""
+        """Calls *listener* with every event of these kinds, or of all kinds if there are none."""
         for kind in kinds:
             check_one_of(kind, EVENT_KINDS, "event")
         given: object = listener
@@ -7699,7 +7694,7 @@ class Events:
         self.dispatch(event)
 
     def dispatch(self, event: Event) -> None:
-        """Has the callbacks called: soon, in their thread, or here and now in a drain."""
+        """Has the callbacks called: soon, in their thread, or at once in a drain."""
         if event.kind not in self.listened:
             return
         if self._at_once:
@@ -7778,7 +7773,7 @@ POLL_INTERVAL = 0.5
 FIRE_DELAY = 0.05
 """Seconds within which a node that was woken checks whether a schedule has changed."""
 EARLY_BY = 0.02
-"""Seconds by which a duty may come early, so that an idle node wakes once for several."""
+"""Seconds by which a duty may be done early, so that an idle node wakes once for several."""
 
 Duty = Callable[["Duties"], float | None]
 """Returns the seconds after which it is called again, if not after its interval."""
@@ -7827,13 +7822,13 @@ def prune(duties: Duties) -> float | None:
 DUTIES: Mapping[str, tuple[float, Duty]] = {
     "rescue": (1.0, rescue),
     "rescue_from_unlisted": (60.0, rescue_from_unlisted),
-    "expire": (60.0, lambda duties: duties.do_until(duties.store.expire)),
+    "expire": (60.0, lambda duties: duties.do_timed(duties.store.expire)),
     "fire": (
         60.0,
-        lambda duties: duties.do_until(lambda now: duties.store.schedules.fire(now, duties.fired)),
+        lambda duties: duties.do_timed(lambda now: duties.store.schedules.fire(now, duties.fired)),
     ),
-    "stage": (60.0, lambda duties: duties.do_until(duties.store.stage)),
-    "admit": (60.0, lambda duties: duties.do_until(lambda now: (duties.store.admit(), None))),
+    "stage": (60.0, lambda duties: duties.do_timed(duties.store.stage)),
+    "admit": (60.0, lambda duties: duties.do_timed(lambda now: (duties.store.admit(), None))),
     "prune": (60.0, prune),
     "forget_statistics": (60.0, lambda duties: duties.store.forget_statistics()),
     "flush_metrics": (5.0, lambda duties: duties.store.meter.flush()),
@@ -7869,7 +7864,7 @@ class Duties:
             self.table[name][1](self)
 
     def make_due(self, *names: str, within: float = 0.0) -> None:
-        """Makes these due within so many seconds."""
+        """Makes these due *within* so many seconds."""
         by = time.monotonic() + within
         for name in names:
             self._due[name] = min(self._due[name], by)
@@ -7894,9 +7889,9 @@ class Duties:
                 wanted = 1.0
             self._due[name] = time.monotonic() + (interval if wanted is None else wanted)
 
-    def do_until(self, act: Callable[[int], tuple[int, int | None]]) -> float | None:
-        """Does what is due by now; returns the seconds until more is, no more than one, since the
-        clock may be set."""
+    def do_timed(self, act: Callable[[int], tuple[int, int | None]]) -> float | None:
+        """Calls *act* with the time, by which it does what is due; returns the seconds until more
+        is due, at most one, since the clock may be set."""
         now = self.store.clock()
         changed, due = act(now)
         if changed:
@@ -7919,7 +7914,7 @@ class Duties:
         now = time.monotonic()
         again_at, interval = self._logged.get(what, (now, 1.0))
         if now > again_at + 2 * interval:
-            interval = 1.0  # It had worked in between.
+            interval = 1.0  # It has worked in between.
         if now >= again_at:
             self._logged[what] = now + interval, min(2 * interval, 3600.0)
             text = "%s failed, and is tried again; logged next in %.0f s at the earliest: %s"
@@ -7953,9 +7948,9 @@ def load_program(
     log_level: int | None,
 ) -> contextlib.AbstractContextManager[Executor]:
     """What runs a program's jobs in a worker process. Imports the modules of its definitions:
-    *places* has by name the module, and the path in there. *home* makes the queue for those that
-    no import has registered. *paths* leads from relative paths of files to absolute ones, since
-    workers may start in another folder."""
+    *places* maps each name to the module and the path in it. *home* creates the `LiteJobs` of
+    definitions that no import has registered. *paths* maps relative paths of files to absolute
+    ones, since workers may start in another folder."""
     registry = Registry()
     use_relative_paths(paths)
     token = IMPORTING.set(True)

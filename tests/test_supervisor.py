@@ -620,6 +620,18 @@ def test_a_plain_insert_of_an_extreme_number_stops_no_other_job(
     assert jobs.delete(name="nap").moved
 
 
+@pytest.mark.parametrize("number", [3, 20], ids=["few", "many"])
+@pytest.mark.parametrize("column", ["priority", "run_at", "enqueued_at"])
+def test_a_job_whose_column_another_program_set_to_null_runs_like_the_others(
+    jobs: LiteJobs, column: str, number: int
+) -> None:
+    jobs.enqueue_many(trouble.nap.bind(0) for _ in range(number))
+    with contextlib.closing(apsw.Connection(str(jobs.path))) as connection:
+        connection.execute(f"UPDATE litejobs_job SET {column} = NULL WHERE id = 2")
+    jobs.work(threads=1, until="empty")
+    assert jobs.stats()["default"]["completed"] == number
+
+
 def test_a_plain_insert_cannot_use_up_the_ids(jobs: LiteJobs) -> None:
     jobs.stats()
     plain = {"name": "nap", "payload": '{"seconds": 0}'}
