@@ -1754,16 +1754,19 @@ _PLAIN: Final = (str, int, bool, None, list[str], list[int], list[bool])
 
 def _without_defaults(form: _Form) -> _Form:
     fields = attrs.fields(form.kind)
-    defaults = {f.alias: repr(_form_of(f.type).write(f.default)) for f in fields}
+    given = [f for f in fields if f.default is not attrs.NOTHING]
+    defaults = [(f.alias, _form_of(f.type).write(f.default)) for f in given]
 
     def dump(value: Any) -> Any:
         raw = form.dump(value)
-        for key, default in defaults.items():
-            if repr(raw[key]) == default:  # As 1 == True, and 0.0 == -0.0.
+        for key, default in defaults:
+            # Equal is not enough: 1 == True, and 0.0 == -0.0.
+            if raw[key] == default and repr(raw[key]) == repr(default):
                 del raw[key]
         return raw
 
-    return attrs.evolve(form, dump=dump, plain=all(f.type in _PLAIN for f in fields))
+    plain = all(f.type in _PLAIN for f in fields)
+    return attrs.evolve(form, dump=dump if defaults else form.dump, plain=plain)
 
 
 def _unwrap(kind: Any) -> Any:
