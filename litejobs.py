@@ -1709,7 +1709,7 @@ class _Form:
 _OWN_ERRORS = (CodecError, cattrs.errors.ForbiddenExtraKeysError, RecursionError)
 
 
-@attrs.frozen(eq=False, repr=False)
+@attrs.frozen(repr=False)
 class _Mismatch:
     """A value of the wrong type, within a written one."""
 
@@ -4292,7 +4292,8 @@ class Transaction:
         if version != self.version:
             value = read(self)
         self._used[read] = value
-        return typing.cast(T, value)
+        found: T = value
+        return found
 
     def _commit(self) -> None:
         """Commits, and only returns if what was committed is in the file of that name."""
@@ -5304,14 +5305,15 @@ class NewJob(NamedTuple):
 
     def job(self, id: int, payload: str | bytes, source: LiteJobs) -> Job[Any]:
         """The job of a row that was just inserted."""
-        values = {column: self.columns[column] for column in _NEW_JOB_COLUMNS}
+        values: dict[str, Any] = {
+            **self.columns, "id": id, "claim": 0, "attempt": 0, "payload": payload,
+        }  # fmt: skip
         if values["run_at"] == values["enqueued_at"]:
             values["run_at"] = values["enqueued_at"] = from_micros(values["run_at"])
-        return Job(id=id, claim=0, attempt=0, payload=payload, source=source, **values)
+        row: Any = map(values.get, JOB_COLUMNS)
+        return Job(*row, source=source)
 
 
-_ALWAYS_SET = {*STORED, "name", "run_at", "enqueued_at", "state"}
-_NEW_JOB_COLUMNS = [column for column in JOB_COLUMNS if column in _ALWAYS_SET]
 _COMPLETE = f"UPDATE litejobs_job AS NEW {COMPLETION} :name WHERE NEW.id = :id"
 """Does what the trigger does for other programs. Our own connection fires no triggers, since other
 programs may have added theirs to the file."""
