@@ -7880,8 +7880,8 @@ class Duties:
         return min(self._due[name] for name in self.table)
 
     def do_due(self) -> None:
-        """Does those that are due. After a BusyError, they stay due. Those that they make due wait for
-        the next call, so that a node that learns of new jobs claims them first."""
+        """Does those that are due; after a BusyError, they stay due. Those that they make due wait
+        for the next call, so that a node that learns of new jobs claims them first."""
         soon = time.monotonic() + EARLY_BY
         for name in [name for name in self.table if self._due[name] <= soon]:
             interval, duty = self.table[name]
