@@ -368,7 +368,7 @@ def test_a_process_that_a_job_forked_does_not_come_out_of_it_as_well(
     programs.write(forking=FORKING)
     status, said, complaints = programs.run("forking.py", jobs.path, where)
     assert (status, said) == (0, "ended\n")
-    assert complaints.count("came out of it: end it with os._exit()") == 2
+    assert complaints.count("left the handler: end it with os._exit()") == 2
     assert lines(log) == ["1", "1", "7"]
     assert all(job.refresh().result() for job in made)
 
