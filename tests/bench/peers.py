@@ -22,7 +22,7 @@ import attrs
 
 from litejobs import LiteJobs
 
-from .measure import Figure, number, queue
+from .measure import Figure, number, queue, seconds
 
 PROGRAMS = Path(__file__).with_name("peer")
 NOTE = struct.Struct("=qq")
@@ -145,7 +145,7 @@ def _or_left_out(peer: Peer) -> Iterator[None]:
 
 def enqueue_beside_huey(quick: bool) -> Iterator[Figure]:
     """One job a call, each call durable (synchronous=FULL), in turns in one process with huey."""
-    peer = PEERS[0]
+    peer = next(peer for peer in PEERS if peer.name == "huey")
     with _or_left_out(peer):
         folder = _installed(peer, _install_from_pypi)
         sys.path += [str(path) for path in folder.glob("lib/python*/site-packages")]
@@ -173,10 +173,7 @@ def enqueue_beside_huey(quick: bool) -> Iterator[Figure]:
 def rate(enqueue: Callable[[int], object]) -> float:
     """Jobs a second, one by one, of a hundred after a first one."""
     enqueue(0)
-    began = time.perf_counter()
-    for n in range(100):
-        enqueue(n)
-    return 100 / (time.perf_counter() - began)
+    return 100 / seconds(lambda: [enqueue(n) for n in range(100)])
 
 
 # Figures
