@@ -1389,8 +1389,8 @@ class Schedule:
 
     def planned(self, now: int) -> Schedule:
         """This schedule with its next tick computed anew. That is the stored one, unless the clock
-        was set or the time zone data has changed. No tick fires twice, however the clock was set
-        in between."""
+        was set or the time zone data has changed. No tick fires twice, unless the clock was set
+        back so often that PERIODS_KEPT are too few."""
         periods = self.periods
         if ends := [end for start, end in periods if start <= now]:
             after = max(ends)
@@ -2028,6 +2028,8 @@ S = TypeVar("S", default=object)
 
 PAYLOAD_LIMIT = 4 * 2**20
 """The largest payload or result, in bytes."""
+SURELY_FITS = PAYLOAD_LIMIT // 4
+"""Characters, of up to four bytes each, which need not be counted in bytes."""
 
 Reason = Literal["timeout", "cancel", "stop", "memory"]
 """Why a job is asked to end."""
@@ -2423,7 +2425,7 @@ class Body:
                 raise self._unfit(f"encode raised {_first_line(error)}") from error
             if type(made) is not bytes:
                 raise self._unfit(f"encode gave {got(codec.kind, made)}, which is not bytes")
-        if len(made) >= PAYLOAD_LIMIT // 4 and (excess := excess_of(made)):
+        if len(made) > SURELY_FITS and (excess := excess_of(made)):
             raise self._unfit(f"{excess}; put the data into a file and pass its path")
         return made
 
@@ -2459,9 +2461,7 @@ def _first_line(error: BaseException) -> str:
 
 def excess_of(text: str | bytes) -> str | None:
     """How large a payload or result is, if it is too large."""
-    size = len(text)
-    if size >= PAYLOAD_LIMIT // 4 and isinstance(text, str):
-        size = len(text.encode())
+    size = len(text.encode()) if isinstance(text, str) else len(text)
     if size <= PAYLOAD_LIMIT:
         return None
     return f"{size / 2**20:.1f} MiB, more than {PAYLOAD_LIMIT // 2**20}"
@@ -3290,7 +3290,7 @@ def _result(codec: Codec[Any], value: object) -> str:
         result = codec.encode(value)
     except CodecError as unfit:
         raise Fail(f"its result cannot be kept: {unfit}") from None
-    if problem := excess_of(result):
+    if len(result) > SURELY_FITS and (problem := excess_of(result)):
         raise Fail(f"its result has {problem}; return a path instead")
     return result
 
@@ -3774,16 +3774,16 @@ def update_schema(connection: Any, path: str) -> None:
     connection.execute(set_version, (SCHEMA_VERSION,))
 
 
-def _refuse_foreign_schema(connection: apsw.Connection, path: str) -> None:
-    """Refuses a file in which something else has one of our names: a view could run for ever, and
-    a table without our columns and constraints may hold anything. (`doctor` reports what is
-    missing.)"""
+def _check_schema(connection: apsw.Connection, path: str) -> int:
+    """The version of the schema. Refuses a file in which something else has one of our names: a
+    view could run for ever, and a table without our columns and constraints may hold anything.
+    (`doctor` reports what is missing.)"""
     objects = connection.execute("""
         SELECT type, name, sql FROM sqlite_schema
         WHERE name LIKE 'litejobs\\_%' ESCAPE '\\'           -- In lower or upper case.
         ORDER BY name <> 'litejobs_meta'
     """)
-    outdated = False
+    version, outdated = 0, False
     for kind, name, sql in objects:
         expected = _expected_schema().get((kind, name))
         if expected is None or not (sql == expected or _is_ours(kind, sql, expected, outdated)):
@@ -3791,7 +3791,9 @@ def _refuse_foreign_schema(connection: apsw.Connection, path: str) -> None:
             raise FileError(path, f"{problem}: name another file, or restore a backup")
         if name == "litejobs_meta":
             # This refuses a newer schema before anything in it that is not known here.
-            outdated = schema_version(connection, path) < SCHEMA_VERSION
+            version = schema_version(connection, path)
+            outdated = version < SCHEMA_VERSION
+    return version
 
 
 def _is_ours(kind: str, found: str, expected: str, outdated: bool) -> bool:
@@ -4063,8 +4065,7 @@ class File:
             ):
                 connection.config(setting, 0)
             _refuse_lost_wal(connection, place)
-            _refuse_foreign_schema(connection, str(place))
-            version = schema_version(connection, str(place))
+            version = _check_schema(connection, str(place))
             if not self.create and version == 0:
                 raise FileError(str(place), "holds no queue: name another file")
             if connection.pragma("page_count") == 0:
@@ -5956,6 +5957,12 @@ class Subscription:
     node: str
     paused: frozenset[str] = frozenset()
 
+    @property
+    def as_json(self) -> tuple[str, str | None]:
+        """Its names and its queues."""
+        queues = None if self.queues is None else json.dumps(sorted(self.queues))
+        return json.dumps(sorted(self.names)), queues
+
     def __contains__(self, lane: Lane) -> bool:
         queue, name, node = lane
         here = node in ("", self.node) and queue not in self.paused
@@ -6297,8 +6304,7 @@ class Nodes:
         """Lists a node, locked before others can see it; returns its id. Stores the options of its
         *known* definitions, for jobs inserted by hand, and the hidden fields of their payloads,
         for programs that open the file without them."""
-        queues = None if subscription.queues is None else json.dumps(sorted(subscription.queues))
-        columns = name, os.getpid(), port, workers, queues, json.dumps(sorted(subscription.names))
+        columns = name, os.getpid(), port, workers, *subscription.as_json
         deadline = time.monotonic() + NAME_TIMEOUT
         node = 0
         while not node:
@@ -6313,7 +6319,7 @@ class Nodes:
                         self._remove_stale_locks(tx)
                         tx.execute(
                             "INSERT INTO litejobs_node"
-                            " (name, pid, port, workers, queues, names, started_at)"
+                            " (name, pid, port, workers, names, queues, started_at)"
                             " VALUES (?, ?, ?, ?, ?, ?, ?)",
                             (*columns, tx.now),
                         )
@@ -6803,8 +6809,7 @@ _ACTUAL_COUNTS = f"""
 
 
 def _when(moment: datetime | int | None) -> str:
-    moment = moment if isinstance(moment, datetime) else from_micros(moment or 0)
-    return f"{moment:%Y-%m-%d %H:%M:%S} UTC"
+    return f"{as_moment(moment or 0):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _quantity(number: int, noun: str) -> str:
@@ -7443,10 +7448,7 @@ class Store:
                 WHERE state IN ('scheduled', 'retrying') AND state = 'retrying' AND {served}
                 LIMIT 1
             """
-            queues = (
-                None if subscription.queues is None else json.dumps(sorted(subscription.queues))
-            )
-            names = json.dumps(sorted(subscription.names))
+            names, queues = subscription.as_json
             bindings = {"names": names, "queues": queues, "node": subscription.node}
             return tx.execute(sql, bindings).get is not None
 
@@ -8716,7 +8718,7 @@ class Worker:
     jobs_left: float = math.inf
     """How many more jobs it may be given."""
     exit_by: float = math.inf
-    """When it is killed, once it was told to end because it has run as many jobs as it may."""
+    """When it is killed, once it was asked to end because it has run as many jobs as it may."""
     blameless: bool = False
     """Whether its node has killed it: then only jobs that were asked to end are to blame."""
     runs: dict[int, Run] = attrs.field(factory=dict)
@@ -8908,7 +8910,7 @@ class WorkerPool:
     jobs_per_worker: float
     """Jobs after which a worker is replaced; if finite, a spare worker is ready then."""
     grace: float
-    """Seconds for a worker that was told to end."""
+    """Seconds for a worker that was asked to end."""
     workers: list[Worker] = attrs.field(factory=list)
     ever_ready: bool = False
     """Whether any worker was ever ready."""
@@ -9508,7 +9510,7 @@ class Supervisor:
         report = GIVEN_BACK._replace(
             started_at=now - took, finished_at=now, took=took, memory=memory,
             exit_code=exit_code, output=worker.board.output_of(run.number),
-            # The CPU time of async jobs cannot be told apart.
+            # The CPU time of async jobs cannot be divided among them.
             cpu=None if cpu is None or run.place else worker.board.cpu_since(began, cpu),
         )  # fmt: skip
         self._announce(run, report.started_at)
@@ -9747,7 +9749,7 @@ class Supervisor:
                 self._give_back(run)
         return True
 
-    # Attend: the duties that a supervisor has beside those of Duties
+    # The supervisor's own duties
 
     def _check_commits(self, duties: Duties) -> None:
         """Checks whether others have committed something."""
@@ -9945,23 +9947,23 @@ class LiteJobs:
         Raises: like `enqueue`; then none is enqueued.
         """
         _refuse_while_importing()
-        bound = [work if type(work) is Bound else self.bind(work) for work in works]
-        return self._enqueue_inside(self.middleware.enqueues if bound else (), bound)
+        given = [*works]
+        return self._enqueue_inside(self.middleware.enqueues if given else (), given)
 
     def _enqueue_inside(
-        self, layers: Sequence[AroundEnqueue], works: Sequence[Bound[Any]]
+        self, layers: Sequence[AroundEnqueue], works: Iterable[Bound[Any] | object]
     ) -> Sequence[Job[Any]]:
         """Enqueues inside these layers of middleware. Each has to return a job for each work."""
         jobs: Any
+        bound = [work if type(work) is Bound else self.bind(work) for work in works]
         if layers:
-            jobs = layers[0](works, functools.partial(self._enqueue_inside, layers[1:]))
-            if not isinstance(jobs, Sequence) or len(jobs) != len(works):
+            jobs = layers[0](bound, functools.partial(self._enqueue_inside, layers[1:]))
+            if not isinstance(jobs, Sequence) or len(jobs) != len(bound):
                 problem = f"{layers[0]!r} has to return what call_next gives, or to raise"
                 raise OptionError("middleware", f"{problem}; it gave {reprlib.repr(jobs)}")
             return jobs
-        if not works:
+        if not bound:
             return []
-        bound = [work if type(work) is Bound else self.bind(work) for work in works]
         alike = itertools.groupby(bound, key=operator.attrgetter("body", "options"))
         groups = [list(jobs) for _, jobs in alike]
         now, commit = self.clock(), self.store.group_commit.commit
