@@ -73,7 +73,6 @@ import reprlib
 import selectors
 import shlex
 import signal
-import socket
 import stat
 import sys
 import threading
@@ -115,7 +114,7 @@ from typing import (
 from uuid import UUID
 
 import apsw
-import attrs
+import attrs  # Classes without slots are made in half the time, when this file is imported.
 import cattrs
 from cattrs import cols, disambiguators, gen
 from typing_extensions import TypeVar
@@ -123,6 +122,7 @@ from typing_extensions import TypeVar
 if typing.TYPE_CHECKING:
     # Imported where they are needed: a program that only enqueues starts in half the time.
     import argparse
+    import socket
     from multiprocessing.connection import Connection
 
 __version__ = "0.1.0"
@@ -673,7 +673,7 @@ def _or_none(value: str | None) -> str | None:
     return value or None
 
 
-@attrs.frozen(repr=False, slots=False)  # Without slots it is made in half the time.
+@attrs.frozen(repr=False, slots=False)
 class Job(Generic[R]):
     """A job as it was when it was read: a frozen snapshot of its row. Its fields are columns, in
     the order in which they are read; those of `Claimed` come first."""
@@ -1248,7 +1248,7 @@ def _flag(value: int) -> bool:
     return value != 0
 
 
-@attrs.frozen(repr=False)
+@attrs.frozen(repr=False, slots=False)
 class Schedule:
     """A schedule as it was when it was read: a frozen snapshot of its row."""
 
@@ -1482,7 +1482,7 @@ def make_schedule(
 ################################################################################
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(eq=False, repr=False, slots=False)
 class CodecError(Exception):
     """A value or a text that does not fit its type; *problems* says what is wrong, and where."""
 
@@ -1492,7 +1492,7 @@ class CodecError(Exception):
         return "; ".join(self.problems)
 
 
-@attrs.frozen(eq=False, repr=False)
+@attrs.frozen(eq=False, repr=False, slots=False)
 class Codec(Generic[T]):
     """JSON text for values of one type, checked both ways.
 
@@ -1662,7 +1662,7 @@ _Parts = tuple[tuple[type, ...], tuple[type, ...], _Hook, _Hook]
 """What makes a form: its classes, json_classes, dump and parse."""
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(eq=False, repr=False, slots=False)
 class _Form:
     """How values of the type *kind* are written and read."""
 
@@ -2224,7 +2224,7 @@ def _option(default: Any, check: Check, store: Callable[[Any], Any] | None = Non
     return attrs.field(default=default, metadata={"check": check, "store": store})
 
 
-@attrs.frozen
+@attrs.frozen(slots=False)
 class Options:
     """The options of a definition or a job, all checked."""
 
@@ -2341,7 +2341,7 @@ class Signature(NamedTuple):
     """Calls the code with a payload object and, if it takes one, a context made on demand."""
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(eq=False, repr=False, slots=False)
 class Body:
     """The code behind a definition, shared by all its copies."""
 
@@ -2520,7 +2520,7 @@ def _signature(code: Any) -> Signature:
     return Signature(codec, result, call_plainly if plain else call)
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(eq=False, repr=False, slots=False)
 class Bound(Generic[R]):
     """A job that is not enqueued yet: a definition with its payload and options."""
 
@@ -2716,7 +2716,7 @@ NOWHERE: Any = types.SimpleNamespace(
 """The source of jobs that are in no file or cannot be read again."""
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(eq=False, repr=False, slots=False)
 class Registry:
     """The definitions of one program. Frozen once work starts, since running workers would not
     know those added later."""
@@ -2926,7 +2926,7 @@ RunLayer = TypeVar("RunLayer", bound=AroundRun)
 EnqueueLayer = TypeVar("EnqueueLayer", bound=AroundEnqueue)
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(eq=False, repr=False, slots=False)
 class Middleware:
     """The functions around every run and every enqueue, in the order in which they were
     added: the first is the outermost."""
@@ -3057,7 +3057,7 @@ def retry_or_fail(claimed: Claimed, defined: Backoff, rng: random.Random) -> Rep
 ReportProgress = Callable[[Claimed, Progress], None]
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(eq=False, repr=False, slots=False)
 class Executor:
     """Runs attempts with the state of one worker: one at a time with `run`, and coroutines
     concurrently with `run_async`."""
@@ -3318,7 +3318,7 @@ PROGRESS_INTERVAL = 0.1
 """Seconds between two reports of a job's progress."""
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(eq=False, repr=False, slots=False)
 class ProgressReporter:
     """Forwards the progress of one attempt: the first report at once, later ones at most ten
     times a second, and the last one in any case. Thread-safe."""
@@ -3919,7 +3919,7 @@ def _file_id(path: str) -> FileId:
         return 0, 0
 
 
-@attrs.define(eq=False, repr=False, on_setattr=attrs.setters.NO_OP)
+@attrs.define(eq=False, repr=False, slots=False, on_setattr=attrs.setters.NO_OP)
 class File:
     """The file, and the connection that the threads of a process use in turn."""
 
@@ -4004,6 +4004,8 @@ class File:
         for port in ports:
             with contextlib.suppress(OSError, OverflowError, TypeError):
                 if (sender := self._socket) is None:
+                    import socket
+
                     self._socket = sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
                     sender.setblocking(False)
                     # In case nobody calls close().
@@ -4213,7 +4215,7 @@ class File:
             raise FileError(str(self.path), f"{problem}; see `litejobs doctor {self.path}`")
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(eq=False, repr=False, slots=False)
 class Transaction:
     """Statements that are committed together, or not at all: on the connection of the file, or on
     the caller's, who begins and commits. (As a generator with `contextmanager` it took longer than
@@ -5577,7 +5579,7 @@ PendingWrite = tuple[Write, threading.Lock, list[tuple[Any, Exception | None]]]
 or error."""
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(eq=False, repr=False, slots=False)
 class GroupCommit:
     """Commits the writes of a process's threads: those that arrive while one thread commits share
     the next commit."""
@@ -5705,7 +5707,7 @@ def batch_of(schedule: Schedule, run_at: int, now: int) -> NewJob:
     return NewJob(columns, (schedule.stored_payload,), options["open"], rule)
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(eq=False, repr=False, slots=False)
 class Schedules:
     """The schedules in the file: fired by any node, once for each tick."""
 
@@ -6016,7 +6018,7 @@ _JOBS_OF_LANE = f"""
 _IN_ORDER = "ORDER BY priority DESC, run_at, id"
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(eq=False, repr=False, slots=False)
 class LaneReader:
     """Reads the jobs of one lane, in order, a page at a time."""
 
@@ -6050,7 +6052,7 @@ class LaneReader:
 Rank = tuple[float, ...]
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(eq=False, repr=False, slots=False)
 class Ready:
     """An iterator over the ready jobs of a subscription, ids with names, the most urgent first.
 
@@ -6282,7 +6284,7 @@ _UNLISTED = """
 """
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(eq=False, repr=False, slots=False)
 class Nodes:
     """The nodes that are listed in the file, and the jobs that they hold."""
 
@@ -6630,7 +6632,7 @@ def quantile(numbers: Mapping[int, int], share: float) -> timedelta | None:
     return None
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(eq=False, repr=False, slots=False)
 class Meter:
     """Counts the jobs that a node has settled, and measures how long they took: in memory, until
     `flush`. A process that is killed loses its last few seconds."""
@@ -7197,7 +7199,7 @@ class Exchanged(NamedTuple):
     """Whether all that was ready was considered: a slow scan is not repeated at once."""
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(eq=False, repr=False, slots=False)
 class Store:
     """The file with all its parts, and the life of the jobs in it."""
 
@@ -7657,7 +7659,7 @@ def attempt_ended(claimed: Claimed, report: Report, node: str) -> Iterator[Event
             yield attrs.evolve(started, kind=kind, took=took, error=report.error)
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(eq=False, repr=False, slots=False)
 class Events:
     """The callbacks of this process, and the thread that calls them."""
 
@@ -7848,7 +7850,7 @@ DUTIES: Mapping[str, tuple[float, Duty]] = {
 """By name: an interval in seconds, and what is done."""
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(eq=False, repr=False, slots=False)
 class Duties:
     """The duties of one node, and when each is due."""
 
@@ -8097,7 +8099,7 @@ def unpack(arrived: bytearray) -> Iterator[tuple[Any, ...]]:
         yield message
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(eq=False, repr=False, slots=False)
 class Channel:
     """One end of the connection between a worker and its supervisor. The supervisor's end never
     blocks, since the worker may have been stopped in the middle of a message."""
@@ -8442,7 +8444,7 @@ RESTORE_AFTER = 5
 (Checking the socket takes 1, restoring what jobs change 2.)"""
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(eq=False, repr=False, slots=False)
 class JobRunner:
     """Runs a worker's jobs: plain ones one after another, and async ones beside, many at a time,
     in a thread with an event loop."""
@@ -8673,7 +8675,7 @@ CHANNEL_ERRORS = EOFError, OSError, ValueError, TypeError, LookupError
 """Raised by reading from a worker that is gone, or whose messages a job has overwritten."""
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(eq=False, repr=False, slots=False)
 class Run:
     """A job in hand, that is, given to a worker, and all that its supervisor knows about it."""
 
@@ -8699,7 +8701,7 @@ class Run:
     """Seconds of running after which it is logged as slow again."""
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(eq=False, repr=False, slots=False)
 class Worker:
     """One worker as its supervisor sees it: a process, or a thread, which nothing can kill."""
 
@@ -8834,6 +8836,8 @@ class Worker:
 def start_worker(make: MakeExecutor, presence: str | None, concurrency: int) -> Worker:
     """Starts a worker with *concurrency* places for async jobs: a process that holds the lock on
     the file *presence*, or a thread if that is `None`."""
+    import socket
+
     free = list(range(1, concurrency + 1))
     with contextlib.ExitStack() as opened:
         ours, theirs = map(opened.enter_context, socket.socketpair())
@@ -8897,7 +8901,7 @@ def memory_of(pid: int) -> int:
         raise ProcessLookupError(pid) from None
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(eq=False, repr=False, slots=False)
 class WorkerPool:
     """The workers of a node."""
 
@@ -9142,7 +9146,7 @@ FROZEN_AFTER = 1.0
 SIGSTOP, `docker pause` or a laptop that sleeps. That time counts towards no timeout."""
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(eq=False, repr=False, slots=False)
 class Supervisor:
     """A node: it claims jobs for its workers and settles their results."""
 
@@ -9212,6 +9216,8 @@ class Supervisor:
     """When the loop should go on at the latest."""
 
     def __attrs_post_init__(self) -> None:
+        import socket
+
         self.store.file.may_wait = self._may_wait
         self._async_names = frozenset(own.name for own in self.registry if own.body.is_async)
         if not self._async_names:
@@ -9814,7 +9820,7 @@ MAX_WORKERS = 10_000
 """Workers of a node, and async jobs that a worker may run at a time."""
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(eq=False, repr=False, slots=False)
 class LiteJobs:
     """A queue in the file at *path*, which is opened when first used; a relative path starts at the
     current folder at the time. It may be made at import time and used from several threads.
@@ -10536,6 +10542,8 @@ class LiteJobs:
         if isinstance(queues, str):
             raise OptionError("queues", f"expected several names, got the text {queues!r}")
         chosen = None if queues is None else frozenset(check_name(q, "queues") for q in queues)
+        import socket
+
         # Containers may have one host name, and then each has a process 1.
         unique = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
         name = unique if node is None else check_name(node, "node")
@@ -10893,7 +10901,7 @@ def _refuse_while_importing() -> None:
         raise LitejobsError(f"this copy of the program was started as a worker: {FREEZE_HINT}")
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(eq=False, repr=False, slots=False)
 class Pool:
     """A node in the background, from `with jobs.start(…) as pool:`."""
 
@@ -10983,7 +10991,7 @@ class TurnedClock:
         self.now = moment
 
 
-@attrs.define(eq=False, repr=False)
+@attrs.define(eq=False, repr=False, slots=False)
 class Recorder:
     """What a LiteJobs was asked to do during a test. `enqueued` reads the file, so that it returns
     the jobs of all processes, as they are now."""
