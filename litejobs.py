@@ -83,6 +83,8 @@ import typing
 import weakref
 from collections import Counter, defaultdict, deque
 from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
     Awaitable,
     Callable,
     Coroutine,
@@ -525,6 +527,8 @@ class Claimed(NamedTuple):
     headers: str | None = None
     key: str | None = None
     grace: int | None = None
+    tags: str | None = None
+    meta: str | None = None
 
 
 # Rows are checked against the annotations of such converters (see `from_row`).
@@ -669,6 +673,12 @@ def _text_values(headers: Any) -> dict[str, str]:
     return typing.cast("dict[str, str]", headers)
 
 
+def _texts(tags: Any) -> tuple[str, ...]:
+    if type(tags) is not list or not all(type(tag) is str for tag in tags):
+        raise TypeError("tags are a list of texts")
+    return (*tags,)
+
+
 def _or_none(value: str | None) -> str | None:
     return value or None
 
@@ -705,6 +715,10 @@ class Job(Generic[R]):
     key: str | None = None
     """Of the jobs with the same key, only a limited number run at a time."""
     _grace: int | None = None
+    stored_tags: str | None = attrs.field(default=None, alias="tags")
+    """JSON text."""
+    stored_meta: str | None = attrs.field(default=None, alias="meta")
+    """JSON text."""
     state: State = "pending"
     """One of the words of the state diagram."""
     node: str | None = attrs.field(default="", converter=_or_none)
@@ -736,6 +750,16 @@ class Job(Generic[R]):
     def headers(self) -> dict[str, str]:
         """What was sent along with the job, for middleware."""
         return load_column(self._headers or "{}", "headers", _text_values)
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The words that it can be found by."""
+        return load_column(self.stored_tags or "[]", "tags", _texts)
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """JSON values by name: given when it was enqueued, or written by `context.meta`."""
+        return load_column(self.stored_meta or "{}", "meta", lambda values: {**values})
 
     @property
     def progress(self) -> Progress | None:
@@ -2054,7 +2078,8 @@ class Context(Generic[S]):
     deadline: datetime | None = None
     """When the timeout of this attempt is over; `None` if it has none."""
     _asked: StopCheck = lambda: None
-    _report: Callable[[Progress], None] = lambda progress: None
+    _report: Callable[[Progress | dict[str, Any]], None] = lambda what: None
+    _meta: dict[str, Any] = attrs.field(factory=dict)
 
     def progress(self, done: float, total: float | None = None, note: str = "") -> None:
         """Reports how far the job has come, for `job.progress` to show within a fraction of
@@ -2065,6 +2090,49 @@ class Context(Generic[S]):
             OptionError: the values are not finite numbers, or the note is not a text.
         """
         self._report(Progress(done, total, note))
+
+    @overload
+    def track(
+        self, items: Iterable[T], total: float | None = None, note: str = ""
+    ) -> Iterator[T]: ...
+    @overload
+    def track(
+        self, items: AsyncIterable[T], total: float | None = None, note: str = ""
+    ) -> AsyncIterator[T]: ...
+    def track(self, items: Any, total: float | None = None, note: str = "") -> Any:
+        """Iterates over the items, and reports by `progress` how many of them are done: those
+        whose turn of the loop is over. The total is their `len`, if they have one. An async
+        iterable is for `async for`. A further attempt starts again at 0.
+
+        Raises:
+            OptionError: the total is not a finite number, or the note is not a text.
+        """
+        if total is None and hasattr(items, "__len__"):
+            total = len(items)
+
+        def each() -> Iterator[Any]:
+            for done, item in enumerate(items, 1):
+                yield item
+                self.progress(done, total, note)
+
+        async def each_async() -> AsyncIterator[Any]:
+            done = 0
+            async for item in items:
+                yield item
+                self.progress(done := done + 1, total, note)
+
+        self.progress(0, total, note)
+        return each_async() if hasattr(items, "__aiter__") else each()
+
+    def meta(self, name: str, value: Any) -> None:
+        """Writes a JSON value into `job.meta`, for others to see: as soon, and as often, as
+        `progress`. In all, 16,384 characters of JSON fit. Further attempts find it there.
+
+        Raises:
+            OptionError: it is not a JSON value, or too large.
+        """
+        self._meta.update(_check_meta({**self.job.meta, **self._meta, name: value}, "meta"))
+        self._report({**self._meta})
 
     @property
     def attempt(self) -> int:
@@ -2117,6 +2185,8 @@ class Changeable(TypedDict, total=False):
     delay: Annotated[Duration, "until it is due"]
     at: Annotated[datetime, "when it is due"]
     expires: Annotated[Duration | datetime | None, "after which it is not started"]
+    tags: Annotated[str | Iterable[str], "words to find it by; may be repeated"]
+    meta: Annotated[Mapping[str, Any], "JSON values to show with it, as customer=7"]
 
 
 class Choices(Changeable, total=False):
@@ -2215,6 +2285,37 @@ _check_headers = _accept(
     "texts by their names",
 )
 _check_function = _accept(callable, "a function")
+MAX_TAGS = 20
+META_LIMIT = 16_384
+"""Characters of JSON."""
+
+
+def _check_tags(value: Any, what: str) -> tuple[str, ...]:
+    if not isinstance(value, Iterable) or isinstance(value, Mapping):
+        raise OptionError(what, f"expected words, got {short_repr(value)}")
+    tags = {check_name(tag, what) for tag in ([value] if isinstance(value, str) else value)}
+    if len(tags) > MAX_TAGS:
+        raise OptionError(what, f"{len(tags)} words, more than {MAX_TAGS}")
+    return tuple(sorted(tags))
+
+
+def _check_meta(value: Any, what: str) -> dict[str, Any]:
+    """A copy, as JSON gives it."""
+    if not isinstance(value, Mapping) or not all(type(name) is str for name in value):
+        raise OptionError(what, f"expected JSON values by their names, got {short_repr(value)}")
+    try:
+        text = _to_json({**value})
+        copy: dict[str, Any] = _from_json(text)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise OptionError(what, f"expected JSON values: {error}") from None
+    if len(text) > META_LIMIT:
+        problem = f"{len(text):,} characters of JSON, more than {META_LIMIT:,}: write a file"
+        raise OptionError(what, f"{problem}, and keep its path")
+    return copy
+
+
+def _store_json(value: Any) -> str | None:
+    return _to_json(value) if value else None
 
 
 def _option(default: Any, check: Check, store: Callable[[Any], Any] | None = None) -> Any:
@@ -2240,6 +2341,8 @@ class Options:
         None,
         lambda value, what: (aware if isinstance(value, datetime) else duration)(value, what),
     )
+    tags: tuple[str, ...] = _option((), _check_tags, _store_json)
+    meta: Mapping[str, Any] = _option({}, _check_meta, _store_json)
     backoff: Backoff = _option(DEFAULT_BACKOFF, _check_backoff, store_backoff)
     retention: Retention = _option(DEFAULT_RETENTION, _check_retention, store_retention)
     unique: Unique | None = _option(None, _check_unique)
@@ -3054,7 +3157,8 @@ def retry_or_fail(claimed: Claimed, defined: Backoff, rng: random.Random) -> Rep
     return Report(state="retrying", delay=wait // MICROSECOND)
 
 
-ReportProgress = Callable[[Claimed, Progress], None]
+ReportProgress = Callable[[Claimed, Progress | dict[str, Any]], None]
+"""Passes on the progress of a job, or its meta."""
 
 
 @attrs.define(eq=False, repr=False, slots=False)
@@ -3320,22 +3424,28 @@ PROGRESS_INTERVAL = 0.1
 
 @attrs.define(eq=False, repr=False, slots=False)
 class ProgressReporter:
-    """Forwards the progress of one attempt: the first report at once, later ones at most ten
-    times a second, and the last one in any case. Thread-safe."""
+    """Forwards the progress and meta of one attempt, as JSON: the first report at once, later
+    ones at most ten times a second, and the last one in any case. Thread-safe."""
 
-    _forward: Callable[[str], None]
-    _pending: Progress | None = None
+    _forward: Callable[[str | None, str | None], None]
+    _progress: Progress | None = None
+    _meta: dict[str, Any] | None = None
+    _pending: bool = False
     _quiet_until: float = 0.0
     _timer: threading.Timer | None = None
     _closed: bool = False
     _lock: threading.RLock = attrs.field(factory=threading.RLock)
 
-    def report(self, progress: Progress) -> None:
-        """Forwards progress, now or soon."""
+    def report(self, what: Progress | dict[str, Any]) -> None:
+        """Forwards progress, or all meta, now or soon."""
         with self._lock:
             if self._closed:
                 return  # From a thread that outlived the attempt.
-            self._pending = progress
+            if isinstance(what, Progress):
+                self._progress = what
+            else:
+                self._meta = {**(self._meta or {}), **what}
+            self._pending = True
             if self._timer is not None:
                 return
             if (wait := self._quiet_until - time.monotonic()) <= 0:
@@ -3356,9 +3466,11 @@ class ProgressReporter:
     def _flush(self) -> None:
         with self._lock:
             self._timer = None
-            if self._pending is not None:
-                self._forward(store_progress(self._pending))
-                self._pending = None
+            if self._pending:
+                # Both, so that a report may replace one that is not stored yet.
+                progress = store_progress(self._progress) if self._progress else None
+                self._forward(progress, _store_json(self._meta))
+                self._pending = False
                 self._quiet_until = time.monotonic() + PROGRESS_INTERVAL
 
 
@@ -3564,7 +3676,9 @@ SCHEMA = f"""
         expires_at   INTEGER,                            -- cancelled if not started by then
         progress     TEXT,                               -- JSON: done, total, note
         schedule     TEXT,                               -- the schedule that enqueued it
-        grace        INTEGER                             -- microseconds; NULL: as defined
+        grace        INTEGER,                            -- microseconds; NULL: as defined
+        tags         TEXT,                               -- JSON: a list of texts
+        meta         TEXT                                -- JSON: an object
     ) STRICT;
 
     CREATE INDEX litejobs_ready ON litejobs_job (queue, name, node, priority DESC, run_at)
@@ -3578,6 +3692,7 @@ SCHEMA = f"""
     CREATE UNIQUE INDEX litejobs_unique ON litejobs_job (unique_key) WHERE {HOLDS};
     CREATE INDEX litejobs_key ON litejobs_job (state, key, priority DESC, run_at) WHERE {KEYED};
     CREATE INDEX litejobs_expiry ON litejobs_job (expires_at) WHERE expires_at IS NOT NULL;
+    CREATE INDEX litejobs_tags ON litejobs_job (tags) WHERE tags IS NOT NULL;
     CREATE INDEX litejobs_held ON litejobs_job (queue, holder) WHERE state = 'running';
 
     CREATE TABLE litejobs_count (                        -- all jobs but pending and running ones
@@ -3675,7 +3790,7 @@ SCHEMA = f"""
         PRIMARY KEY (span, time, queue, name, measure, bucket)
     ) STRICT, WITHOUT ROWID;
 """
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """Rises with every change of the schema; older files then get the columns that they lack."""
 
 
@@ -3712,8 +3827,17 @@ def _triggers() -> Iterator[tuple[str, str]]:
             ("retention", "NEW.retention IS NOT NULL AND NOT json_valid(NEW.retention)"),
             ("backoff", "NEW.backoff <> 'custom' AND NOT json_valid(NEW.backoff)"),
             ("headers", "NEW.headers IS NOT NULL AND NOT json_valid(NEW.headers)"),
+            ("meta", "NEW.meta IS NOT NULL AND NOT json_valid(NEW.meta)"),
+            ("tags", "NEW.tags IS NOT NULL AND NOT json_valid(NEW.tags)"),
         )
     )
+    not_json += """
+        WHEN json_type(NEW.meta) <> 'object'
+            THEN RAISE(ABORT, 'litejobs: meta is not a JSON object')
+        WHEN json_type(NEW.tags) <> 'array'
+            OR EXISTS (SELECT 1 FROM json_each(NEW.tags) WHERE type <> 'text')
+            THEN RAISE(ABORT, 'litejobs: tags is not a JSON array of texts')
+    """
     low, high = _MOMENT
     yield (
         "litejobs_enqueue",
@@ -4820,6 +4944,7 @@ class Filters(TypedDict, total=False):
     state: Annotated[State | Sequence[State], "may be repeated"]
     node: str
     key: str
+    tags: Annotated[str | Iterable[str], "that it has; may be repeated: all of them"]
     schedule: str | AnyDefinition | type
     enqueued_after: Annotated[datetime, "from then on"]
     enqueued_before: datetime
@@ -4874,6 +4999,12 @@ def _check_fields(wanted: object, what: str) -> str:
 _check_text = _accept(lambda value: isinstance(value, str), "a text")
 
 
+def _check_wanted_tags(value: object, what: str) -> str:
+    if not (tags := _check_tags(value, what)):
+        raise OptionError(what, "expected one tag or more")
+    return _to_json(tags)
+
+
 def _check_moment(value: object, what: str) -> int:
     return to_micros(aware(value, what))
 
@@ -4887,12 +5018,19 @@ _HAS_FIELDS = """
                 IS NOT replace(wanted.type, 'real', 'integer')
     ) END
 """
+_HAS_TAGS = """
+    CASE WHEN json_valid(tags) THEN NOT EXISTS (
+        SELECT 1 FROM json_each(:tags) AS wanted
+        WHERE wanted.value NOT IN (SELECT value FROM json_each(tags))
+    ) END
+"""
 FILTERS: Mapping[str, tuple[Check, str]] = {
     **{name: (_check_text, f"{name} = :{name}") for name in Filters.__annotations__},
     "id": (_several(id_of), ""),
     "name": (_check_name_of, ""),
     "state": (_several(lambda state, what: check_one_of(state, STATES, what)), ""),
     "schedule": (_check_name_of, "schedule = :schedule"),
+    "tags": (_check_wanted_tags, _HAS_TAGS),
     "enqueued_after": (_check_moment, "enqueued_at >= :enqueued_after"),
     "enqueued_before": (_check_moment, "enqueued_at < :enqueued_before"),
     "finished_after": (_check_moment, "finished_at >= :finished_after"),
@@ -4965,11 +5103,32 @@ def _ids_of(match: Match) -> str:
     """A query for the ids of the newest *limit* jobs that match, newest first, which reads little
     however many jobs there are."""
     where = match.where
-    further = " AND ".join(("id < :before", *(FILTERS[name][1] for name in match.others)))
+    by_tags = "tags" in match.others and match.ids is None
+    terms = [FILTERS[name][1] for name in match.others if not (by_tags and name == "tags")]
+    further = " AND ".join(("id < :before", *terms))
     if match.ids is not None:
         found = f"""
             SELECT id FROM litejobs_job NOT INDEXED
             WHERE id IN (SELECT value FROM json_each(:ids)) AND {further} AND {where}
+        """
+    elif by_tags:
+        # Each list of tags costs one look-up, whether it has the wanted ones or not.
+        of_list = f"""
+            SELECT id FROM litejobs_job INDEXED BY litejobs_tags
+            WHERE tags = grp.tags AND {further} AND {where} ORDER BY id DESC
+        """
+        following = "SELECT min(tags) FROM litejobs_job INDEXED BY litejobs_tags WHERE tags"
+        found = f"""
+            WITH RECURSIVE lists (tags) AS (
+                {following} IS NOT NULL
+                UNION ALL
+                SELECT ({following} > lists.tags) FROM lists WHERE lists.tags IS NOT NULL
+            ), newest AS MATERIALIZED (
+                SELECT tags, ({of_list} LIMIT 1) AS id FROM lists AS grp
+                WHERE {_HAS_TAGS} ORDER BY id DESC LIMIT :limit
+            )
+            SELECT job.id FROM newest AS grp CROSS JOIN litejobs_job AS job
+            ON job.id IN ({of_list} LIMIT :limit)
         """
     elif where == "TRUE":
         found = f"SELECT id FROM litejobs_job WHERE {further}"
@@ -7039,7 +7198,7 @@ def _find_damage(connection: apsw.Connection) -> Iterator[Finding]:
                 "`litejobs doctor … --repair` builds it anew; no job is lost by that",
             )  # fmt: skip
         # SQLite's own check refuses deeper nesting than Python's, and ends at a NUL.
-        for column in ("payload", "headers", "result", "progress", "retention"):
+        for column in ("payload", "headers", "result", "progress", "retention", "tags", "meta"):
             ids = []
             for id, text in connection.execute(f"""
                 SELECT id, {column} FROM litejobs_job
@@ -7199,6 +7358,10 @@ class Exchanged(NamedTuple):
     """Whether all that was ready was considered: a slow scan is not repeated at once."""
 
 
+Reported = Sequence[str | None]
+"""The progress and the meta of a running job, as JSON."""
+
+
 @attrs.define(eq=False, repr=False, slots=False)
 class Store:
     """The file with all its parts, and the life of the jobs in it."""
@@ -7225,7 +7388,7 @@ class Store:
         node: int,
         choose: Callable[[Ready], list[int]],
         subscription: Subscription,
-        progress: Mapping[tuple[int, int], str] = {},
+        progress: Mapping[tuple[int, int], Reported] = {},
     ) -> Exchanged:
         """Stores progress, settles jobs, and claims those that *choose* picks from the ready ones,
         in one transaction."""
@@ -7273,8 +7436,8 @@ class Store:
                     change_jobs(tx, [claimed.id], failed, claim=claimed.claim, error=problem)
             del settlements[0]
 
-    def keep_progress(self, progress: Mapping[tuple[int, int], str]) -> None:
-        """Stores the progress of jobs, by id and claim, unless the claim was lost."""
+    def keep_progress(self, progress: Mapping[tuple[int, int], Reported]) -> None:
+        """Stores what jobs have reported, by id and claim, unless the claim was lost."""
         with self.file.transaction() as tx:
             _keep_progress(tx, progress)
 
@@ -7455,10 +7618,13 @@ class Store:
             return tx.execute(sql, bindings).get is not None
 
 
-def _keep_progress(tx: Transaction, progress: Mapping[tuple[int, int], str]) -> None:
+def _keep_progress(tx: Transaction, progress: Mapping[tuple[int, int], Reported]) -> None:
     tx.connection.executemany(
-        "UPDATE litejobs_job SET progress = ? WHERE id = ? AND claim = ? AND state = 'running'",
-        [(text, *claim) for claim, text in progress.items()],
+        """
+        UPDATE litejobs_job SET progress = coalesce(?, progress), meta = coalesce(?, meta)
+        WHERE id = ? AND claim = ? AND state = 'running'
+        """,
+        [(*texts, *claim) for claim, texts in progress.items()],
     )
 
 
@@ -8506,12 +8672,12 @@ class JobRunner:
         channel.send("reports")  # Also if all were revoked, so that the worker gets other jobs.
         return True
 
-    def progress(self, claimed: Claimed, progress: Progress) -> None:
-        """Sends the progress of a job, now or soon; it may be called from any thread."""
+    def progress(self, claimed: Claimed, what: Progress | dict[str, Any]) -> None:
+        """Sends the progress or meta of a job, now or soon; it may be called from any thread."""
         if (reporter := self._reporters.get(claimed.id)) is None:
             send = functools.partial(self.channel.send, "progress", claimed.id, claimed.claim)
             reporter = self._reporters.setdefault(claimed.id, ProgressReporter(send))
-        reporter.report(progress)
+        reporter.report(what)
 
     def end_progress(self, id: int) -> bool:
         """Sends the last progress of a job that has ended; returns whether there was any."""
@@ -9189,7 +9355,7 @@ class Supervisor:
     """The kinds of events that have listeners, as of this round of the loop."""
     _ended_events: list[Event] = attrs.field(factory=list)
     """The events to emit when all is settled."""
-    _progress: dict[tuple[int, int], str] = attrs.field(factory=dict)
+    _progress: dict[tuple[int, int], Reported] = attrs.field(factory=dict)
     """Progress that is not in the file yet, by id and claim."""
     _changes: int = 0
     """What `File.changes` returned last."""
@@ -9456,8 +9622,8 @@ class Supervisor:
                     worker.failure = f"{kind}: {text}"
                     if not self.pool.ever_ready:
                         raise WorkerError(f"a worker could not start: {worker.failure}")
-                case ("progress", id, claim, text):
-                    self._progress[id, claim] = text
+                case ("progress", id, claim, *texts):
+                    self._progress[id, claim] = texts
                     soon = time.monotonic() + PROGRESS_INTERVAL
                     self._exchange_by = min(self._exchange_by, soon)
 
@@ -10590,14 +10756,14 @@ def run_due(duties: Duties, executor: Executor, subscription: Subscription, prun
         room = 0 if interrupted or not store.nodes.is_listed(node) else 1
         return [id for id, _ in itertools.islice(ready, room)]
 
-    def keep_progress(text: str) -> None:
+    def keep_progress(*texts: str | None) -> None:
         try:
-            store.keep_progress({claimed[:2]: text})
+            store.keep_progress({claimed[:2]: texts})
         except FileError as error:
             logger.error("the progress of job %d could not be kept: %s", claimed.id, error)
 
-    def report_progress(claimed: Claimed, progress: Progress) -> None:
-        reporter.report(progress)
+    def report_progress(claimed: Claimed, what: Progress | dict[str, Any]) -> None:
+        reporter.report(what)
 
     duties.do("rescue", "admit", "forget_statistics", "roll_up_metrics")
     while prunes and (store.prune(store.clock()) or store.shrink()):
@@ -11222,7 +11388,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     for place, value in vars(_parser(arguments).parse_args(arguments)).items():
         group, _, name = place.rpartition(".")
-        fields = name == "payload" and isinstance(value, list)
+        fields = name in ("payload", "meta") and isinstance(value, list)
         (given[group] if group else given)[name] = dict(value) if fields else value
     verb, to, as_json = given.pop("verb"), given.pop("to"), given.pop("json", False)
     try:
@@ -11289,7 +11455,8 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
             options = typed and typing.get_type_hints(typed, include_extras=True)
             for name, hint in (options or {each.name: each.annotation}).items():
                 settings = _settings(name, hint, removable=bool(group))
-                plain = f"{'to-' if group and name in FILTERS else ''}{name.replace('_', '-')}"
+                word = "tag" if name == "tags" else name.replace("_", "-")
+                plain = f"{'to-' if group and name in FILTERS else ''}{word}"
                 flag = _FLAGS.get(f"{verb} {group}{name}", plain)
                 if each.kind in (each.POSITIONAL_OR_KEYWORD, each.VAR_POSITIONAL):
                     several = each.kind is each.VAR_POSITIONAL
@@ -11455,7 +11622,11 @@ def _show(
     job = jobs.get(id)
     errors = job.errors
     (values,) = _values(jobs, [job])
-    shown = {key: _json_value(value) for key, value in values.items() if value is not None}
+    shown = {
+        key: _json_value(value)
+        for key, value in values.items()
+        if not (value is None or (key in ("tags", "meta") and not value))
+    }
     if isinstance(job.stored_payload, bytes):
         shown["payload"] = f"<{len(job.stored_payload)} bytes>"
     with contextlib.suppress(OptionError):  # Another program may have written the progress.
@@ -11656,7 +11827,7 @@ def _values(
     stored, a node says are hidden."""
     all_hidden = jobs.store.nodes.hidden() | {own.name: own.body.hidden for own in jobs.registry}
 
-    computed = ("payload", "progress", "result", "words")
+    computed = ("payload", "progress", "result", "words", "tags", "meta")
 
     def value(thing: Any, name: str) -> Any:
         if name == "words":
@@ -11664,7 +11835,7 @@ def _values(
         if name not in computed:
             return getattr(thing, name)
         stored = getattr(thing, f"stored_{name}")
-        plain = _read_json(stored)
+        plain = _read_json(stored or {"tags": "[]", "meta": "{}"}.get(name))
         definition = thing.name if isinstance(thing, Job) else thing.definition
         hidden = [path for path in all_hidden.get(definition, ()) if path.startswith(name)]
         if plain is None or not hidden:
