@@ -743,7 +743,7 @@ class TestOverlap:
         jobs.define(report)
         schedule = jobs.schedule("s")
         definition = jobs.registry.named("report")
-        with pytest.raises(OptionError, match="key_limit.*one at a time"):
+        with pytest.raises(OptionError, match=r"key_limit.*one at a time"):
             schedule.set("@hourly", definition.using(key="db", key_limit=2), overlap="queue")
         schedule.set("@hourly", definition.using(key="db"), overlap="queue")
         assert schedule.fire().key == "db"
