@@ -2135,6 +2135,10 @@ class DefinitionChoices(Choices, total=False):
     """The options of a definition: those that an enqueue may override, and those that belong to
     its code and are not stored with jobs."""
 
+    concurrency: int | None
+    """How many of its jobs run at a time, on all nodes together."""
+    rate: str | None
+    """How many of them start in some time, evenly: "10/s", "100/min"."""
     max_memory: int | str | None
     """Bytes, or a text such as "512MB", that its worker process may use while it runs."""
     retry_on: Errors | Mapping[type[BaseException], Backoff | None] | None
@@ -2171,6 +2175,11 @@ def _check_timeout(value: Duration, what: str) -> timedelta:
     if not (length := duration(value, what)):
         raise OptionError(what, "expected more than zero, or None for no limit")
     return length
+
+
+def _check_rate(value: str, what: str) -> str:
+    parse_rate(value)
+    return value
 
 
 def _check_memory(value: object, what: str) -> int:
@@ -2249,6 +2258,8 @@ class Options:
     key_limit: int = _option(1, at_least_one)
     headers: Mapping[str, str] = _option({}, _check_headers)
     connection: Any = _option(None, lambda value, what: value)
+    concurrency: int | None = _option(None, functools.partial(at_least_one, also=", or None"))
+    rate: str | None = _option(None, _check_rate)
     max_memory: int | None = _option(None, _check_memory)
     retry_on: Mapping[type[BaseException], Backoff | None] | None = _option(None, _check_errors)
     fail_on: Mapping[type[BaseException], Backoff | None] = _option({}, _check_errors)
@@ -2755,13 +2766,14 @@ class Registry:
 
     def listing(self) -> list[dict[str, Any]]:
         """What nodes store of each definition: its name, the columns of its options, the time
-        after which its jobs expire, and what is hidden of them."""
+        after which its jobs expire, its limits, and what is hidden of them."""
         rows = []
         for own in self:
             expires = own.options.expires
             length = None if isinstance(expires, datetime) else _store_length(expires)
             about = {"name": own.name, "expires": length, "hidden": own.body.hidden}
-            rows.append({**own.options.columns, **about})
+            limits = {"concurrency": own.options.concurrency, "rate": own.options.rate}
+            rows.append({**own.options.columns, **about, **limits})
         return rows
 
     def __iter__(self) -> Iterator[AnyDefinition]:
@@ -3610,7 +3622,11 @@ SCHEMA = f"""
     CREATE TABLE litejobs_definition (                   -- as nodes last stored them
         name         TEXT PRIMARY KEY,
         {_DEFINED},
-        expires      INTEGER
+        expires      INTEGER,
+        concurrency  INTEGER,                            -- how many run at a time
+        rate         TEXT,                               -- how many may start: 10/min
+        tokens       REAL,                               -- how many could start,
+        filled_at    INTEGER                             -- at this time
     ) STRICT;
 
     CREATE TABLE litejobs_node (
@@ -3675,7 +3691,7 @@ SCHEMA = f"""
         PRIMARY KEY (span, time, queue, name, measure, bucket)
     ) STRICT, WITHOUT ROWID;
 """
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """Rises with every change of the schema; older files then get the columns that they lack."""
 
 
@@ -5393,6 +5409,8 @@ class QueueSettings:
     """max_attempts, timeout and backoff, if they are set."""
     per_second: float | None = attrs.field(default=None, eq=False, repr=False)
     """The rate as a number."""
+    of: Literal["queue", "definition"] = attrs.field(default="queue", eq=False, repr=False)
+    """What has these settings: a definition may have a concurrency and a rate, too."""
 
 
 _QUEUE_DEFAULTS: Mapping[str, Callable[[Any], Any]] = {
@@ -5434,6 +5452,23 @@ def read_settings(tx: Transaction) -> dict[str, QueueSettings]:
         except ValueError:
             found[row["name"]] = QueueSettings(row["name"], paused=True)
     return found
+
+
+def read_limits(tx: Transaction) -> dict[str, QueueSettings]:
+    """The limits of definitions that have some, by name, as nodes last stored them."""
+    limits = {}
+    for name, concurrency, rate in tx.execute("""
+        SELECT name, concurrency, rate FROM litejobs_definition
+        WHERE concurrency IS NOT NULL OR rate IS NOT NULL
+    """):
+        try:
+            per_second = None if rate is None else parse_rate(rate)
+        except OptionError as error:
+            raise apsw.CorruptError(f"definition {short_repr(name)}: {error}") from None
+        limits[name] = QueueSettings(
+            name, concurrency=concurrency, rate=rate, per_second=per_second, of="definition"
+        )
+    return limits
 
 
 def _with_defaults(tx: Transaction, jobs: Sequence[NewJob]) -> Sequence[NewJob]:
@@ -5916,7 +5951,8 @@ def _with_state(new: Schedule, known: Schedule) -> Schedule:
 ################################################################################
 # Ready
 #
-# Which job is next: the lanes that a node subscribes to, read ahead, and the limits of queues.
+# Which job is next: the lanes that a node subscribes to, read ahead, and the limits of queues and
+# of definitions.
 ################################################################################
 
 BURST_SECONDS = 0.01
@@ -5929,31 +5965,34 @@ SCAN_PAUSE = 5
 as long."""
 
 
-def count_running(tx: Transaction, queue: str) -> int:
-    """How many of a queue's jobs run, on all nodes."""
-    sql = "SELECT count(*) FROM litejobs_job WHERE state = 'running' AND queue = ?"
-    number: int = tx.execute(sql, (queue,)).get
+def count_running(tx: Transaction, settings: QueueSettings) -> int:
+    """How many of a queue's or a definition's jobs run, on all nodes."""
+    column = "queue" if settings.of == "queue" else "name"
+    running = "litejobs_job INDEXED BY litejobs_held WHERE state = 'running'"
+    sql = f"SELECT count(*) FROM {running} AND {column} = ?"
+    number: int = tx.execute(sql, (settings.name,)).get
     return number
 
 
 # A clock that was set back gives no tokens, and takes none either.
-_TOKENS = "min(:burst, coalesce(tokens + max(0, :now - filled_at) * rate / 1e6, :burst))"
+_TOKENS = "min(:burst, coalesce(tokens + max(0, :now - filled_at) * :rate / 1e6, :burst))"
 
 
 def count_tokens(
     tx: Transaction, settings: QueueSettings, now: int, spent: int | None = None
 ) -> float:
-    """How many jobs a queue's rate allows to start now; takes those off that were *spent*. Source:
-    the token bucket of ATM traffic policing (ITU-T I.371), with *rate* tokens a second and room
-    for *burst*."""
-    if settings.per_second is None:
+    """How many jobs the rate of a queue or a definition allows to start now; takes those off that
+    were *spent*. Source: the token bucket of ATM traffic policing (ITU-T I.371), with *rate* tokens
+    a second and room for *burst*."""
+    if (rate := settings.per_second) is None:
         return math.inf
-    burst = settings.burst or max(1.0, settings.per_second * BURST_SECONDS)
-    bindings = {"name": settings.name, "now": now, "burst": burst, "spent": spent}
+    burst = settings.burst or max(1.0, rate * BURST_SECONDS)
+    bindings = {"name": settings.name, "now": now, "burst": burst, "rate": rate, "spent": spent}
+    table = f"litejobs_{settings.of}"
     if spent is not None:
-        sql = f"UPDATE litejobs_queue SET tokens = {_TOKENS} - :spent, filled_at = :now"
+        sql = f"UPDATE {table} SET tokens = {_TOKENS} - :spent, filled_at = :now"
         tx.execute(f"{sql} WHERE name = :name", bindings)
-    sql = f"SELECT {_TOKENS} FROM litejobs_queue WHERE name = :name"
+    sql = f"SELECT {_TOKENS} FROM {table} WHERE name = :name"
     tokens: float | None = tx.execute(sql, bindings).get
     return burst if tokens is None else tokens
 
@@ -6075,19 +6114,21 @@ class Ready:
 
     subscription: Subscription
     settings: Mapping[str, QueueSettings] = attrs.field(factory=dict)
+    limits: Mapping[str, QueueSettings] = attrs.field(factory=dict)
+    """Of definitions."""
     now: int = 0
     taken: list[int] = attrs.field(factory=list)
     """The ids that were returned in this transaction."""
     again_at: int | None = None
-    """When the rate of a queue with ready jobs allows the next one to start."""
+    """When the rate of a queue or a definition with ready jobs allows the next one to start."""
     version: int | None = None
     """Of the file, when its lanes were scanned; `None` if they have to be scanned again."""
     _heads: list[tuple[Rank, Position, LaneReader]] = attrs.field(factory=list)
     _postponed: list[tuple[Rank, Position, LaneReader]] = attrs.field(factory=list)
-    """Heads that wait for the next transaction: of queues at their limit, or without a free
-    worker."""
-    _capacities: dict[str, list[float]] = attrs.field(factory=dict)
-    """By queue: how many more jobs may run, and how many its rate allows to start."""
+    """Heads that wait for the next transaction: of queues or definitions at their limit, or
+    without a free worker."""
+    _capacities: dict[tuple[str, str], list[float]] = attrs.field(factory=dict)
+    """By queue or definition: how many more jobs may run, and how many its rate allows to start."""
     _passes: dict[str, float] = attrs.field(factory=dict)
     """By queue: its share so far (C. Waldspurger and W. Weihl, "Stride Scheduling", MIT, 1995)."""
     _used_readers: set[LaneReader] = attrs.field(factory=set)
@@ -6098,7 +6139,8 @@ class Ready:
 
     def refresh(self, tx: Transaction) -> None:
         """Begins a transaction: what was returned in the last one is claimed by now."""
-        self._tx, self.now, self.settings = tx, tx.now, tx.cached(read_settings)
+        self._tx, self.now = tx, tx.now
+        self.settings, self.limits = tx.cached(read_settings), tx.cached(read_limits)
         self.taken, self.again_at, self._readable = [], None, True
         self._capacities.clear()
         for reader in self._used_readers:
@@ -6144,9 +6186,9 @@ class Ready:
         """The next job, which stays the next one."""
         while self._heads:
             rank, place, reader = self._heads[0]
-            if not self.settings:
+            if not (self.settings or self.limits):
                 return place[2], reader.name
-            if not self._allows(reader.queue):
+            if not all(map(self._allows, self._settings_of(reader))):
                 self._postponed.append(heapq.heappop(self._heads))
             elif (now := self._rank(place, reader)) > rank:
                 # Other jobs of its queue were returned meanwhile.
@@ -6157,9 +6199,8 @@ class Ready:
 
     @property
     def has_rate(self) -> bool:
-        """Whether the next job's queue has a rate, which holds only if the job starts at once."""
-        settings = self.settings.get(self._heads[0][2].queue)
-        return settings is not None and settings.per_second is not None
+        """Whether a rate applies to the next job, which holds only if the job starts at once."""
+        return any(each.per_second for each in self._settings_of(self._heads[0][2]))
 
     def leave_out(self, names: frozenset[str]) -> None:
         """Leaves the jobs of these definitions where they are until the next transaction."""
@@ -6168,24 +6209,28 @@ class Ready:
         heapq.heapify(self._heads)
 
     def spend(self, claimed: Iterable[Claimed]) -> None:
-        """Takes the jobs that were claimed off the tokens of their queues."""
-        if self.settings and self._tx is not None:
-            for queue, number in Counter(job.queue for job in claimed).items():
-                if settings := self.settings.get(queue):
-                    count_tokens(self._tx, settings, self.now, number)
+        """Takes the jobs that were claimed off the tokens of their queues and definitions."""
+        assert self._tx is not None
+        for column, known in ("queue", self.settings), ("name", self.limits):
+            if known:
+                for name, number in Counter(getattr(job, column) for job in claimed).items():
+                    if settings := known.get(name):
+                        count_tokens(self._tx, settings, self.now, number)
 
     def __iter__(self) -> Ready:
         return self
 
     def __next__(self) -> tuple[int, str]:
-        if not self._heads or (self.settings and self.peek() is None):
+        if not self._heads or ((self.settings or self.limits) and self.peek() is None):
             raise StopIteration
         _, (_, _, id), reader = self._heads[0]
         self.taken.append(id)
         self._used_readers.add(reader)
+        if self.settings or self.limits:
+            for each in self._settings_of(reader):
+                self._capacities[each.of, each.name] = [left - 1 for left in self._capacity(each)]
         if self.settings:
             queue = reader.queue
-            self._capacities[queue] = [left - 1 for left in self._capacity(queue)]
             if any(settings.weight for settings in self.settings.values()):
                 settings = self.settings.get(queue)
                 weight = (settings.weight if settings else None) or 1.0
@@ -6208,23 +6253,28 @@ class Ready:
             urgency -= max(0, self.now - run_at) // (settings.ageing // MICROSECOND)
         return urgency, self._passes.get(queue, 0.0), run_at, id
 
-    def _capacity(self, queue: str) -> list[float]:
-        if (capacity := self._capacities.get(queue)) is None:
+    def _settings_of(self, reader: LaneReader) -> list[QueueSettings]:
+        """The settings of the queue and of the definition of a lane."""
+        found = self.settings.get(reader.queue), self.limits.get(reader.name)
+        return [settings for settings in found if settings is not None]
+
+    def _capacity(self, settings: QueueSettings) -> list[float]:
+        key = settings.of, settings.name
+        if (capacity := self._capacities.get(key)) is None:
             assert self._tx is not None
-            settings = self.settings.get(queue) or QueueSettings(queue)
             slots = 0.0 if settings.paused else math.inf
             if slots and settings.concurrency is not None:
-                slots = settings.concurrency - count_running(self._tx, queue)
+                slots = settings.concurrency - count_running(self._tx, settings)
             capacity = [slots, count_tokens(self._tx, settings, self.now)]
-            self._capacities[queue] = capacity
+            self._capacities[key] = capacity
         return capacity
 
-    def _allows(self, queue: str) -> bool:
-        """Whether one more job of this queue may be claimed."""
-        slots, tokens = self._capacity(queue)
+    def _allows(self, settings: QueueSettings) -> bool:
+        """Whether one more job of a queue or a definition may be claimed."""
+        slots, tokens = self._capacity(settings)
         if slots >= 1 > tokens:
             # Rounded up, and one more: a moment too early would repeat for ever.
-            rate = self.settings[queue].per_second or math.inf
+            rate = settings.per_second or math.inf
             at = self.now + math.ceil(min(LONGEST_WAIT, (1 - tokens) / rate) * 1e6) + 1
             self.again_at = min(self.again_at or at, at)
         return min(slots, tokens) >= 1
@@ -6538,10 +6588,12 @@ class Nodes:
 
 
 def _store_definitions(tx: Transaction, known: Sequence[Mapping[str, Any]]) -> None:
-    columns = (*STORED, "expires", "name")
-    tx.connection.executemany(
-        f"INSERT OR REPLACE INTO litejobs_definition ({', '.join(columns)})"
-        f" VALUES ({', '.join(f':{column}' for column in columns)})",
+    columns = (*STORED, "expires", "concurrency", "rate", "name")
+    changes = ", ".join(f"{column} = excluded.{column}" for column in columns)
+    tx.connection.executemany(  # The tokens stay: to start again must not let more jobs start.
+        f"INSERT INTO litejobs_definition ({', '.join(columns)})"
+        f" VALUES ({', '.join(f':{column}' for column in columns)})"
+        f" ON CONFLICT (name) DO UPDATE SET {changes}",
         known,
     )
     tx.connection.executemany(
@@ -6952,6 +7004,18 @@ PROBLEMS: Sequence[tuple[Level, str, str, str, str]] = (
         """,
     ),
     (
+        "warning", "definition {0!r}", "{2} late, and it may only {1}",
+        "raise its concurrency= or rate=, and start a node with that",
+        f"""
+        SELECT name, coalesce('run ' || concurrency || ' at a time', '')
+            || iif(concurrency IS NULL OR rate IS NULL, '', ', and ')
+            || coalesce('start ' || rate, ''), {_JOB_COUNT}
+        FROM litejobs_definition JOIN litejobs_job INDEXED BY litejobs_ready USING (name)
+        WHERE state = 'pending' AND run_at < :late AND coalesce(concurrency, rate) IS NOT NULL
+        GROUP BY name
+        """,
+    ),
+    (
         "warning", "definition {1!r}", "{2} in queue {0!r}",
         "see `litejobs list … --state failed`, then retry or delete them",
         f"""
@@ -7149,21 +7213,12 @@ def _explanation(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> str:
 
 
 def _pending_reason(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> str:
-    settings = read_settings(tx).get(job.queue) or QueueSettings(job.queue)
-    running, limit = count_running(tx, job.queue), settings.concurrency
+    settings, limits = read_settings(tx).get(job.queue), read_limits(tx).get(job.name)
     here = [node for node in live if job.node in (None, node.name)]
     know = [node for node in here if node.names is None or job.name in node.names]
     serve = [node for node in know if node.queues is None or job.queue in node.queues]
     for waits, reason in (
-        (settings.paused, f"its queue {job.queue!r} is paused"),
-        (
-            limit is not None and running >= limit,
-            f"its queue {job.queue!r} runs as many jobs at a time as it may: {running} of {limit}",
-        ),
-        (
-            count_tokens(tx, settings, tx.now) < 1,
-            f"its queue {job.queue!r} starts as many jobs as it may: {settings.rate}",
-        ),
+        *(reason for each in (settings, limits) if each for reason in _limited(tx, each)),
         (not live, "no node is at work"),
         (not here, f"its node {job.node!r} is not at work"),
         (not know, f"no node at work has its definition {job.name!r}"),
@@ -7182,6 +7237,17 @@ def _pending_reason(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> str
     if ahead := tx.execute(sql, position).get:
         return f"it is ready, behind {_quantity(ahead, 'more urgent job')} of its queue"
     return "it is ready, and next in its queue"
+
+
+def _limited(tx: Transaction, settings: QueueSettings) -> Iterator[tuple[bool, str]]:
+    """Why the jobs of a queue or a definition may have to wait, each with whether they have to."""
+    it, limit = f"its {settings.of} {settings.name!r}", settings.concurrency
+    running = 0 if limit is None else count_running(tx, settings)
+    yield settings.paused, f"{it} is paused"
+    full = f"{it} runs as many jobs at a time as it may: {running} of {limit}"
+    yield limit is not None and running >= limit, full
+    rate = f"{it} starts as many jobs as it may: {settings.rate}"
+    yield count_tokens(tx, settings, tx.now) < 1, rate
 
 
 ################################################################################
@@ -7206,7 +7272,7 @@ class Exchanged(NamedTuple):
     late: int
     """How many settlements were discarded, because another claim holds the job."""
     again_at: int | None
-    """When the rate of a queue allows the next job to start, if one waits for that."""
+    """When a rate allows the next job to start, if one waits for that."""
     complete: bool = True
     """Whether all that was ready was considered: a slow scan is not repeated at once."""
 
@@ -9034,7 +9100,7 @@ def assign(
         else:
             which = loads.index(min(loads))
             fits = has_room(counts[which], loads[which], more)
-            if fits and ready.has_rate:  # A job of a queue with a rate has to start now.
+            if fits and ready.has_rate:  # A job that has a rate has to start now.
                 fits = not workers[which].plain and loads[which] <= BURST_SECONDS * 1e6
         if not fits:
             if not async_names:
@@ -9196,7 +9262,7 @@ class Supervisor:
     _pending: list[Settlement] = attrs.field(factory=list)
     """The attempts that the next exchange settles."""
     _exchange_by: float = math.inf
-    """When the next exchange is due: for results, progress, or a job of a queue with a rate."""
+    """When the next exchange is due: for results, progress, or a job that has a rate."""
     _wanted: frozenset[EventKind] = frozenset()
     """The kinds of events that have listeners, as of this round of the loop."""
     _ended_events: list[Event] = attrs.field(factory=list)
