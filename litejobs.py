@@ -316,12 +316,13 @@ class JobFailedError(LitejobsError):
 
 
 class ResultError(LitejobsError, ValueError):
-    """The stored result does not fit the return annotation any more."""
+    """A completed job has no result that could be kept, or it does not fit the return annotation
+    any more."""
 
     id: int
     name: str
     problem: str
-    _sentence = "the result of job {0.id} ({0.name}) does not fit its type: {0.problem}"
+    _sentence = "the result of job {0.id} ({0.name}) {0.problem}"
 
 
 class WaitTimeoutError(LitejobsError, TimeoutError):
@@ -718,7 +719,7 @@ class Job(Generic[R]):
     schedule: str | None = None
     """The name of the schedule that enqueued it, if one did."""
     error: str | None = None
-    """Why the last attempt failed, in one line."""
+    """Why the last attempt failed, or the result of a completed job was not kept, in one line."""
     stored_result: str | None = attrs.field(default=None, alias="result")
     """JSON text."""
     stored_progress: str | None = attrs.field(default=None, alias="progress")
@@ -779,6 +780,8 @@ class Job(Generic[R]):
 
         Raises:
             JobFailedError: the job failed or was cancelled.
+            ResultError: it completed, and what it returned could not be kept, or does not fit the
+                type that the handler declares now.
             WaitTimeoutError: *timeout* passed first.
         """
         value: R = self._source.result(self.wait(timeout))
@@ -3008,8 +3011,9 @@ class Report(NamedTuple):
 
     @property
     def error(self) -> str | None:
-        """Type and first line of what went wrong."""
-        return f"{self.type}: {self.message.partition(chr(10))[0]}" if self.kind else None
+        """Type and first line of what went wrong; or why there is no result."""
+        first_line = self.message.partition("\n")[0]
+        return f"{self.type}: {first_line}" if self.kind else first_line or None
 
 
 GIVEN_BACK = Report(state="pending", counted=False)
@@ -3148,11 +3152,13 @@ class Executor:
             if value is not None and inspect.iscoroutine(value):
                 value = await wait(value)
             given_back = bool(self.noticed) and self._ended_by_stop(claimed, asked)
-            result = None if given_back or codec is None else _result(codec, value)
+            result, lost = None, ""
+            if codec is not None and not given_back:
+                result, lost = _result(codec, value)
             if self.forked:
                 self._exit_fork(claimed)
             took = (time.perf_counter_ns() - began) // 1000
-            report = Report(started_at, self.clock(), took, result=result)
+            report = Report(started_at, self.clock(), took, result=result, message=lost)
             return report._replace(state="pending", counted=False) if given_back else report
         except BaseException as error:
             if self.forked:
@@ -3284,15 +3290,34 @@ def _outside_running_loops(act: Callable[..., Any], *arguments: Any) -> Any:
         return threads.submit(act, *arguments).result()
 
 
-def _result(codec: Codec[Any], value: object) -> str:
-    """The JSON text of what a handler returned."""
+def _result(codec: Codec[Any], value: object) -> tuple[str | None, str]:
+    """The JSON text of what a handler returned; or why it is not kept, which fails the job if a
+    return type was promised. Without one, tuples are kept as lists."""
     try:
-        result = codec.encode(value)
+        text = codec.encode(value)
     except CodecError as unfit:
-        raise Fail(f"its result cannot be kept: {unfit}") from None
-    if len(result) > SURELY_FITS and (problem := excess_of(result)):
-        raise Fail(f"its result has {problem}; return a path instead")
-    return result
+        if codec.kind is not Any:
+            raise Fail(f"its result cannot be kept: {unfit}") from None
+        try:
+            text = codec.encode(_without_tuples(value))
+        except Exception:  # As of a list that contains itself.
+            problem = storable(" ".join(str(unfit).split())[:PROBLEM_LIMIT])
+            advice = "annotate the return type, or return None"
+            return None, f"its result was not kept: {problem}; {advice}"
+    if len(text) > SURELY_FITS and (problem := excess_of(text)):
+        excess = f"{problem}; return a path instead"
+        if codec.kind is not Any:
+            raise Fail(f"its result has {excess}")
+        return None, f"its result was not kept: it has {excess}"
+    return text, ""
+
+
+def _without_tuples(value: Any) -> Any:
+    if type(value) is list or isinstance(value, tuple):
+        return [*map(_without_tuples, value)]
+    if type(value) is dict:
+        return {key: _without_tuples(each) for key, each in value.items()}
+    return value
 
 
 TEXT_LIMIT, TRACEBACK_LIMIT = 2_000, 16_000
@@ -7145,7 +7170,7 @@ def _explanation(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> str:
         "retrying": f"attempt {job.attempt} failed ({job.error}), and the next one is due at {due}",
         "failed": f"it failed at {ended}, after {_quantity(job.attempt, 'attempt')}: {job.error}",
         "cancelled": f"it was cancelled at {ended}{f': {job.error}' if cancelled else ''}",
-    }.get(job.state, f"it completed at {ended}")
+    }.get(job.state, f"it completed at {ended}{f', and {job.error}' if job.error else ''}")
 
 
 def _pending_reason(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> str:
@@ -10187,20 +10212,23 @@ class LiteJobs:
 
         Raises:
             JobFailedError: it did not complete.
-            ResultError: the result does not fit the type that the handler declares now.
+            ResultError: the result could not be kept, or does not fit the type that the handler
+                declares now.
         """
         if not isinstance(job, Job) or not job.finished:
             job = self.get(job)
         if job.state != "completed":
             raise JobFailedError(job.id, job.name, job.state, job.error or "no reason was given")
         if (text := job.stored_result) is None:
+            if job.error is not None:
+                raise ResultError(job.id, job.name, job.error.removeprefix("its result "))
             return None
         definition = self.registry.by_name.get(job.name)
         codec = definition.body.signature.result if definition else None
         try:
             return load_json(text) if codec is None else codec.decode(text)
         except (CodecError, ValueError) as error:
-            raise ResultError(job.id, job.name, str(error)) from error
+            raise ResultError(job.id, job.name, f"does not fit its type: {error}") from error
 
     def why(self, id: int | Job[Any]) -> str:
         """One sentence that says why a job is not running, or how it ended.
