@@ -3304,11 +3304,10 @@ def _result(codec: Codec[Any], value: object) -> tuple[str | None, str]:
             problem = storable(" ".join(str(unfit).split())[:PROBLEM_LIMIT])
             advice = "annotate the return type, or return None"
             return None, f"its result was not kept: {problem}; {advice}"
-    if len(text) > SURELY_FITS and (problem := excess_of(text)):
-        excess = f"{problem}; return a path instead"
+    if len(text) > SURELY_FITS and (excess := excess_of(text)):
         if codec.kind is not Any:
-            raise Fail(f"its result has {excess}")
-        return None, f"its result was not kept: it has {excess}"
+            raise Fail(f"its result has {excess}; return a path instead")
+        return None, f"its result was not kept: it has {excess}; return a path instead"
     return text, ""
 
 
