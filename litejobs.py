@@ -3152,9 +3152,7 @@ class Executor:
             if value is not None and inspect.iscoroutine(value):
                 value = await wait(value)
             given_back = bool(self.noticed) and self._ended_by_stop(claimed, asked)
-            result, lost = None, ""
-            if codec is not None and not given_back:
-                result, lost = _result(codec, value)
+            result, lost = (None, "") if given_back else _result(codec, value)
             if self.forked:
                 self._exit_fork(claimed)
             took = (time.perf_counter_ns() - began) // 1000
@@ -3290,9 +3288,11 @@ def _outside_running_loops(act: Callable[..., Any], *arguments: Any) -> Any:
         return threads.submit(act, *arguments).result()
 
 
-def _result(codec: Codec[Any], value: object) -> tuple[str | None, str]:
-    """The JSON text of what a handler returned; or why it is not kept, which fails the job if a
-    return type was promised. Without one, tuples are kept as lists."""
+def _result(codec: Codec[Any] | None, value: object) -> tuple[str | None, str]:
+    """The JSON text of what a handler returned; or why it is not kept, which fails the job if it
+    has a return type. Without one, tuples are kept as lists."""
+    if codec is None:
+        return None, ""
     try:
         text = codec.encode(value)
     except CodecError as unfit:
