@@ -460,6 +460,30 @@ def check_one_of(value: T, known: Iterable[Any], what: str) -> T:
     return value
 
 
+_VARYING = r"""(?x)
+    (?<!\w)(?:'[^']*'|"[^"]*"|`[^`]*`)(?!\w)                  # a quoted text,
+    | \b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b       # a UUID,
+    | (?<![\w/\\])(?:[A-Za-z]:|~|\.{1,2})?(?:[/\\][^\s/\\'",:;()]+)+   # a path,
+    | \b0x[0-9a-f]+\b | \b(?=[a-f]*\d)[0-9a-f]{8,}\b        # hexadecimal digits,
+    | \d+(?:[.,:]\d+)*                                      # a number
+"""
+
+
+def generalized(error: str) -> str:
+    """The text of an error without what differs from case to case: numbers become N, quoted texts,
+    paths, hexadecimal digits and UUIDs an ellipsis."""
+    text = re.sub(_VARYING, lambda found: "N" if found[0][0].isdigit() else "…", error, flags=re.I)
+    return text[:500]
+
+
+def error_group(name: object, error: object) -> str:
+    """A short id of the dead letters of a definition with the same generalized error."""
+    import hashlib
+
+    text = f"{name}\0{generalized(str(error or ''))}"
+    return hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()[:8]
+
+
 def storable(text: str) -> str:
     """Text that SQLite can store: lone surrogates, as in file names, become escapes."""
     return text.encode(errors="backslashreplace").decode()
@@ -4058,6 +4082,8 @@ class File:
             if connection.readonly("main"):
                 raise FileError(str(place), "cannot be written by this user")
             connection.transaction_mode = "IMMEDIATE"
+            by_error: Any = error_group
+            connection.create_scalar_function("litejobs_error_group", by_error, 2)
             connection.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 1)
             for setting in (
                 apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA,
@@ -4818,6 +4844,10 @@ class Filters(TypedDict, total=False):
     name: str | AnyDefinition | type
     queue: str
     state: Annotated[State | Sequence[State], "may be repeated"]
+    not_name: Annotated[str | AnyDefinition | type | Sequence[str], "may be repeated"]
+    not_state: Annotated[State | Sequence[State], "may be repeated"]
+    error: Annotated[str, "a text in the last error, in upper or lower case"]
+    group: Annotated[str, "a group of dead letters with like errors, as `errors` lists them"]
     node: str
     key: str
     schedule: str | AnyDefinition | type
@@ -4891,7 +4921,13 @@ FILTERS: Mapping[str, tuple[Check, str]] = {
     **{name: (_check_text, f"{name} = :{name}") for name in Filters.__annotations__},
     "id": (_several(id_of), ""),
     "name": (_check_name_of, ""),
-    "state": (_several(lambda state, what: check_one_of(state, STATES, what)), ""),
+    "not_name": (_several(_check_name_of), ""),
+    **dict.fromkeys(
+        ("state", "not_state"),
+        (_several(lambda state, what: check_one_of(state, STATES, what)), ""),
+    ),
+    "error": (_check_text, "instr(lower(error), lower(:error))"),
+    "group": (_check_text, "litejobs_error_group(name, error) = :group"),
     "schedule": (_check_name_of, "schedule = :schedule"),
     "enqueued_after": (_check_moment, "enqueued_at >= :enqueued_after"),
     "enqueued_before": (_check_moment, "enqueued_at < :enqueued_before"),
@@ -4910,6 +4946,7 @@ class Match:
     name: str | None = None
     queue: str | None = None
     states: tuple[State, ...] | None = None
+    not_names: tuple[str, ...] | None = None
     others: Mapping[str, Any] = attrs.field(factory=dict)
     """The bound values of filters that have no index."""
     before: int | None = None
@@ -4923,6 +4960,8 @@ class Match:
         if self.states is not None:
             states = ", ".join(f"'{state}'" for state in self.states)
             terms.append(f"state IN ({states})")
+        if self.not_names is not None:
+            terms.append("name NOT IN (SELECT value FROM json_each(:not_names))")
         return " AND ".join(terms) or "TRUE"
 
     @property
@@ -4937,7 +4976,8 @@ class Match:
         values = {**self.others, "queue": self.queue, "name": self.name}
         values = {k: storable(v) if isinstance(v, str) else v for k, v in values.items()}
         before = 2**63 - 1 if self.before is None else max(-(2**63), min(self.before, 2**63 - 1))
-        return values | {"before": before, "ids": json.dumps(self.ids)}
+        lists = {"ids": json.dumps(self.ids), "not_names": json.dumps(self.not_names)}
+        return {**values, **lists, "before": before}
 
 
 def matching(filters: Filters) -> Match:
@@ -4946,8 +4986,16 @@ def matching(filters: Filters) -> Match:
     others = {
         name: FILTERS[name][0](value, name) for name, value in filters.items() if value is not None
     }
-    id, name, queue, state = (others.pop(each, None) for each in ("id", "name", "queue", "state"))
-    return Match(id, name, queue, state, others)
+    indexed = ("id", "name", "queue", "state", "not_name", "not_state")
+    id, name, queue, state, not_name, not_state = (others.pop(each, None) for each in indexed)
+    if "group" in others:
+        state = ("failed",) if state is None else state
+    if "error" in others:
+        not_state = (*(not_state or ()), "completed")  # Those have none; there may be millions.
+    if not_state is not None:
+        of = STATES if state is None else state
+        state = tuple(each for each in of if each not in not_state)
+    return Match(id, name, queue, state, not_name, others)
 
 
 def chosen(ids: tuple[int | Job[Any], ...], filters: Filters) -> Match:
