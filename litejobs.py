@@ -1036,7 +1036,7 @@ def parse_rate(text: object) -> float:
 ################################################################################
 
 Misfire = Literal["once", "skip", "all"]
-Overlap = Literal["allow", "skip"]
+Overlap = Literal["allow", "skip", "queue"]
 Period = tuple[int, int]
 """Its first and last moment."""
 
@@ -1282,7 +1282,7 @@ class Schedule:
     """How missed ticks are handled: once, skip or all."""
     grace: int = 60 * SECOND
     overlap: Overlap = "allow"
-    """What happens to a tick while the last job has not finished: allow or skip."""
+    """What happens to a tick while the last job has not finished: allow, skip or queue."""
     jitter: int = 0
     start_at: int | None = None
     end_at: int | None = None
@@ -5717,6 +5717,8 @@ def batch_of(schedule: Schedule, run_at: int, now: int) -> NewJob:
     options |= options.pop("extra", {})
     lasts, expires = options.get("lasts"), options.get("expires")
     rule: Any = options.get("on_conflict")
+    if schedule.overlap == "queue" and options.get("key") is None:
+        options["key"] = f"schedule:{schedule.name}"  # So that its jobs run one at a time.
     columns = {
         **{name: options.get(name) for name in _OF_ITS_JOBS},
         "name": schedule.definition,
@@ -5785,10 +5787,11 @@ class Schedules:
         with self.file.transaction(enqueues=True) as tx:
             if _find_schedule(tx, schedule.name) != schedule:
                 return None
-            if schedule.overlap == "skip":
+            if schedule.overlap != "allow":
                 sql = "SELECT state FROM litejobs_job WHERE id = ?"
                 last = tx.execute(sql, (schedule.last_job,)).get
-                ticks = ticks[:1] if last is None or last in FINISHED else []
+                room = (None, *FINISHED, *(["running"] if schedule.overlap == "queue" else []))
+                ticks = ticks[:1] if last in room else []
             ids = []
             for tick in ticks:
                 run_at = tick + int(self._rng.random() * (schedule.jitter + 1))
@@ -5854,10 +5857,12 @@ class Schedules:
                     logger.info("schedule %s has left the code and was removed", old.name)
             self._plan(tx, tx.now)
 
-    def put(self, schedule: Schedule) -> Schedule:
-        """Creates a schedule, or changes the one of this name; returns it as stored."""
+    def put(self, schedule: Schedule, paused: bool | None = None) -> Schedule:
+        """Creates a schedule, or changes the one of this name, which stays paused or not unless
+        that is given; returns it as stored."""
         with self.file.transaction(notify=True) as tx:
-            return _put_schedule(tx, schedule, _find_schedule(tx, schedule.name))
+            stored = _put_schedule(tx, schedule, _find_schedule(tx, schedule.name))
+            return stored if paused in (None, stored.paused) else _pause(tx, stored, bool(paused))
 
     def set_paused(self, name: str | None, paused: bool) -> int:
         """Pauses or resumes a schedule, or all of them; returns how many this changed. Ticks that
@@ -5866,10 +5871,7 @@ class Schedules:
             found = read_schedules(tx) if name is None else [get_schedule(tx, name)]
             found = [schedule for schedule in found if schedule.paused is not paused]
             for schedule in found:
-                if not paused:
-                    covered = json.dumps([*schedule.periods, (tx.now, tx.now)])
-                    schedule = attrs.evolve(schedule, covered=covered).planned(tx.now)
-                _write_schedule(tx, attrs.evolve(schedule, paused=paused))
+                _pause(tx, schedule, paused)
         return len(found)
 
     def remove(self, name: str) -> None:
@@ -5888,6 +5890,16 @@ def _write_schedule(tx: Transaction, schedule: Schedule) -> None:
     row = attrs.astuple(schedule, recurse=False)
     places = ", ".join("?" * len(row))
     tx.execute(f"INSERT OR REPLACE INTO litejobs_schedule ({_SCHEDULE}) VALUES ({places})", row)
+
+
+def _pause(tx: Transaction, schedule: Schedule, paused: bool) -> Schedule:
+    """Pauses a schedule, or resumes it from its next tick on; returns it as stored."""
+    if not paused:
+        covered = json.dumps([*schedule.periods, (tx.now, tx.now)])
+        schedule = attrs.evolve(schedule, covered=covered).planned(tx.now)
+    schedule = attrs.evolve(schedule, paused=paused)
+    _write_schedule(tx, schedule)
+    return schedule
 
 
 _DELETE_SCHEDULE = "DELETE FROM litejobs_schedule WHERE name = ?"
@@ -10352,8 +10364,9 @@ class LiteJobs:
 
         *misfire* says what to do about ticks that are late by more than *grace*: "once" (one job
         for all of them), "skip" or "all". With *overlap* "skip" no job is enqueued before the last
-        one has finished. *jitter* delays each job at random, by no more than that. There is no tick
-        before *start* or after *end*.
+        one has finished; with "queue" its jobs run one at a time, and one is enqueued while the
+        last one runs, but none while that still waits. *jitter* delays each job at random, by no
+        more than that. There is no tick before *start* or after *end*.
 
         Raises:
             OptionError: a value cannot be used, or the name is taken.
@@ -10421,12 +10434,14 @@ class LiteJobs:
         options = bound.options
         merges = options.unique is not None and callable(options.unique.on_conflict)
         fixed = isinstance(options.expires, datetime)
+        shared = schedule.overlap == "queue" and options.key is not None and options.key_limit > 1
         for option, refused, problem in (  # What only fits one job, or only this program.
             ("delay", options.delay, "not for a schedule, which says itself when its jobs run"),
             ("at", options.at, "not for a schedule, which says itself when its jobs run"),
             ("expires", fixed, "for a schedule give a length of time, from each tick on"),
             ("unique", merges, "a schedule, which any program may fire, has no merge function"),
             ("connection", options.connection, "a schedule fires in its own transaction"),
+            ("key_limit", shared, "with overlap='queue' the jobs run one at a time: leave it at 1"),
         ):
             if refused:
                 raise OptionError(option, problem)
@@ -10787,10 +10802,12 @@ class ScheduleHandle:
         /,
         *,
         timezone: str = "UTC",
+        paused: bool | None = None,
         **how: Unpack[Recurring],
     ) -> Schedule:
         """Makes or changes the schedule; options are those of `cron`, and *expression* may be an
-        interval. It stays until it is removed, or a program declares one of this name.
+        interval. It stays until it is removed, or a program declares one of this name. With
+        *paused* it waits for `resume`, or goes on if that is false; `None`: as it was.
 
         Raises:
             OptionError: a value cannot be used.
@@ -10799,7 +10816,9 @@ class ScheduleHandle:
         _refuse_while_importing()
         text = expression if isinstance(expression, str) else every_expression(expression)
         schedule = attrs.evolve(make_schedule(text, timezone, **how), name=self.name)
-        return self._jobs.store.schedules.put(self._jobs._with_work(schedule, work))
+        if paused not in (None, True, False):
+            raise OptionError("paused", f"expected True, False or None, got {paused!r}")
+        return self._jobs.store.schedules.put(self._jobs._with_work(schedule, work), paused)
 
     def pause(self) -> None:
         """Lets it enqueue no jobs until it is resumed."""
