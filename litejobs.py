@@ -1060,7 +1060,7 @@ def parse_rate(text: object) -> float:
 ################################################################################
 
 Misfire = Literal["once", "skip", "all"]
-Overlap = Literal["allow", "skip"]
+Overlap = Literal["allow", "skip", "queue"]
 Period = tuple[int, int]
 """Its first and last moment."""
 
@@ -1210,7 +1210,25 @@ def time_zone(name: str) -> tzinfo:
 
 # cronsim reads `9-9/2` as `9/2`.
 _ONE_VALUE_STEPS = re.compile(r"(?<![\w-])0*(\w+)-0*\1/0*[1-9]\d*(?!\w)", re.A | re.I)
-_EVERY = re.compile("@every" + "".join(rf"(?:([0-9.]+){unit})?" for unit in UNITS))
+_LENGTH_OF_TIME = re.compile(
+    "".join(rf"(?:([0-9.]+)(?:{unit}|{word[:3]}|{word}s?))?" for unit, word in UNITS.items())
+)
+
+
+def parse_length(text: str) -> timedelta:
+    """The length of time that a text such as `1h30m` or `10 min` means.
+
+    Raises:
+        ValueError: it is none.
+    """
+    counts = _LENGTH_OF_TIME.fullmatch("".join(text.split()))
+    if counts is None or not any(counts.groups()):
+        raise ValueError(f"{text!r} is not a length of time such as 30s, 10m, 1h30m or 2d")
+    try:
+        named = zip(UNITS.values(), counts.groups(), strict=True)
+        return timedelta(**{f"{word}s": float(count or 0) for word, count in named})
+    except OverflowError as error:
+        raise ValueError(f"{text!r} is more than a hundred years") from error
 
 
 def parse_expression(expression: object, timezone: str = "UTC") -> Cron | Every:
@@ -1220,12 +1238,9 @@ def parse_expression(expression: object, timezone: str = "UTC") -> Cron | Every:
         raise OptionError("cron", f"{reprlib.repr(expression)} is not an expression: {example}")
     text = " ".join(expression.split())
     if text.split(" ")[0] == "@every":
-        try:
-            counts = _EVERY.fullmatch(text.replace(" ", ""))
-            named = zip(UNITS.values(), counts.groups() if counts else (), strict=False)
-            length = timedelta(**{f"{word}s": float(count or 0) for word, count in named})
-        except (ValueError, OverflowError):
-            length = timedelta()
+        length = timedelta()
+        with contextlib.suppress(ValueError):
+            length = parse_length(text.removeprefix("@every"))
         if timedelta(milliseconds=100) <= length <= MAX_DURATION:
             return Every(length)
         problem = "expected a length from a tenth of a second to a hundred years"
@@ -1291,7 +1306,7 @@ class Schedule:
     """How missed ticks are handled: once, skip or all."""
     grace: int = 60 * SECOND
     overlap: Overlap = "allow"
-    """What happens to a tick while the last job has not finished: allow or skip."""
+    """What happens to a tick while the last job has not finished: allow, skip or queue."""
     jitter: int = 0
     start_at: int | None = None
     end_at: int | None = None
@@ -4832,7 +4847,7 @@ def admissible(tx: Transaction, key: str) -> tuple[int, Group] | None:
 # Finding
 
 
-FIELDS = "such as to='\"ada\"' or customer.id=12; may be repeated"
+FIELDS = "such as to=ada or customer.id=12; may be repeated"
 
 
 class Filters(TypedDict, total=False):
@@ -5088,11 +5103,19 @@ def get_jobs(tx: Transaction, ids: Iterable[int], source: LiteJobs = NOWHERE) ->
 
 def count_jobs(tx: Transaction, match: Match) -> int:
     """How many jobs match."""
-    sql = f"SELECT coalesce(sum(number), 0) FROM ({_counts_of(match)})"
+    return sum(count_by_state(tx, match).values())
+
+
+def count_by_state(tx: Transaction, match: Match) -> dict[State, int]:
+    """How many jobs match, by state."""
+    sql = f"SELECT state, sum(number) FROM ({_counts_of(match)}) GROUP BY state"
     if match.ids is not None or match.others:
-        sql = f"SELECT count(*) FROM ({_ids_of(match)})"
-    number: int = tx.execute(sql, {**match.bindings, "limit": -1}).get
-    return number
+        sql = f"""
+            WITH found (job) AS MATERIALIZED ({_ids_of(match)})
+            SELECT state, count(*) FROM found CROSS JOIN litejobs_job ON id = job GROUP BY state
+        """
+    counts: dict[State, int] = dict(tx.execute(sql, {**match.bindings, "limit": -1}).fetchall())
+    return {state: counts[state] for state in STATES if counts.get(state)}
 
 
 def count_by_queue(tx: Transaction) -> dict[str, dict[str, int]]:
@@ -5742,6 +5765,8 @@ def batch_of(schedule: Schedule, run_at: int, now: int) -> NewJob:
     options |= options.pop("extra", {})
     lasts, expires = options.get("lasts"), options.get("expires")
     rule: Any = options.get("on_conflict")
+    if schedule.overlap == "queue" and options.get("key") is None:
+        options["key"] = f"schedule:{schedule.name}"  # So that its jobs run one at a time.
     columns = {
         **{name: options.get(name) for name in _OF_ITS_JOBS},
         "name": schedule.definition,
@@ -5810,10 +5835,11 @@ class Schedules:
         with self.file.transaction(enqueues=True) as tx:
             if _find_schedule(tx, schedule.name) != schedule:
                 return None
-            if schedule.overlap == "skip":
+            if schedule.overlap != "allow":
                 sql = "SELECT state FROM litejobs_job WHERE id = ?"
                 last = tx.execute(sql, (schedule.last_job,)).get
-                ticks = ticks[:1] if last is None or last in FINISHED else []
+                room = (None, *FINISHED, *(["running"] if schedule.overlap == "queue" else []))
+                ticks = ticks[:1] if last in room else []
             ids = []
             for tick in ticks:
                 run_at = tick + int(self._rng.random() * (schedule.jitter + 1))
@@ -5879,10 +5905,12 @@ class Schedules:
                     logger.info("schedule %s has left the code and was removed", old.name)
             self._plan(tx, tx.now)
 
-    def put(self, schedule: Schedule) -> Schedule:
-        """Creates a schedule, or changes the one of this name; returns it as stored."""
+    def put(self, schedule: Schedule, paused: bool | None = None) -> Schedule:
+        """Creates a schedule, or changes the one of this name, which stays paused or not unless
+        that is given; returns it as stored."""
         with self.file.transaction(notify=True) as tx:
-            return _put_schedule(tx, schedule, _find_schedule(tx, schedule.name))
+            stored = _put_schedule(tx, schedule, _find_schedule(tx, schedule.name))
+            return stored if paused in (None, stored.paused) else _pause(tx, stored, bool(paused))
 
     def set_paused(self, name: str | None, paused: bool) -> int:
         """Pauses or resumes a schedule, or all of them; returns how many this changed. Ticks that
@@ -5891,10 +5919,7 @@ class Schedules:
             found = read_schedules(tx) if name is None else [get_schedule(tx, name)]
             found = [schedule for schedule in found if schedule.paused is not paused]
             for schedule in found:
-                if not paused:
-                    covered = json.dumps([*schedule.periods, (tx.now, tx.now)])
-                    schedule = attrs.evolve(schedule, covered=covered).planned(tx.now)
-                _write_schedule(tx, attrs.evolve(schedule, paused=paused))
+                _pause(tx, schedule, paused)
         return len(found)
 
     def remove(self, name: str) -> None:
@@ -5913,6 +5938,16 @@ def _write_schedule(tx: Transaction, schedule: Schedule) -> None:
     row = attrs.astuple(schedule, recurse=False)
     places = ", ".join("?" * len(row))
     tx.execute(f"INSERT OR REPLACE INTO litejobs_schedule ({_SCHEDULE}) VALUES ({places})", row)
+
+
+def _pause(tx: Transaction, schedule: Schedule, paused: bool) -> Schedule:
+    """Pauses a schedule, or resumes it from its next tick on; returns it as stored."""
+    if not paused:
+        covered = json.dumps([*schedule.periods, (tx.now, tx.now)])
+        schedule = attrs.evolve(schedule, covered=covered).planned(tx.now)
+    schedule = attrs.evolve(schedule, paused=paused)
+    _write_schedule(tx, schedule)
+    return schedule
 
 
 _DELETE_SCHEDULE = "DELETE FROM litejobs_schedule WHERE name = ?"
@@ -10377,8 +10412,9 @@ class LiteJobs:
 
         *misfire* says what to do about ticks that are late by more than *grace*: "once" (one job
         for all of them), "skip" or "all". With *overlap* "skip" no job is enqueued before the last
-        one has finished. *jitter* delays each job at random, by no more than that. There is no tick
-        before *start* or after *end*.
+        one has finished; with "queue" its jobs run one at a time, and one is enqueued while the
+        last one runs, but none while that still waits. *jitter* delays each job at random, by no
+        more than that. There is no tick before *start* or after *end*.
 
         Raises:
             OptionError: a value cannot be used, or the name is taken.
@@ -10446,12 +10482,14 @@ class LiteJobs:
         options = bound.options
         merges = options.unique is not None and callable(options.unique.on_conflict)
         fixed = isinstance(options.expires, datetime)
+        shared = schedule.overlap == "queue" and options.key is not None and options.key_limit > 1
         for option, refused, problem in (  # What only fits one job, or only this program.
             ("delay", options.delay, "not for a schedule, which says itself when its jobs run"),
             ("at", options.at, "not for a schedule, which says itself when its jobs run"),
             ("expires", fixed, "for a schedule give a length of time, from each tick on"),
             ("unique", merges, "a schedule, which any program may fire, has no merge function"),
             ("connection", options.connection, "a schedule fires in its own transaction"),
+            ("key_limit", shared, "with overlap='queue' the jobs run one at a time: leave it at 1"),
         ):
             if refused:
                 raise OptionError(option, problem)
@@ -10812,10 +10850,12 @@ class ScheduleHandle:
         /,
         *,
         timezone: str = "UTC",
+        paused: bool | None = None,
         **how: Unpack[Recurring],
     ) -> Schedule:
         """Makes or changes the schedule; options are those of `cron`, and *expression* may be an
-        interval. It stays until it is removed, or a program declares one of this name.
+        interval. It stays until it is removed, or a program declares one of this name. With
+        *paused* it waits for `resume`, or goes on if that is false; `None`: as it was.
 
         Raises:
             OptionError: a value cannot be used.
@@ -10824,7 +10864,9 @@ class ScheduleHandle:
         _refuse_while_importing()
         text = expression if isinstance(expression, str) else every_expression(expression)
         schedule = attrs.evolve(make_schedule(text, timezone, **how), name=self.name)
-        return self._jobs.store.schedules.put(self._jobs._with_work(schedule, work))
+        if paused not in (None, True, False):
+            raise OptionError("paused", f"expected True, False or None, got {paused!r}")
+        return self._jobs.store.schedules.put(self._jobs._with_work(schedule, work), paused)
 
     def pause(self) -> None:
         """Lets it enqueue no jobs until it is resumed."""
@@ -11268,7 +11310,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command `litejobs`; returns its exit code."""
     given: dict[str, Any] = {"to": {}}
     arguments = sys.argv[1:] if arguments is None else arguments
-    for place, value in vars(_parser(arguments).parse_args(arguments)).items():
+    for place, value in vars(_parse(arguments)).items():
         group, _, name = place.rpartition(".")
         fields = name == "payload" and isinstance(value, list)
         (given[group] if group else given)[name] = dict(value) if fields else value
@@ -11302,6 +11344,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1 if isinstance(error, JobNotFoundError | ScheduleNotFoundError) else 2
     except KeyboardInterrupt:
         return 130
+
+
+def _parse(words: Sequence[str]) -> argparse.Namespace:
+    """The arguments of the command that *words* name."""
+    parser = _parser(words)
+    parsed, rest = parser.parse_known_args(words)
+    name, add = vars(parsed).pop("several", ("", None))
+    if rest and (add is None or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        # More ids or fields after an option, which argparse does not take.
+        add.parse_args([*map(str, getattr(parsed, name, ())), *rest], parsed)
+    return parsed
 
 
 def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
@@ -11340,10 +11395,15 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
                 plain = f"{'to-' if group and name in FILTERS else ''}{name.replace('_', '-')}"
                 flag = _FLAGS.get(f"{verb} {group}{name}", plain)
                 if each.kind in (each.POSITIONAL_OR_KEYWORD, each.VAR_POSITIONAL):
-                    several = each.kind is each.VAR_POSITIONAL
+                    several = each.kind is each.VAR_POSITIONAL or "action" in settings
                     optional = several or each.default is not each.empty
                     number = "*" if several else "?" if optional else None
-                    command.add_argument(name, nargs=number, **settings | {"metavar": None})
+                    settings |= {"action": None, "metavar": None}
+                    command.add_argument(name, nargs=number, **settings)
+                    if several:
+                        again = Parser(command.prog)
+                        again.add_argument(name, nargs=number, **settings)
+                        command.set_defaults(several=(name, again))
                 elif settings:
                     where = flags if settings.get("action") == "store_true" else command
                     where.add_argument(f"--{flag}", dest=f"{group}{name}", **settings)
@@ -11364,21 +11424,69 @@ def _kinds(hint: Any) -> tuple[Any, ...]:
     return typing.get_args(hint) if typing.get_origin(hint) in (*_UNIONS, Unpack) else (hint,)
 
 
-def _field(text: str) -> tuple[str, Any]:
-    name, _, value = text.partition("=")
-    return name, load_json(value)
+def _read_field(text: str, kinds: Mapping[str, Codec[Any]] = {}) -> tuple[str, Any]:
+    """A field and its value: JSON, if that is what its type accepts, else the text itself."""
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise ValueError(text)
+    try:
+        kinds.get(name, json_of_any).decode(value)
+        return name, load_json(value)
+    except (CodecError, ValueError):
+        return name, value
 
 
+def _read_length(text: str) -> float | timedelta:
+    try:
+        return float(text)
+    except ValueError:
+        return parse_length(text)
+
+
+def _read_moment(text: str, ahead: bool) -> datetime:
+    """A moment; a time of the day is the next one if it is to be *ahead*, else the last one, and
+    a length of time then means so long ago. Without a zone it is local."""
+    now, text = datetime.now(UTC), re.sub(r"(?<![\d:])(\d):", r"0\1:", text)
+    with contextlib.suppress(ValueError):
+        moment = datetime.fromisoformat(text)
+        return moment if moment.tzinfo else moment.astimezone()
+    if ":" not in text and not ahead:
+        return now - parse_length(text)
+    if ":" not in text:
+        raise ValueError(text)
+    clock = time_of_day.fromisoformat(text)
+    today = now.astimezone(clock.tzinfo).date()
+    days = (datetime.combine(today + timedelta(n), clock).astimezone() for n in (-2, -1, 0, 1, 2))
+    if ahead:
+        return next(moment for moment in days if moment > now)
+    return max(moment for moment in days if moment <= now)
+
+
+def _read_due(text: str) -> float | timedelta | datetime:
+    try:
+        return _read_length(text)
+    except ValueError:
+        return _read_moment(text, True)
+
+
+_LENGTH_PROBLEM = "{!r} is not a length of time such as 30 (seconds), 10m, 1h30m or 2d"
+_TIME_PROBLEM = "{!r} is not a time such as 18:00, '2026-12-24 18:00' (local) or 2026-12-24T18:00Z"
 _READERS: Mapping[Any, tuple[str, Callable[[str], Any], str]] = {
-    timedelta: ("SECONDS", float, "invalid float value: {!r}"),
-    datetime: ("TIME", datetime.fromisoformat, "{!r} is not an ISO time such as 2026-12-24T18:00Z"),
+    "at": ("TIME", functools.partial(_read_moment, ahead=True), _TIME_PROBLEM),
+    "expires": ("LENGTH|TIME", _read_due, f"{_TIME_PROBLEM}, nor a length of time such as 10m"),
+    timedelta: ("LENGTH", _read_length, _LENGTH_PROBLEM),
+    datetime: (
+        "TIME",
+        functools.partial(_read_moment, ahead=False),
+        f"{_TIME_PROBLEM}, or 1d for a day ago",
+    ),
     int: ("NUMBER", int, "invalid int value: {!r}"),
     float: ("NUMBER", float, "invalid float value: {!r}"),
-    Mapping: ("FIELD=JSON", _field, "{!r} is not a field and JSON, such as to='\"ada\"'"),
+    Mapping: ("FIELD=VALUE", _read_field, "{!r} is not a field and its value, such as to=ada"),
     str: ("", str, ""),
     Iterable: ("", str, ""),
 }
-"""By type: how the help calls a value, how a text is read, and the message if it cannot be."""
+"""By name or type: how the help calls a value, how a text is read, the message if it cannot be."""
 
 
 def _settings(name: str, hint: Any, removable: bool) -> dict[str, Any]:
@@ -11398,7 +11506,7 @@ def _settings(name: str, hint: Any, removable: bool) -> dict[str, Any]:
     if Literal in plain:
         return settings | {"choices": typing.get_args(kinds[plain.index(Literal)])}
     if name == "headers" or not (
-        known := [reader for kind, reader in _READERS.items() if kind in plain]
+        known := [reader for kind, reader in _READERS.items() if kind in (name, *plain)]
     ):
         return {}
     metavar, read, problem = known[0]
@@ -11468,12 +11576,15 @@ def _run(
 def _enqueue(
     jobs: LiteJobs,
     name: Annotated[str, "the definition"],
-    payload: Annotated[str, "JSON object of the parameters"] = "{}",
+    fields: Annotated[Iterable[str], "such as to=ada copies=3, or one JSON object"] = (),
     **choices: Unpack[Choices],
 ) -> Output:
     if jobs.target is not None:
-        job = jobs.enqueue(bind_json(jobs.registry.named(name), payload, choices))
+        definition = jobs.registry.named(name)
+        payload = _payload([*fields], definition.body)
+        job = jobs.enqueue(bind_json(definition, payload, choices))
     else:
+        payload = _payload([*fields])
         try:
             payload = json_of_any.encode(json_of_any.decode(payload))
         except CodecError as unfit:
@@ -11483,6 +11594,23 @@ def _enqueue(
             id = insert_unknown(tx, check_name(name, "name"), payload, columns)
         job = jobs.get(id)
     return _values(jobs, [job])[0], f"{job.id}", 0
+
+
+def _payload(words: Sequence[str], body: Body | None = None) -> str:
+    """The payload, as JSON, that fields or one JSON text give."""
+    if len(words) == 1 and not re.match(r"\w+=", words[0]):
+        return words[0]
+    kinds: dict[str, Codec[Any]] = {}
+    if body is not None:
+        with contextlib.suppress(NameError):
+            fields = attrs.fields(attrs.resolve_types(body.kind))
+            kinds = {field.alias: Codec(field.type) for field in fields}
+    try:
+        given = [_read_field(word, kinds) for word in words]
+    except ValueError as error:
+        problem = f"expected fields such as to=ada, or one JSON object, got {str(error)!r}"
+        raise OptionError("payload", problem) from None
+    return json_of_any.encode(dict(given))
 
 
 def _list(
@@ -11535,11 +11663,39 @@ def _show(
     return {**values, "errors": list(map(attrs.asdict, errors))}, "\n".join(lines), 0
 
 
-def _bulk(verb: str, jobs: LiteJobs, *ids: int, **filters: Unpack[Filters]) -> Output:
+class BulkChoices(Filters, total=False):
+    """Which jobs a bulk command is for, and whether it asks."""
+
+    yes: Annotated[bool, "do not ask on a terminal whether to touch those that filters choose"]
+    dry_run: Annotated[bool, "only say how many it would touch, by state"]
+
+
+def _bulk(verb: str, jobs: LiteJobs, *ids: int, **choices: Unpack[BulkChoices]) -> Output:
+    filters: Any = dict(choices)
+    yes, dry_run = filters.pop("yes", False), filters.pop("dry_run", False)
+    conditions: Any = {name: value for name, value in filters.items() if name != "to"}
+    done = _DONE.get(verb, f"{verb}d")
+    if dry_run or (conditions and not yes and sys.stdin.isatty() and sys.stderr.isatty()):
+        able = {state for states in VERBS.get(verb, {WAITING: ()}) for state in states}
+        with jobs.store.file.transaction(read_only=True) as tx:
+            counts = count_by_state(tx, chosen(ids, conditions))
+        moves, left = (
+            {state: n for state, n in counts.items() if (state in able) is part}
+            for part in (True, False)
+        )
+        texts = [", ".join(f"{n} {state}" for state, n in part.items()) for part in (moves, left)]
+        would = f"{sum(moves.values())} would be {done}" + f" ({texts[0]})" * bool(moves)
+        would += f", {sum(left.values())} left as they are ({texts[1]})" * bool(left)
+        if dry_run:
+            return {"would": moves, "left": left}, would, int(not moves)
+        if moves:
+            print(f"{would}. Go on? [y/N] ", end="", file=sys.stderr, flush=True)
+        if moves and sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            return {"moved": 0, "left": sum(counts.values())}, "nothing was changed", 1
     moved = getattr(jobs, verb)(*ids, **filters)
-    text = f"{moved.moved} {_DONE.get(verb, f'{verb}d')}, {moved.left} left as they are"
+    text = f"{moved.moved} {done}, {moved.left} left as they are"
     missing = len(set(ids)) - moved.moved - moved.left if ids else 0
-    if missing > 0 and not filters.keys() - {"to"}:
+    if missing > 0 and not conditions:
         text += f", {missing} not found"
     return attrs.asdict(moved), text, int(not moved.moved or moved.left > 0 or missing > 0)
 
@@ -11547,8 +11703,8 @@ def _bulk(verb: str, jobs: LiteJobs, *ids: int, **filters: Unpack[Filters]) -> O
 _DONE = {"retry": "to start again", "cancel": "cancelled", "hold": "held"}
 
 
-def _change(jobs: LiteJobs, *ids: int, to: Changes, **filters: Unpack[Filters]) -> Output:
-    given: Any = {**filters, "to": to}
+def _change(jobs: LiteJobs, *ids: int, to: Changes, **choices: Unpack[BulkChoices]) -> Output:
+    given: Any = {**choices, "to": to}
     return _bulk("change", jobs, *ids, **given)
 
 
