@@ -316,12 +316,13 @@ class JobFailedError(LitejobsError):
 
 
 class ResultError(LitejobsError, ValueError):
-    """The stored result does not fit the return annotation any more."""
+    """A completed job has no result that could be kept, or it does not fit the return annotation
+    any more."""
 
     id: int
     name: str
     problem: str
-    _sentence = "the result of job {0.id} ({0.name}) does not fit its type: {0.problem}"
+    _sentence = "the result of job {0.id} ({0.name}) {0.problem}"
 
 
 class WaitTimeoutError(LitejobsError, TimeoutError):
@@ -458,6 +459,30 @@ def check_one_of(value: T, known: Iterable[Any], what: str) -> T:
     if value not in known:
         raise OptionError(what, f"there is no {value!r}{did_you_mean(str(value), known)}")
     return value
+
+
+_VARYING = r"""(?x)
+    (?<!\w)(?:'[^']*'|"[^"]*"|`[^`]*`)(?!\w)                  # a quoted text,
+    | \b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b       # a UUID,
+    | (?<![\w/\\])(?:[A-Za-z]:|~|\.{1,2})?(?:[/\\][^\s/\\'",:;()]+)+   # a path,
+    | \b0x[0-9a-f]+\b | \b(?=[a-f]*\d)[0-9a-f]{8,}\b        # hexadecimal digits,
+    | \d+(?:[.,:]\d+)*                                      # a number
+"""
+
+
+def generalized(error: str) -> str:
+    """The text of an error without what differs from case to case: numbers become N, quoted texts,
+    paths, hexadecimal digits and UUIDs an ellipsis."""
+    text = re.sub(_VARYING, lambda found: "N" if found[0][0].isdigit() else "…", error, flags=re.I)
+    return text[:500]
+
+
+def error_group(name: object, error: object) -> str:
+    """A short id of the dead letters of a definition with the same generalized error."""
+    import hashlib
+
+    text = f"{name}\0{generalized(str(error or ''))}"
+    return hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()[:8]
 
 
 def storable(text: str) -> str:
@@ -718,7 +743,7 @@ class Job(Generic[R]):
     schedule: str | None = None
     """The name of the schedule that enqueued it, if one did."""
     error: str | None = None
-    """Why the last attempt failed, in one line."""
+    """Why the last attempt failed, or the result of a completed job was not kept, in one line."""
     stored_result: str | None = attrs.field(default=None, alias="result")
     """JSON text."""
     stored_progress: str | None = attrs.field(default=None, alias="progress")
@@ -779,6 +804,8 @@ class Job(Generic[R]):
 
         Raises:
             JobFailedError: the job failed or was cancelled.
+            ResultError: it completed, and what it returned could not be kept, or does not fit the
+                type that the handler declares now.
             WaitTimeoutError: *timeout* passed first.
         """
         value: R = self._source.result(self.wait(timeout))
@@ -1186,7 +1213,25 @@ def time_zone(name: str) -> tzinfo:
 
 # cronsim reads `9-9/2` as `9/2`.
 _ONE_VALUE_STEPS = re.compile(r"(?<![\w-])0*(\w+)-0*\1/0*[1-9]\d*(?!\w)", re.A | re.I)
-_EVERY = re.compile("@every" + "".join(rf"(?:([0-9.]+){unit})?" for unit in UNITS))
+_LENGTH_OF_TIME = re.compile(
+    "".join(rf"(?:([0-9.]+)(?:{unit}|{word[:3]}|{word}s?))?" for unit, word in UNITS.items())
+)
+
+
+def parse_length(text: str) -> timedelta:
+    """The length of time that a text such as `1h30m` or `10 min` means.
+
+    Raises:
+        ValueError: it is none.
+    """
+    counts = _LENGTH_OF_TIME.fullmatch("".join(text.split()))
+    if counts is None or not any(counts.groups()):
+        raise ValueError(f"{text!r} is not a length of time such as 30s, 10m, 1h30m or 2d")
+    try:
+        named = zip(UNITS.values(), counts.groups(), strict=True)
+        return timedelta(**{f"{word}s": float(count or 0) for word, count in named})
+    except OverflowError as error:
+        raise ValueError(f"{text!r} is more than a hundred years") from error
 
 
 def parse_expression(expression: object, timezone: str = "UTC") -> Cron | Every:
@@ -1196,12 +1241,9 @@ def parse_expression(expression: object, timezone: str = "UTC") -> Cron | Every:
         raise OptionError("cron", f"{reprlib.repr(expression)} is not an expression: {example}")
     text = " ".join(expression.split())
     if text.split(" ")[0] == "@every":
-        try:
-            counts = _EVERY.fullmatch(text.replace(" ", ""))
-            named = zip(UNITS.values(), counts.groups() if counts else (), strict=False)
-            length = timedelta(**{f"{word}s": float(count or 0) for word, count in named})
-        except (ValueError, OverflowError):
-            length = timedelta()
+        length = timedelta()
+        with contextlib.suppress(ValueError):
+            length = parse_length(text.removeprefix("@every"))
         if timedelta(milliseconds=100) <= length <= MAX_DURATION:
             return Every(length)
         problem = "expected a length from a tenth of a second to a hundred years"
@@ -3020,8 +3062,9 @@ class Report(NamedTuple):
 
     @property
     def error(self) -> str | None:
-        """Type and first line of what went wrong."""
-        return f"{self.type}: {self.message.partition(chr(10))[0]}" if self.kind else None
+        """Type and first line of what went wrong; or why there is no result."""
+        first_line = self.message.partition("\n")[0]
+        return f"{self.type}: {first_line}" if self.kind else first_line or None
 
 
 GIVEN_BACK = Report(state="pending", counted=False)
@@ -3160,11 +3203,11 @@ class Executor:
             if value is not None and inspect.iscoroutine(value):
                 value = await wait(value)
             given_back = bool(self.noticed) and self._ended_by_stop(claimed, asked)
-            result = None if given_back or codec is None else _result(codec, value)
+            result, lost = (None, "") if given_back else _result(codec, value)
             if self.forked:
                 self._exit_fork(claimed)
             took = (time.perf_counter_ns() - began) // 1000
-            report = Report(started_at, self.clock(), took, result=result)
+            report = Report(started_at, self.clock(), took, result=result, message=lost)
             return report._replace(state="pending", counted=False) if given_back else report
         except BaseException as error:
             if self.forked:
@@ -3296,15 +3339,35 @@ def _outside_running_loops(act: Callable[..., Any], *arguments: Any) -> Any:
         return threads.submit(act, *arguments).result()
 
 
-def _result(codec: Codec[Any], value: object) -> str:
-    """The JSON text of what a handler returned."""
+def _result(codec: Codec[Any] | None, value: object) -> tuple[str | None, str]:
+    """The JSON text of what a handler returned; or why it is not kept, which fails the job if it
+    has a return type. Without one, tuples are kept as lists."""
+    if codec is None:
+        return None, ""
     try:
-        result = codec.encode(value)
+        text = codec.encode(value)
     except CodecError as unfit:
-        raise Fail(f"its result cannot be kept: {unfit}") from None
-    if len(result) > SURELY_FITS and (problem := excess_of(result)):
-        raise Fail(f"its result has {problem}; return a path instead")
-    return result
+        if codec.kind is not Any:
+            raise Fail(f"its result cannot be kept: {unfit}") from None
+        try:
+            text = codec.encode(_without_tuples(value))
+        except Exception:  # As of a list that contains itself.
+            problem = storable(" ".join(str(unfit).split())[:PROBLEM_LIMIT])
+            advice = "annotate the return type, or return None"
+            return None, f"its result was not kept: {problem}; {advice}"
+    if len(text) > SURELY_FITS and (excess := excess_of(text)):
+        if codec.kind is not Any:
+            raise Fail(f"its result has {excess}; return a path instead")
+        return None, f"its result was not kept: it has {excess}; return a path instead"
+    return text, ""
+
+
+def _without_tuples(value: Any) -> Any:
+    if type(value) is list or isinstance(value, tuple):
+        return [*map(_without_tuples, value)]
+    if type(value) is dict:
+        return {key: _without_tuples(each) for key, each in value.items()}
+    return value
 
 
 TEXT_LIMIT, TRACEBACK_LIMIT = 2_000, 16_000
@@ -4074,6 +4137,8 @@ class File:
             if connection.readonly("main"):
                 raise FileError(str(place), "cannot be written by this user")
             connection.transaction_mode = "IMMEDIATE"
+            by_error: Any = error_group
+            connection.create_scalar_function("litejobs_error_group", by_error, 2)
             connection.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 1)
             for setting in (
                 apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA,
@@ -4822,7 +4887,7 @@ def admissible(tx: Transaction, key: str) -> tuple[int, Group] | None:
 # Finding
 
 
-FIELDS = "such as to='\"ada\"' or customer.id=12; may be repeated"
+FIELDS = "such as to=ada or customer.id=12; may be repeated"
 
 
 class Filters(TypedDict, total=False):
@@ -4834,6 +4899,10 @@ class Filters(TypedDict, total=False):
     name: str | AnyDefinition | type
     queue: str
     state: Annotated[State | Sequence[State], "may be repeated"]
+    not_name: Annotated[str | AnyDefinition | type | Sequence[str], "may be repeated"]
+    not_state: Annotated[State | Sequence[State], "may be repeated"]
+    error: Annotated[str, "a text in the last error, in upper or lower case"]
+    group: Annotated[str, "a group of dead letters with like errors, as `errors` lists them"]
     node: str
     key: str
     schedule: str | AnyDefinition | type
@@ -4907,7 +4976,13 @@ FILTERS: Mapping[str, tuple[Check, str]] = {
     **{name: (_check_text, f"{name} = :{name}") for name in Filters.__annotations__},
     "id": (_several(id_of), ""),
     "name": (_check_name_of, ""),
-    "state": (_several(lambda state, what: check_one_of(state, STATES, what)), ""),
+    "not_name": (_several(_check_name_of), ""),
+    **dict.fromkeys(
+        ("state", "not_state"),
+        (_several(lambda state, what: check_one_of(state, STATES, what)), ""),
+    ),
+    "error": (_check_text, "instr(lower(error), lower(:error))"),
+    "group": (_check_text, "litejobs_error_group(name, error) = :group"),
     "schedule": (_check_name_of, "schedule = :schedule"),
     "enqueued_after": (_check_moment, "enqueued_at >= :enqueued_after"),
     "enqueued_before": (_check_moment, "enqueued_at < :enqueued_before"),
@@ -4926,6 +5001,7 @@ class Match:
     name: str | None = None
     queue: str | None = None
     states: tuple[State, ...] | None = None
+    not_names: tuple[str, ...] | None = None
     others: Mapping[str, Any] = attrs.field(factory=dict)
     """The bound values of filters that have no index."""
     before: int | None = None
@@ -4939,6 +5015,8 @@ class Match:
         if self.states is not None:
             states = ", ".join(f"'{state}'" for state in self.states)
             terms.append(f"state IN ({states})")
+        if self.not_names is not None:
+            terms.append("name NOT IN (SELECT value FROM json_each(:not_names))")
         return " AND ".join(terms) or "TRUE"
 
     @property
@@ -4953,7 +5031,8 @@ class Match:
         values = {**self.others, "queue": self.queue, "name": self.name}
         values = {k: storable(v) if isinstance(v, str) else v for k, v in values.items()}
         before = 2**63 - 1 if self.before is None else max(-(2**63), min(self.before, 2**63 - 1))
-        return values | {"before": before, "ids": json.dumps(self.ids)}
+        lists = {"ids": json.dumps(self.ids), "not_names": json.dumps(self.not_names)}
+        return {**values, **lists, "before": before}
 
 
 def matching(filters: Filters) -> Match:
@@ -4962,8 +5041,16 @@ def matching(filters: Filters) -> Match:
     others = {
         name: FILTERS[name][0](value, name) for name, value in filters.items() if value is not None
     }
-    id, name, queue, state = (others.pop(each, None) for each in ("id", "name", "queue", "state"))
-    return Match(id, name, queue, state, others)
+    indexed = ("id", "name", "queue", "state", "not_name", "not_state")
+    id, name, queue, state, not_name, not_state = (others.pop(each, None) for each in indexed)
+    if "group" in others:
+        state = ("failed",) if state is None else state
+    if "error" in others:
+        not_state = (*(not_state or ()), "completed")  # Those have none; there may be millions.
+    if not_state is not None:
+        of = STATES if state is None else state
+        state = tuple(each for each in of if each not in not_state)
+    return Match(id, name, queue, state, not_name, others)
 
 
 def chosen(ids: tuple[int | Job[Any], ...], filters: Filters) -> Match:
@@ -5056,11 +5143,19 @@ def get_jobs(tx: Transaction, ids: Iterable[int], source: LiteJobs = NOWHERE) ->
 
 def count_jobs(tx: Transaction, match: Match) -> int:
     """How many jobs match."""
-    sql = f"SELECT coalesce(sum(number), 0) FROM ({_counts_of(match)})"
+    return sum(count_by_state(tx, match).values())
+
+
+def count_by_state(tx: Transaction, match: Match) -> dict[State, int]:
+    """How many jobs match, by state."""
+    sql = f"SELECT state, sum(number) FROM ({_counts_of(match)}) GROUP BY state"
     if match.ids is not None or match.others:
-        sql = f"SELECT count(*) FROM ({_ids_of(match)})"
-    number: int = tx.execute(sql, {**match.bindings, "limit": -1}).get
-    return number
+        sql = f"""
+            WITH found (job) AS MATERIALIZED ({_ids_of(match)})
+            SELECT state, count(*) FROM found CROSS JOIN litejobs_job ON id = job GROUP BY state
+        """
+    counts: dict[State, int] = dict(tx.execute(sql, {**match.bindings, "limit": -1}).fetchall())
+    return {state: counts[state] for state in STATES if counts.get(state)}
 
 
 def count_by_queue(tx: Transaction) -> dict[str, dict[str, int]]:
@@ -7209,7 +7304,7 @@ def _explanation(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> str:
         "retrying": f"attempt {job.attempt} failed ({job.error}), and the next one is due at {due}",
         "failed": f"it failed at {ended}, after {_quantity(job.attempt, 'attempt')}: {job.error}",
         "cancelled": f"it was cancelled at {ended}{f': {job.error}' if cancelled else ''}",
-    }.get(job.state, f"it completed at {ended}")
+    }.get(job.state, f"it completed at {ended}{f', and {job.error}' if job.error else ''}")
 
 
 def _pending_reason(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> str:
@@ -10253,20 +10348,23 @@ class LiteJobs:
 
         Raises:
             JobFailedError: it did not complete.
-            ResultError: the result does not fit the type that the handler declares now.
+            ResultError: the result could not be kept, or does not fit the type that the handler
+                declares now.
         """
         if not isinstance(job, Job) or not job.finished:
             job = self.get(job)
         if job.state != "completed":
             raise JobFailedError(job.id, job.name, job.state, job.error or "no reason was given")
         if (text := job.stored_result) is None:
+            if job.error is not None:
+                raise ResultError(job.id, job.name, job.error.removeprefix("its result "))
             return None
         definition = self.registry.by_name.get(job.name)
         codec = definition.body.signature.result if definition else None
         try:
             return load_json(text) if codec is None else codec.decode(text)
         except (CodecError, ValueError) as error:
-            raise ResultError(job.id, job.name, str(error)) from error
+            raise ResultError(job.id, job.name, f"does not fit its type: {error}") from error
 
     def why(self, id: int | Job[Any]) -> str:
         """One sentence that says why a job is not running, or how it ended.
@@ -11305,7 +11403,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command `litejobs`; returns its exit code."""
     given: dict[str, Any] = {"to": {}}
     arguments = sys.argv[1:] if arguments is None else arguments
-    for place, value in vars(_parser(arguments).parse_args(arguments)).items():
+    for place, value in vars(_parse(arguments)).items():
         group, _, name = place.rpartition(".")
         fields = name == "payload" and isinstance(value, list)
         (given[group] if group else given)[name] = dict(value) if fields else value
@@ -11339,6 +11437,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1 if isinstance(error, JobNotFoundError | ScheduleNotFoundError) else 2
     except KeyboardInterrupt:
         return 130
+
+
+def _parse(words: Sequence[str]) -> argparse.Namespace:
+    """The arguments of the command that *words* name."""
+    parser = _parser(words)
+    parsed, rest = parser.parse_known_args(words)
+    name, add = vars(parsed).pop("several", ("", None))
+    if rest and (add is None or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        # More ids or fields after an option, which argparse does not take.
+        add.parse_args([*map(str, getattr(parsed, name, ())), *rest], parsed)
+    return parsed
 
 
 def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
@@ -11377,10 +11488,15 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
                 plain = f"{'to-' if group and name in FILTERS else ''}{name.replace('_', '-')}"
                 flag = _FLAGS.get(f"{verb} {group}{name}", plain)
                 if each.kind in (each.POSITIONAL_OR_KEYWORD, each.VAR_POSITIONAL):
-                    several = each.kind is each.VAR_POSITIONAL
+                    several = each.kind is each.VAR_POSITIONAL or "action" in settings
                     optional = several or each.default is not each.empty
                     number = "*" if several else "?" if optional else None
-                    command.add_argument(name, nargs=number, **settings | {"metavar": None})
+                    settings |= {"action": None, "metavar": None}
+                    command.add_argument(name, nargs=number, **settings)
+                    if several:
+                        again = Parser(command.prog)
+                        again.add_argument(name, nargs=number, **settings)
+                        command.set_defaults(several=(name, again))
                 elif settings:
                     where = flags if settings.get("action") == "store_true" else command
                     where.add_argument(f"--{flag}", dest=f"{group}{name}", **settings)
@@ -11401,21 +11517,69 @@ def _kinds(hint: Any) -> tuple[Any, ...]:
     return typing.get_args(hint) if typing.get_origin(hint) in (*_UNIONS, Unpack) else (hint,)
 
 
-def _field(text: str) -> tuple[str, Any]:
-    name, _, value = text.partition("=")
-    return name, load_json(value)
+def _read_field(text: str, kinds: Mapping[str, Codec[Any]] = {}) -> tuple[str, Any]:
+    """A field and its value: JSON, if that is what its type accepts, else the text itself."""
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise ValueError(text)
+    try:
+        kinds.get(name, json_of_any).decode(value)
+        return name, load_json(value)
+    except (CodecError, ValueError):
+        return name, value
 
 
+def _read_length(text: str) -> float | timedelta:
+    try:
+        return float(text)
+    except ValueError:
+        return parse_length(text)
+
+
+def _read_moment(text: str, ahead: bool) -> datetime:
+    """A moment; a time of the day is the next one if it is to be *ahead*, else the last one, and
+    a length of time then means so long ago. Without a zone it is local."""
+    now, text = datetime.now(UTC), re.sub(r"(?<![\d:])(\d):", r"0\1:", text)
+    with contextlib.suppress(ValueError):
+        moment = datetime.fromisoformat(text)
+        return moment if moment.tzinfo else moment.astimezone()
+    if ":" not in text and not ahead:
+        return now - parse_length(text)
+    if ":" not in text:
+        raise ValueError(text)
+    clock = time_of_day.fromisoformat(text)
+    today = now.astimezone(clock.tzinfo).date()
+    days = (datetime.combine(today + timedelta(n), clock).astimezone() for n in (-2, -1, 0, 1, 2))
+    if ahead:
+        return next(moment for moment in days if moment > now)
+    return max(moment for moment in days if moment <= now)
+
+
+def _read_due(text: str) -> float | timedelta | datetime:
+    try:
+        return _read_length(text)
+    except ValueError:
+        return _read_moment(text, True)
+
+
+_LENGTH_PROBLEM = "{!r} is not a length of time such as 30 (seconds), 10m, 1h30m or 2d"
+_TIME_PROBLEM = "{!r} is not a time such as 18:00, '2026-12-24 18:00' (local) or 2026-12-24T18:00Z"
 _READERS: Mapping[Any, tuple[str, Callable[[str], Any], str]] = {
-    timedelta: ("SECONDS", float, "invalid float value: {!r}"),
-    datetime: ("TIME", datetime.fromisoformat, "{!r} is not an ISO time such as 2026-12-24T18:00Z"),
+    "at": ("TIME", functools.partial(_read_moment, ahead=True), _TIME_PROBLEM),
+    "expires": ("LENGTH|TIME", _read_due, f"{_TIME_PROBLEM}, nor a length of time such as 10m"),
+    timedelta: ("LENGTH", _read_length, _LENGTH_PROBLEM),
+    datetime: (
+        "TIME",
+        functools.partial(_read_moment, ahead=False),
+        f"{_TIME_PROBLEM}, or 1d for a day ago",
+    ),
     int: ("NUMBER", int, "invalid int value: {!r}"),
     float: ("NUMBER", float, "invalid float value: {!r}"),
-    Mapping: ("FIELD=JSON", _field, "{!r} is not a field and JSON, such as to='\"ada\"'"),
+    Mapping: ("FIELD=VALUE", _read_field, "{!r} is not a field and its value, such as to=ada"),
     str: ("", str, ""),
     Iterable: ("", str, ""),
 }
-"""By type: how the help calls a value, how a text is read, and the message if it cannot be."""
+"""By name or type: how the help calls a value, how a text is read, the message if it cannot be."""
 
 
 def _settings(name: str, hint: Any, removable: bool) -> dict[str, Any]:
@@ -11435,7 +11599,7 @@ def _settings(name: str, hint: Any, removable: bool) -> dict[str, Any]:
     if Literal in plain:
         return settings | {"choices": typing.get_args(kinds[plain.index(Literal)])}
     if name == "headers" or not (
-        known := [reader for kind, reader in _READERS.items() if kind in plain]
+        known := [reader for kind, reader in _READERS.items() if kind in (name, *plain)]
     ):
         return {}
     metavar, read, problem = known[0]
@@ -11505,12 +11669,15 @@ def _run(
 def _enqueue(
     jobs: LiteJobs,
     name: Annotated[str, "the definition"],
-    payload: Annotated[str, "JSON object of the parameters"] = "{}",
+    fields: Annotated[Iterable[str], "such as to=ada copies=3, or one JSON object"] = (),
     **choices: Unpack[Choices],
 ) -> Output:
     if jobs.target is not None:
-        job = jobs.enqueue(bind_json(jobs.registry.named(name), payload, choices))
+        definition = jobs.registry.named(name)
+        payload = _payload([*fields], definition.body)
+        job = jobs.enqueue(bind_json(definition, payload, choices))
     else:
+        payload = _payload([*fields])
         try:
             payload = json_of_any.encode(json_of_any.decode(payload))
         except CodecError as unfit:
@@ -11520,6 +11687,23 @@ def _enqueue(
             id = insert_unknown(tx, check_name(name, "name"), payload, columns)
         job = jobs.get(id)
     return _values(jobs, [job])[0], f"{job.id}", 0
+
+
+def _payload(words: Sequence[str], body: Body | None = None) -> str:
+    """The payload, as JSON, that fields or one JSON text give."""
+    if len(words) == 1 and not re.match(r"\w+=", words[0]):
+        return words[0]
+    kinds: dict[str, Codec[Any]] = {}
+    if body is not None:
+        with contextlib.suppress(NameError):
+            fields = attrs.fields(attrs.resolve_types(body.kind))
+            kinds = {field.alias: Codec(field.type) for field in fields}
+    try:
+        given = [_read_field(word, kinds) for word in words]
+    except ValueError as error:
+        problem = f"expected fields such as to=ada, or one JSON object, got {str(error)!r}"
+        raise OptionError("payload", problem) from None
+    return json_of_any.encode(dict(given))
 
 
 def _list(
@@ -11572,11 +11756,39 @@ def _show(
     return {**values, "errors": list(map(attrs.asdict, errors))}, "\n".join(lines), 0
 
 
-def _bulk(verb: str, jobs: LiteJobs, *ids: int, **filters: Unpack[Filters]) -> Output:
+class BulkChoices(Filters, total=False):
+    """Which jobs a bulk command is for, and whether it asks."""
+
+    yes: Annotated[bool, "do not ask on a terminal whether to touch those that filters choose"]
+    dry_run: Annotated[bool, "only say how many it would touch, by state"]
+
+
+def _bulk(verb: str, jobs: LiteJobs, *ids: int, **choices: Unpack[BulkChoices]) -> Output:
+    filters: Any = dict(choices)
+    yes, dry_run = filters.pop("yes", False), filters.pop("dry_run", False)
+    conditions: Any = {name: value for name, value in filters.items() if name != "to"}
+    done = _DONE.get(verb, f"{verb}d")
+    if dry_run or (conditions and not yes and sys.stdin.isatty() and sys.stderr.isatty()):
+        able = {state for states in VERBS.get(verb, {WAITING: ()}) for state in states}
+        with jobs.store.file.transaction(read_only=True) as tx:
+            counts = count_by_state(tx, chosen(ids, conditions))
+        moves, left = (
+            {state: n for state, n in counts.items() if (state in able) is part}
+            for part in (True, False)
+        )
+        texts = [", ".join(f"{n} {state}" for state, n in part.items()) for part in (moves, left)]
+        would = f"{sum(moves.values())} would be {done}" + f" ({texts[0]})" * bool(moves)
+        would += f", {sum(left.values())} left as they are ({texts[1]})" * bool(left)
+        if dry_run:
+            return {"would": moves, "left": left}, would, int(not moves)
+        if moves:
+            print(f"{would}. Go on? [y/N] ", end="", file=sys.stderr, flush=True)
+        if moves and sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            return {"moved": 0, "left": sum(counts.values())}, "nothing was changed", 1
     moved = getattr(jobs, verb)(*ids, **filters)
-    text = f"{moved.moved} {_DONE.get(verb, f'{verb}d')}, {moved.left} left as they are"
+    text = f"{moved.moved} {done}, {moved.left} left as they are"
     missing = len(set(ids)) - moved.moved - moved.left if ids else 0
-    if missing > 0 and not filters.keys() - {"to"}:
+    if missing > 0 and not conditions:
         text += f", {missing} not found"
     return attrs.asdict(moved), text, int(not moved.moved or moved.left > 0 or missing > 0)
 
@@ -11584,8 +11796,8 @@ def _bulk(verb: str, jobs: LiteJobs, *ids: int, **filters: Unpack[Filters]) -> O
 _DONE = {"retry": "to start again", "cancel": "cancelled", "hold": "held"}
 
 
-def _change(jobs: LiteJobs, *ids: int, to: Changes, **filters: Unpack[Filters]) -> Output:
-    given: Any = {**filters, "to": to}
+def _change(jobs: LiteJobs, *ids: int, to: Changes, **choices: Unpack[BulkChoices]) -> Output:
+    given: Any = {**choices, "to": to}
     return _bulk("change", jobs, *ids, **given)
 
 
