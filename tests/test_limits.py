@@ -364,7 +364,7 @@ class TestLimitsOfADefinition:
             jobs.registry.named("note").using(concurrency=1)  # type: ignore[call-arg]
         for option, value in (("concurrency", 0), ("rate", "fast"), ("rate", 10)):
             with pytest.raises(OptionError, match=f"{option}: expected"):
-                jobs.define(name="call", **{option: value})(note)
+                self.define(jobs, **{option: value})
 
     @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(data=st.data())
