@@ -76,6 +76,13 @@ WANTED: list[dict[str, Any]] = [
     {"$": 0.1},
     {"a.b": 1},
 ]
+ERRORS = [
+    None,
+    "ValueError: no user 12 in '/srv/a.txt'",
+    "ValueError: no user 7 in 'b'",
+    "Fail: 100 %",
+]
+GROUP = litejobs.error_group("mail", ERRORS[1])
 NODES, KEYS = ["", "laptop", "server"], [None, "ada", "bob"]
 TAGS = [None, '["acme"]', '["acme","import"]', '["import", "acme"]', "[]", "{}", "no JSON"]
 HOURS = st.integers(0, 4).map(lambda hours: START + hours * 3_600_000_000)
@@ -92,6 +99,7 @@ rows = st.fixed_dictionaries(
         "enqueued_at": HOURS,
         "finished_at": st.none() | HOURS,
         "payload": st.sampled_from(TEXTS),
+        "error": st.sampled_from(ERRORS),
     }
 )
 moments = HOURS.map(from_micros)
@@ -102,6 +110,10 @@ filters = st.fixed_dictionaries(
         "name": st.sampled_from(["mail", "report", "none"]),
         "queue": st.sampled_from(["default", "slow"]),
         "state": st.lists(st.sampled_from(STATES), min_size=1, max_size=5),
+        "not_name": st.lists(st.sampled_from(["mail", "none"]), max_size=2),
+        "not_state": st.lists(st.sampled_from(STATES), min_size=1, max_size=5),
+        "error": st.sampled_from(["VALUE", "%", "user 7"]),
+        "group": st.just(GROUP),
         "node": st.sampled_from(NODES),
         "key": st.sampled_from(["ada", "bob"]),
         "schedule": st.just("nightly"),
@@ -143,6 +155,12 @@ LOOKS: dict[str, Callable[[Any, Any], bool]] = {
     "name": lambda row, name: row.name == name,
     "queue": lambda row, queue: row.queue == queue,
     "state": lambda row, states: row.state in states,
+    "not_name": lambda row, names: row.name not in names,
+    "not_state": lambda row, states: row.state not in states,
+    "error": lambda row, text: (
+        row.state != "completed" and text.lower() in (row.error or "").lower()
+    ),
+    "group": lambda row, group: litejobs.error_group(row.name, row.error) == group,
     "node": lambda row, node: row.node == node,
     "key": lambda row, key: row.key == key,
     "schedule": lambda row, schedule: row.schedule == schedule,
@@ -162,6 +180,8 @@ LOOKS: dict[str, Callable[[Any, Any], bool]] = {
 
 
 def matches(row: Any, chosen: dict[str, Any]) -> bool:
+    if "group" in chosen and "state" not in chosen:
+        chosen = {**chosen, "state": ["failed"]}
     return all(LOOKS[name](row, value) for name, value in chosen.items())
 
 
