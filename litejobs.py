@@ -3572,7 +3572,7 @@ SCHEMA = f"""
     CREATE INDEX litejobs_due ON litejobs_job (state, run_at)
         WHERE state IN ('scheduled', 'retrying');
     CREATE INDEX litejobs_asked ON litejobs_job (holder) WHERE cancel_at IS NOT NULL;
-    CREATE INDEX litejobs_shelf ON litejobs_job (queue, name, state) WHERE {COUNTED};
+    CREATE INDEX litejobs_counted ON litejobs_job (queue, name, state) WHERE {COUNTED};
     CREATE INDEX litejobs_prune ON litejobs_job (prune_at) WHERE prune_at IS NOT NULL;
     -- A key is held by the state of its job, so that nothing is left to release.
     CREATE UNIQUE INDEX litejobs_unique ON litejobs_job (unique_key) WHERE {HOLDS};
@@ -3675,14 +3675,16 @@ SCHEMA = f"""
         PRIMARY KEY (span, time, queue, name, measure, bucket)
     ) STRICT, WITHOUT ROWID;
 """
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """Rises with every change of the schema; older files then get the columns that they lack."""
+FORMER_INDEXES = ("litejobs_shelf",)
+"""Those that older files have, and lose."""
 
 
 def _triggers() -> Iterator[tuple[str, str]]:
     """The name of each trigger and the rest of its statement. They serve other programs: they
-    complete an INSERT, count changes, and refuse numbers out of bounds. (litejobs' own connection
-    fires no triggers, and counts once for a whole transaction.)"""
+    complete an INSERT, count changes, and refuse numbers out of bounds and an UPDATE to NULL.
+    (litejobs' own connection fires no triggers, and counts once for a whole transaction.)"""
     added, removed = (
         f"""
             INSERT INTO litejobs_count (state, queue, name, number)
@@ -3705,6 +3707,13 @@ def _triggers() -> Iterator[tuple[str, str]]:
         )
         for verb in ("insert", "update"):
             yield f"{table}_{verb}", f"AFTER {verb} ON {table} BEGIN SELECT CASE{cases} END; END"
+    needed = "queue", "priority", "run_at", "enqueued_at"
+    cases = "".join(
+        f" WHEN NEW.{column} IS NULL THEN RAISE(ABORT, 'litejobs: {column} cannot be NULL')"
+        for column in needed
+    )
+    changed = f"AFTER UPDATE OF {', '.join(needed)} ON litejobs_job"
+    yield "litejobs_complete", f"{changed} BEGIN SELECT CASE{cases} END; END"
     not_json = "".join(
         f" WHEN {term} THEN RAISE(ABORT, 'litejobs: {column} is not JSON')"
         for column, term in (
@@ -3770,6 +3779,8 @@ def update_schema(connection: Any, path: str) -> None:
             for column, rest in columns:
                 if column not in there:
                     connection.execute(f"ALTER TABLE {name} ADD COLUMN {column} {rest}")
+    for name in FORMER_INDEXES:
+        connection.execute(f"DROP INDEX IF EXISTS {name}")
     set_version = "INSERT OR REPLACE INTO litejobs_meta (name, value) VALUES ('schema', ?)"
     connection.execute(set_version, (SCHEMA_VERSION,))
 
@@ -3786,6 +3797,8 @@ def _check_schema(connection: apsw.Connection, path: str) -> int:
     version, outdated = 0, False
     for kind, name, sql in objects:
         expected = _expected_schema().get((kind, name))
+        if outdated and kind == "index" and name in FORMER_INDEXES:
+            continue
         if expected is None or not (sql == expected or _is_ours(kind, sql, expected, outdated)):
             problem = f"its {str(name)!r} is not as litejobs made it"
             raise FileError(path, f"{problem}: name another file, or restore a backup")
@@ -4975,7 +4988,7 @@ def _ids_of(match: Match) -> str:
         found = f"SELECT id FROM litejobs_job WHERE {further}"
     else:
         of_group = f"""
-            SELECT id FROM litejobs_job INDEXED BY litejobs_shelf
+            SELECT id FROM litejobs_job INDEXED BY litejobs_counted
             WHERE {COUNTED} AND state = grp.state AND queue = grp.queue AND name = grp.name
                 AND {further} ORDER BY id DESC
         """
@@ -6817,7 +6830,7 @@ LATE = 3_600_000_000
 """Microseconds that a job may be ready without a warning: if no node is at work, and if one is."""
 LARGE_WAL = 128 * MEBIBYTE
 _ACTUAL_COUNTS = f"""
-    SELECT state, queue, name, count(*) AS number FROM litejobs_job INDEXED BY litejobs_shelf
+    SELECT state, queue, name, count(*) AS number FROM litejobs_job INDEXED BY litejobs_counted
     WHERE {COUNTED} AND queue IS NOT NULL GROUP BY queue, name, state
 """
 
