@@ -45,6 +45,11 @@ Store (with these, all SQL), Events, Duties, Program, Worker, Supervisor,
 LiteJobs (what users hold), Testing, Command line.
 """
 
+# mypy checks this file. A copy beside a program adds nothing to what pyright says of that one:
+# pyright: basic, reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportMissingImports=false, reportOptionalMemberAccess=false, reportReturnType=false
+# pyright: reportPossiblyUnboundVariable=false
+
 from __future__ import annotations
 
 import array
@@ -1276,7 +1281,8 @@ def parse_expression(expression: object, timezone: str = "UTC") -> Cron | Every:
         hint = did_you_mean(text, [*ALIASES, "@every"])
         raise OptionError("cron", f"there is no {expression!r}{hint}")
     try:
-        import cronsim  # Late, and by a statement, which packers such as PyInstaller find.
+        # Late, and by a statement, which packers such as PyInstaller find.
+        import cronsim  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
         problem = "expressions are read by the package cronsim: pip install cronsim"
         raise OptionError("cron", f"{problem} (`@every 30s` works without it)") from None
@@ -3570,7 +3576,7 @@ def trace_enqueue(
     works: Sequence[Bound[Any]], call_next: Callable[[Sequence[Bound[Any]]], Sequence[Job[Any]]]
 ) -> Sequence[Job[Any]]:
     """Middleware around enqueue: a producer span, whose context goes into the jobs' headers."""
-    from opentelemetry import propagate, trace
+    from opentelemetry import propagate, trace  # type: ignore[import-not-found, unused-ignore]
 
     attributes = _attributes("send", "enqueue", {work.options.queue for work in works})
     names = {work.name for work in works}
@@ -5772,7 +5778,7 @@ def insert_all(tx: Transaction, jobs: Sequence[NewJob]) -> tuple[range, Sequence
         else:
             # In half the time of executemany().
             sql = _insert((*job.columns,), "SELECT {} value FROM carray(?)")
-            tx.execute(sql, (*job.columns.values(), apsw.carray(job.payloads)))
+            tx.execute(sql, (*job.columns.values(), apsw.carray(job.payloads)))  # type: ignore[arg-type, unused-ignore]
         if job.columns["state"] != "pending":
             counts[job.group] = counts.get(job.group, 0) + number
     if counts:
@@ -8698,8 +8704,8 @@ def spawning() -> Iterator[None]:
     main = sys.modules["__main__"]
     file = str(getattr(main, "__file__", None) or "")
     hidden = not _importable_main(main) and (file.startswith("<") or os.path.exists(file))
-    masks = hasattr(signal, "pthread_sigmask")  # Not on Windows.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS) if masks else ()
+    masks: Any = signal if hasattr(signal, "pthread_sigmask") else None  # Not on Windows.
+    before = masks.pthread_sigmask(masks.SIG_BLOCK, STOP_SIGNALS) if masks else ()
     if hidden:
         del main.__file__
     try:
@@ -8708,7 +8714,7 @@ def spawning() -> Iterator[None]:
         if hidden:
             main.__file__ = file
         if masks:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            masks.pthread_sigmask(masks.SIG_SETMASK, before)
 
 
 def work_in_child(
@@ -8725,7 +8731,7 @@ def work_in_child(
         if hasattr(os, "register_at_fork"):
             # A process that a job forks can be ended like any other.
             os.register_at_fork(after_in_child=functools.partial(signal.signal, number, default))
-    if hasattr(signal, "pthread_sigmask"):
+    if sys.platform != "win32":
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     if sys.platform == "linux":
         # The kernel kills the whole group when the lifeline closes. The thread below, which is
@@ -8757,7 +8763,7 @@ def kill_group(pid: int, alive: bool = True) -> None:
     if hasattr(os, "killpg"):
         for kill in (os.killpg, os.kill) if alive else (os.killpg,):
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                kill(pid, signal.SIGKILL)
+                kill(pid, signal.SIGKILL)  # type: ignore[attr-defined, unused-ignore]
     elif alive:
         os.system(f"taskkill /F /T /PID {pid} >NUL 2>&1")
 
@@ -8973,7 +8979,7 @@ def make_restore(connection: socket.socket) -> Callable[[], bool]:
     handlers = [(each, plain.getsignal(each)) for each in numbers if each]
     own_process = threading.current_thread() is threading.main_thread()
     masks = own_process and hasattr(signal, "pthread_sigmask")
-    blocked = plain.pthread_sigmask(signal.SIG_BLOCK, ()) if masks else ()
+    blocked = plain.pthread_sigmask(plain.SIG_BLOCK, ()) if masks else ()
     umask = os.umask(0o077) if own_process else 0
     if hasattr(os, "fchdir"):
         # By descriptor it takes half as long, and works for a folder that was renamed.
@@ -8992,8 +8998,8 @@ def make_restore(connection: socket.socket) -> Callable[[], bool]:
                 return True
             os.umask(umask)
             if masks:
-                plain.setitimer(signal.ITIMER_REAL, 0)  # Else it might end the next job.
-                plain.pthread_sigmask(signal.SIG_SETMASK, blocked)
+                plain.setitimer(plain.ITIMER_REAL, 0)  # Else it might end the next job.
+                plain.pthread_sigmask(plain.SIG_SETMASK, blocked)
             for each, handler in handlers:
                 if plain.getsignal(each) != handler:
                     plain.signal(each, handler)
@@ -9204,7 +9210,8 @@ def start_worker(make: MakeExecutor, presence: str | None, concurrency: int) -> 
         from multiprocessing import get_context
 
         context = get_context("spawn")
-        lifeline, held = map(opened.enter_context, context.Pipe(duplex=False))
+        pipe: Sequence[Any] = context.Pipe(duplex=False)
+        lifeline, held = map(opened.enter_context, pipe)
         board = Board(concurrency, context)
         handed = theirs, lifeline, board, presence, make
         process = context.Process(target=work_in_child, args=handed, name="litejobs-worker")
@@ -9215,7 +9222,7 @@ def start_worker(make: MakeExecutor, presence: str | None, concurrency: int) -> 
     lifeline.close()
     pid, sources = process.pid or 0, list[Any]([ours])
     try:
-        sources.append(os.pidfd_open(pid))
+        sources.append(os.pidfd_open(pid))  # type: ignore[attr-defined, unused-ignore]
     except (AttributeError, OSError):
         if sys.platform != "win32":
             # A pipe. If a forked process keeps it open, `_check_workers` notices the death.
@@ -9230,7 +9237,7 @@ def usage_of(pid: int) -> tuple[int | None, int | None]:
         ticks = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[11:13]
     except OSError:
         return None, None
-    return sum(map(int, ticks)) * 10**9 // os.sysconf("SC_CLK_TCK"), peak_memory(pid)
+    return sum(map(int, ticks)) * 10**9 // os.sysconf("SC_CLK_TCK"), peak_memory(pid)  # type: ignore[attr-defined, unused-ignore]
 
 
 def memory_of(pid: int) -> int:
@@ -11533,14 +11540,14 @@ def recording(jobs: LiteJobs, clock: TurnedClock | None = None) -> Iterator[Reco
 
 @functools.cache
 def _pytest_plugin() -> ModuleType:
-    import pytest
+    import pytest  # type: ignore[import-not-found, unused-ignore]
 
-    @pytest.fixture
+    @pytest.fixture  # type: ignore[misc, untyped-decorator, unused-ignore]
     def litejobs_clock() -> TurnedClock:
         """The clock of `record_jobs`: it stands still until it is turned."""
         return TurnedClock()
 
-    @pytest.fixture
+    @pytest.fixture  # type: ignore[misc, untyped-decorator, unused-ignore]
     def record_jobs(litejobs_clock: TurnedClock) -> Iterator[RecordJobs]:
         """record_jobs(jobs) gives a LiteJobs a private file until the test ends, and returns its
         Recorder."""
