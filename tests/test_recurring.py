@@ -703,6 +703,51 @@ class TestOverlap:
         clock.turn(HOUR)
         assert jobs.store.schedules.fire(clock())[0] == 0
 
+    def test_queue_lets_one_job_wait_while_another_runs(
+        self, jobs: LiteJobs, clock: TurnedClock
+    ) -> None:
+        ran: list[tuple[str, str]] = []
+
+        @jobs.cron("@hourly", overlap="queue")
+        @jobs.define
+        def slow() -> None:
+            if ran:
+                return
+            for _ in range(3):
+                clock.turn(HOUR)
+                jobs.store.schedules.fire(clock())
+            [waits, runs] = jobs.find()
+            ran.extend([(runs.state, waits.state)])
+            assert waits.why() == f"its key 'schedule:slow' is held by job {runs.id}"
+
+        jobs.drain()
+        clock.turn(HOUR)
+        jobs.drain()
+        assert ran == [("running", "blocked")]
+        assert [job.state for job in jobs.find()] == ["completed", "completed"]
+        assert [job.run_at.hour for job in jobs.find()] == [2, 1]
+
+    def test_queue_enqueues_nothing_while_the_last_job_waits(
+        self, jobs: LiteJobs, clock: TurnedClock
+    ) -> None:
+        jobs.cron("@hourly", overlap="queue", misfire="all")(report)
+        jobs.drain()
+        for _ in range(3):
+            clock.turn(HOUR)
+            jobs.store.schedules.fire(clock())
+        assert hours(jobs) == [1]
+
+    def test_queue_uses_the_key_that_the_jobs_have(
+        self, jobs: LiteJobs, clock: TurnedClock
+    ) -> None:
+        jobs.define(report)
+        schedule = jobs.schedule("s")
+        definition = jobs.registry.named("report")
+        with pytest.raises(OptionError, match=r"key_limit.*one at a time"):
+            schedule.set("@hourly", definition.using(key="db", key_limit=2), overlap="queue")
+        schedule.set("@hourly", definition.using(key="db"), overlap="queue")
+        assert schedule.fire().key == "db"
+
 
 class TestFiring:
     def test_leaves_the_tick_and_the_job_with_the_schedule(
@@ -882,6 +927,24 @@ class TestAtRunTime:
         assert (changed.expression, changed.payload) == ("@every 1h30m", {"kind": "other"})
         assert changed.paused
         assert len(jobs.schedules()) == 1
+
+    def test_set_pauses_and_resumes(
+        self, jobs: LiteJobs, clock: TurnedClock, report: Definition[..., str, str]
+    ) -> None:
+        handle = jobs.schedule("nightly")
+        assert handle.set("@hourly", report, paused=True).state == "paused"
+        clock.turn(3.5 * HOUR)
+        jobs.drain()
+        assert jobs.find() == []
+        assert handle.set("@hourly", report, jitter=1).paused
+        resumed = handle.set("@hourly", report, misfire="all", paused=False)
+        assert (resumed.state, resumed) == ("active", handle.get())
+        assert next_hour(jobs, "nightly") == 4
+        clock.turn(HOUR)
+        jobs.drain()
+        assert hours(jobs) == [4]
+        with pytest.raises(OptionError, match="expected True, False or None, got 'yes'"):
+            handle.set("@hourly", report, paused="yes")  # type: ignore[arg-type]
 
     def test_pause_and_resume_leave_out_what_comes_between(
         self, jobs: LiteJobs, clock: TurnedClock, report: Definition[..., str, str]
