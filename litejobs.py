@@ -856,7 +856,7 @@ class Job(Generic[R]):
             intervals = poll_intervals()
             while not job.finished:
                 await asyncio.sleep(next(intervals))
-                job = job.refresh()
+                job = await job._source.aget(job.id)
             return job
 
         return wait(self).__await__()
@@ -2757,10 +2757,23 @@ class Definition(Generic[P, R, C]):
             PayloadError: the arguments do not fit the function's parameters.
             FileError: the file cannot be used; its leaves say in which way.
         """
+        job: Job[R] = self._home.enqueue(self.bind(*args, **kwargs))
+        return job
+
+    async def aenqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
+        """`enqueue` for coroutines: the event loop goes on meanwhile, also while others hold the
+        file's write lock. If its task is cancelled meanwhile, the job is enqueued all the same.
+
+        Raises: like `enqueue`.
+        """
+        job: Job[R] = await self._home.aenqueue(self.bind(*args, **kwargs))
+        return job
+
+    @property
+    def _home(self) -> Any:
         if self.body.home is None:
             raise DefinitionError(self.name, "belongs to no queue yet: jobs.register(it) first")
-        job: Job[R] = self.body.home.enqueue(self.bind(*args, **kwargs))
-        return job
+        return self.body.home
 
     def __repr__(self) -> str:
         return printable(f"<Definition {self.name} at {self.body.place}>")
@@ -2873,7 +2886,7 @@ def _in_no_file(id: int | Job[Any], timeout: Duration | None = None) -> NoReturn
 
 
 NOWHERE: Any = types.SimpleNamespace(
-    **dict.fromkeys(("get", "wait", "why", "result"), _in_no_file), errors=lambda id: ()
+    **dict.fromkeys(("get", "aget", "wait", "why", "result"), _in_no_file), errors=lambda id: ()
 )
 """The source of jobs that are in no file or cannot be read again."""
 
@@ -10177,6 +10190,33 @@ PAGE_SIZE = 500
 """Jobs that `iterate` reads at a time."""
 MAX_WORKERS = 10_000
 """Workers of a node, and async jobs that a worker may run at a time."""
+ASYNC_THREADS = 16
+"""Threads in which a `LiteJobs` does what coroutines await: so many of these can share a commit."""
+
+
+def awaitable(
+    method: Callable[Concatenate[LiteJobs, P], R],
+) -> Callable[Concatenate[LiteJobs, P], Coroutine[Any, Any, R]]:
+    """The method for coroutines, its name with an `a` before it: it runs in another thread."""
+
+    async def run(jobs: LiteJobs, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        import asyncio  # Late: few programs need it.
+
+        call = functools.partial(contextvars.copy_context().run, method, jobs, *args, **kwargs)
+        started = jobs.async_threads().submit(call)
+        started.cancel = lambda: False  # What is begun is done, even if nobody awaits it any more.
+        result: R = await asyncio.wrap_future(started)
+        return result
+
+    functools.update_wrapper(run, method)
+    name = method.__name__
+    run.__name__, run.__qualname__ = f"a{name}", f"LiteJobs.a{name}"
+    run.__doc__ = f"""`{name}` for coroutines: the event loop goes on meanwhile, also while others
+        hold the file's write lock. If its task is cancelled meanwhile, it is done all the same.
+
+        Raises: like `{name}`.
+        """
+    return run
 
 
 @attrs.define(eq=False, repr=False, slots=False)
@@ -10207,6 +10247,8 @@ class LiteJobs:
     """Whether `recording` has given it another file and clock."""
     log_level: int | None = attrs.field(default=None, init=False)
     """The level at which workers log to stderr, unless the program sets up logging itself."""
+    _async_threads: Any = attrs.field(default=None, init=False)
+    """The ThreadPoolExecutor for `awaitable` methods, once one was awaited."""
 
     def __attrs_post_init__(self) -> None:
         if self.durability not in typing.get_args(Durability):
@@ -10271,7 +10313,10 @@ class LiteJobs:
             self.middleware.enqueue(trace_enqueue)
 
     def close(self) -> None:
-        """Closes the file; the next use opens it again."""
+        """Closes the file; the next use opens it again. Waits for what coroutines have begun."""
+        threads, self._async_threads = self._async_threads, None
+        if threads is not None:
+            threads.shutdown()
         self.events.close()
         self.store.file.close()
 
@@ -10283,6 +10328,18 @@ class LiteJobs:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    def async_threads(self) -> Any:
+        """The threads in which `awaitable` methods run, made when first used."""
+        if self._async_threads is None:
+            from concurrent.futures import ThreadPoolExecutor
+
+            self._async_threads = ThreadPoolExecutor(ASYNC_THREADS, "litejobs")
+            FORK_HOOKS[self] = LiteJobs._forget_threads
+        return self._async_threads
+
+    def _forget_threads(self) -> None:
+        self._async_threads = None  # A forked child does not have them.
 
     # Enqueue
 
@@ -10314,6 +10371,9 @@ class LiteJobs:
         _refuse_while_importing()
         given = [*works]
         return self._enqueue_inside(self.middleware.enqueues if given else (), given)
+
+    aenqueue = awaitable(enqueue)  # type: ignore[var-annotated]
+    aenqueue_many = awaitable(enqueue_many)
 
     def _enqueue_inside(
         self, layers: Sequence[AroundEnqueue], works: Iterable[Bound[Any] | object]
@@ -10415,6 +10475,9 @@ class LiteJobs:
         match = attrs.evolve(matching(filters), before=last)
         with self.store.file.transaction(read_only=True) as tx:
             return find_jobs(tx, match, limit, self)
+
+    aget = awaitable(get)
+    afind = awaitable(find)
 
     def iterate(self, **filters: Unpack[Filters]) -> Iterator[Job[Any]]:
         """All jobs that match, newest first, read page by page. No transaction stays open, and jobs
@@ -11179,7 +11242,7 @@ def _spell_out_options(owner: Any) -> None:
     """Makes `help()` show the options that methods take as a TypedDict."""
     for method in filter(inspect.isfunction, vars(owner).values()):
         for hint in method.__annotations__.values():
-            if isinstance(hint, str) and hint.startswith("Unpack["):
+            if method is inspect.unwrap(method) and str(hint).startswith("Unpack["):
                 signature = inspect.signature(method)
                 parameters = [*signature.parameters.values()][:-1] + _options_in(hint[7:-1])
                 vars(method)["__signature__"] = signature.replace(parameters=parameters)
