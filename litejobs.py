@@ -45,6 +45,11 @@ Store (with these, all SQL), Events, Duties, Program, Worker, Supervisor,
 LiteJobs (what users hold), Testing, Command line.
 """
 
+# mypy checks this file. A copy beside a program adds nothing to what pyright says of that one:
+# pyright: basic, reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportMissingImports=false, reportOptionalMemberAccess=false, reportReturnType=false
+# pyright: reportPossiblyUnboundVariable=false
+
 from __future__ import annotations
 
 import array
@@ -851,7 +856,7 @@ class Job(Generic[R]):
             intervals = poll_intervals()
             while not job.finished:
                 await asyncio.sleep(next(intervals))
-                job = job.refresh()
+                job = await job._source.aget(job.id)
             return job
 
         return wait(self).__await__()
@@ -1276,7 +1281,8 @@ def parse_expression(expression: object, timezone: str = "UTC") -> Cron | Every:
         hint = did_you_mean(text, [*ALIASES, "@every"])
         raise OptionError("cron", f"there is no {expression!r}{hint}")
     try:
-        import cronsim  # Late, and by a statement, which packers such as PyInstaller find.
+        # Late, and by a statement, which packers such as PyInstaller find.
+        import cronsim  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
         problem = "expressions are read by the package cronsim: pip install cronsim"
         raise OptionError("cron", f"{problem} (`@every 30s` works without it)") from None
@@ -2751,10 +2757,23 @@ class Definition(Generic[P, R, C]):
             PayloadError: the arguments do not fit the function's parameters.
             FileError: the file cannot be used; its leaves say in which way.
         """
+        job: Job[R] = self._home.enqueue(self.bind(*args, **kwargs))
+        return job
+
+    async def aenqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
+        """`enqueue` for coroutines: the event loop goes on meanwhile, also while others hold the
+        file's write lock. If its task is cancelled meanwhile, the job is enqueued all the same.
+
+        Raises: like `enqueue`.
+        """
+        job: Job[R] = await self._home.aenqueue(self.bind(*args, **kwargs))
+        return job
+
+    @property
+    def _home(self) -> Any:
         if self.body.home is None:
             raise DefinitionError(self.name, "belongs to no queue yet: jobs.register(it) first")
-        job: Job[R] = self.body.home.enqueue(self.bind(*args, **kwargs))
-        return job
+        return self.body.home
 
     def __repr__(self) -> str:
         return printable(f"<Definition {self.name} at {self.body.place}>")
@@ -2867,7 +2886,7 @@ def _in_no_file(id: int | Job[Any], timeout: Duration | None = None) -> NoReturn
 
 
 NOWHERE: Any = types.SimpleNamespace(
-    **dict.fromkeys(("get", "wait", "why", "result"), _in_no_file), errors=lambda id: ()
+    **dict.fromkeys(("get", "aget", "wait", "why", "result"), _in_no_file), errors=lambda id: ()
 )
 """The source of jobs that are in no file or cannot be read again."""
 
@@ -3570,7 +3589,7 @@ def trace_enqueue(
     works: Sequence[Bound[Any]], call_next: Callable[[Sequence[Bound[Any]]], Sequence[Job[Any]]]
 ) -> Sequence[Job[Any]]:
     """Middleware around enqueue: a producer span, whose context goes into the jobs' headers."""
-    from opentelemetry import propagate, trace
+    from opentelemetry import propagate, trace  # type: ignore[import-not-found, unused-ignore]
 
     attributes = _attributes("send", "enqueue", {work.options.queue for work in works})
     names = {work.name for work in works}
@@ -3761,7 +3780,7 @@ SCHEMA = f"""
     CREATE INDEX litejobs_due ON litejobs_job (state, run_at)
         WHERE state IN ('scheduled', 'retrying');
     CREATE INDEX litejobs_asked ON litejobs_job (holder) WHERE cancel_at IS NOT NULL;
-    CREATE INDEX litejobs_shelf ON litejobs_job (queue, name, state) WHERE {COUNTED};
+    CREATE INDEX litejobs_counted ON litejobs_job (queue, name, state) WHERE {COUNTED};
     CREATE INDEX litejobs_prune ON litejobs_job (prune_at) WHERE prune_at IS NOT NULL;
     -- A key is held by the state of its job, so that nothing is left to release.
     CREATE UNIQUE INDEX litejobs_unique ON litejobs_job (unique_key) WHERE {HOLDS};
@@ -3871,12 +3890,14 @@ SCHEMA = f"""
 """
 SCHEMA_VERSION = 5
 """Rises with every change of the schema; older files then get the columns that they lack."""
+FORMER_INDEXES = ("litejobs_shelf",)
+"""Those that older files have, and lose."""
 
 
 def _triggers() -> Iterator[tuple[str, str]]:
     """The name of each trigger and the rest of its statement. They serve other programs: they
-    complete an INSERT, count changes, and refuse numbers out of bounds. (litejobs' own connection
-    fires no triggers, and counts once for a whole transaction.)"""
+    complete an INSERT, count changes, and refuse numbers out of bounds and an UPDATE to NULL.
+    (litejobs' own connection fires no triggers, and counts once for a whole transaction.)"""
     added, removed = (
         f"""
             INSERT INTO litejobs_count (state, queue, name, number)
@@ -3899,6 +3920,13 @@ def _triggers() -> Iterator[tuple[str, str]]:
         )
         for verb in ("insert", "update"):
             yield f"{table}_{verb}", f"AFTER {verb} ON {table} BEGIN SELECT CASE{cases} END; END"
+    needed = "queue", "priority", "run_at", "enqueued_at"
+    cases = "".join(
+        f" WHEN NEW.{column} IS NULL THEN RAISE(ABORT, 'litejobs: {column} cannot be NULL')"
+        for column in needed
+    )
+    changed = f"AFTER UPDATE OF {', '.join(needed)} ON litejobs_job"
+    yield "litejobs_complete", f"{changed} BEGIN SELECT CASE{cases} END; END"
     not_json = "".join(
         f" WHEN {term} THEN RAISE(ABORT, 'litejobs: {column} is not JSON')"
         for column, term in (
@@ -3973,6 +4001,8 @@ def update_schema(connection: Any, path: str) -> None:
             for column, rest in columns:
                 if column not in there:
                     connection.execute(f"ALTER TABLE {name} ADD COLUMN {column} {rest}")
+    for name in FORMER_INDEXES:
+        connection.execute(f"DROP INDEX IF EXISTS {name}")
     set_version = "INSERT OR REPLACE INTO litejobs_meta (name, value) VALUES ('schema', ?)"
     connection.execute(set_version, (SCHEMA_VERSION,))
 
@@ -3989,6 +4019,8 @@ def _check_schema(connection: apsw.Connection, path: str) -> int:
     version, outdated = 0, False
     for kind, name, sql in objects:
         expected = _expected_schema().get((kind, name))
+        if outdated and kind == "index" and name in FORMER_INDEXES:
+            continue
         if expected is None or not (sql == expected or _is_ours(kind, sql, expected, outdated)):
             problem = f"its {str(name)!r} is not as litejobs made it"
             raise FileError(path, f"{problem}: name another file, or restore a backup")
@@ -5237,7 +5269,7 @@ def _ids_of(match: Match) -> str:
         found = f"SELECT id FROM litejobs_job WHERE {further}"
     else:
         of_group = f"""
-            SELECT id FROM litejobs_job INDEXED BY litejobs_shelf
+            SELECT id FROM litejobs_job INDEXED BY litejobs_counted
             WHERE {COUNTED} AND state = grp.state AND queue = grp.queue AND name = grp.name
                 AND {further} ORDER BY id DESC
         """
@@ -5778,7 +5810,7 @@ def insert_all(tx: Transaction, jobs: Sequence[NewJob]) -> tuple[range, Sequence
         else:
             # In half the time of executemany().
             sql = _insert((*job.columns,), "SELECT {} value FROM carray(?)")
-            tx.execute(sql, (*job.columns.values(), apsw.carray(job.payloads)))
+            tx.execute(sql, (*job.columns.values(), apsw.carray(job.payloads)))  # type: ignore[arg-type, unused-ignore]
         if job.columns["state"] != "pending":
             counts[job.group] = counts.get(job.group, 0) + number
     if counts:
@@ -7174,7 +7206,7 @@ LATE = 3_600_000_000
 """Microseconds that a job may be ready without a warning: if no node is at work, and if one is."""
 LARGE_WAL = 128 * MEBIBYTE
 _ACTUAL_COUNTS = f"""
-    SELECT state, queue, name, count(*) AS number FROM litejobs_job INDEXED BY litejobs_shelf
+    SELECT state, queue, name, count(*) AS number FROM litejobs_job INDEXED BY litejobs_counted
     WHERE {COUNTED} AND queue IS NOT NULL GROUP BY queue, name, state
 """
 
@@ -8736,8 +8768,8 @@ def spawning() -> Iterator[None]:
     main = sys.modules["__main__"]
     file = str(getattr(main, "__file__", None) or "")
     hidden = not _importable_main(main) and (file.startswith("<") or os.path.exists(file))
-    masks = hasattr(signal, "pthread_sigmask")  # Not on Windows.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS) if masks else ()
+    masks: Any = signal if hasattr(signal, "pthread_sigmask") else None  # Not on Windows.
+    before = masks.pthread_sigmask(masks.SIG_BLOCK, STOP_SIGNALS) if masks else ()
     if hidden:
         del main.__file__
     try:
@@ -8746,7 +8778,7 @@ def spawning() -> Iterator[None]:
         if hidden:
             main.__file__ = file
         if masks:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            masks.pthread_sigmask(masks.SIG_SETMASK, before)
 
 
 def work_in_child(
@@ -8763,7 +8795,7 @@ def work_in_child(
         if hasattr(os, "register_at_fork"):
             # A process that a job forks can be ended like any other.
             os.register_at_fork(after_in_child=functools.partial(signal.signal, number, default))
-    if hasattr(signal, "pthread_sigmask"):
+    if sys.platform != "win32":
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     if sys.platform == "linux":
         # The kernel kills the whole group when the lifeline closes. The thread below, which is
@@ -8795,7 +8827,7 @@ def kill_group(pid: int, alive: bool = True) -> None:
     if hasattr(os, "killpg"):
         for kill in (os.killpg, os.kill) if alive else (os.killpg,):
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                kill(pid, signal.SIGKILL)
+                kill(pid, signal.SIGKILL)  # type: ignore[attr-defined, unused-ignore]
     elif alive:
         os.system(f"taskkill /F /T /PID {pid} >NUL 2>&1")
 
@@ -9011,7 +9043,7 @@ def make_restore(connection: socket.socket) -> Callable[[], bool]:
     handlers = [(each, plain.getsignal(each)) for each in numbers if each]
     own_process = threading.current_thread() is threading.main_thread()
     masks = own_process and hasattr(signal, "pthread_sigmask")
-    blocked = plain.pthread_sigmask(signal.SIG_BLOCK, ()) if masks else ()
+    blocked = plain.pthread_sigmask(plain.SIG_BLOCK, ()) if masks else ()
     umask = os.umask(0o077) if own_process else 0
     if hasattr(os, "fchdir"):
         # By descriptor it takes half as long, and works for a folder that was renamed.
@@ -9030,8 +9062,8 @@ def make_restore(connection: socket.socket) -> Callable[[], bool]:
                 return True
             os.umask(umask)
             if masks:
-                plain.setitimer(signal.ITIMER_REAL, 0)  # Else it might end the next job.
-                plain.pthread_sigmask(signal.SIG_SETMASK, blocked)
+                plain.setitimer(plain.ITIMER_REAL, 0)  # Else it might end the next job.
+                plain.pthread_sigmask(plain.SIG_SETMASK, blocked)
             for each, handler in handlers:
                 if plain.getsignal(each) != handler:
                     plain.signal(each, handler)
@@ -9242,7 +9274,8 @@ def start_worker(make: MakeExecutor, presence: str | None, concurrency: int) -> 
         from multiprocessing import get_context
 
         context = get_context("spawn")
-        lifeline, held = map(opened.enter_context, context.Pipe(duplex=False))
+        pipe: Sequence[Any] = context.Pipe(duplex=False)
+        lifeline, held = map(opened.enter_context, pipe)
         board = Board(concurrency, context)
         handed = theirs, lifeline, board, presence, make
         process = context.Process(target=work_in_child, args=handed, name="litejobs-worker")
@@ -9253,7 +9286,7 @@ def start_worker(make: MakeExecutor, presence: str | None, concurrency: int) -> 
     lifeline.close()
     pid, sources = process.pid or 0, list[Any]([ours])
     try:
-        sources.append(os.pidfd_open(pid))
+        sources.append(os.pidfd_open(pid))  # type: ignore[attr-defined, unused-ignore]
     except (AttributeError, OSError):
         if sys.platform != "win32":
             # A pipe. If a forked process keeps it open, `_check_workers` notices the death.
@@ -9268,7 +9301,7 @@ def usage_of(pid: int) -> tuple[int | None, int | None]:
         ticks = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[11:13]
     except OSError:
         return None, None
-    return sum(map(int, ticks)) * 10**9 // os.sysconf("SC_CLK_TCK"), peak_memory(pid)
+    return sum(map(int, ticks)) * 10**9 // os.sysconf("SC_CLK_TCK"), peak_memory(pid)  # type: ignore[attr-defined, unused-ignore]
 
 
 def memory_of(pid: int) -> int:
@@ -10208,6 +10241,33 @@ PAGE_SIZE = 500
 """Jobs that `iterate` reads at a time."""
 MAX_WORKERS = 10_000
 """Workers of a node, and async jobs that a worker may run at a time."""
+ASYNC_THREADS = 16
+"""Threads in which a `LiteJobs` does what coroutines await: so many of these can share a commit."""
+
+
+def awaitable(
+    method: Callable[Concatenate[LiteJobs, P], R],
+) -> Callable[Concatenate[LiteJobs, P], Coroutine[Any, Any, R]]:
+    """The method for coroutines, its name with an `a` before it: it runs in another thread."""
+
+    async def run(jobs: LiteJobs, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        import asyncio  # Late: few programs need it.
+
+        call = functools.partial(contextvars.copy_context().run, method, jobs, *args, **kwargs)
+        started = jobs.async_threads().submit(call)
+        started.cancel = lambda: False  # What is begun is done, even if nobody awaits it any more.
+        result: R = await asyncio.wrap_future(started)
+        return result
+
+    functools.update_wrapper(run, method)
+    name = method.__name__
+    run.__name__, run.__qualname__ = f"a{name}", f"LiteJobs.a{name}"
+    run.__doc__ = f"""`{name}` for coroutines: the event loop goes on meanwhile, also while others
+        hold the file's write lock. If its task is cancelled meanwhile, it is done all the same.
+
+        Raises: like `{name}`.
+        """
+    return run
 
 
 @attrs.define(eq=False, repr=False, slots=False)
@@ -10238,6 +10298,8 @@ class LiteJobs:
     """Whether `recording` has given it another file and clock."""
     log_level: int | None = attrs.field(default=None, init=False)
     """The level at which workers log to stderr, unless the program sets up logging itself."""
+    _async_threads: Any = attrs.field(default=None, init=False)
+    """The ThreadPoolExecutor for `awaitable` methods, once one was awaited."""
 
     def __attrs_post_init__(self) -> None:
         if self.durability not in typing.get_args(Durability):
@@ -10302,7 +10364,10 @@ class LiteJobs:
             self.middleware.enqueue(trace_enqueue)
 
     def close(self) -> None:
-        """Closes the file; the next use opens it again."""
+        """Closes the file; the next use opens it again. Waits for what coroutines have begun."""
+        threads, self._async_threads = self._async_threads, None
+        if threads is not None:
+            threads.shutdown()
         self.events.close()
         self.store.file.close()
 
@@ -10314,6 +10379,18 @@ class LiteJobs:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    def async_threads(self) -> Any:
+        """The threads in which `awaitable` methods run, made when first used."""
+        if self._async_threads is None:
+            from concurrent.futures import ThreadPoolExecutor
+
+            self._async_threads = ThreadPoolExecutor(ASYNC_THREADS, "litejobs")
+            FORK_HOOKS[self] = LiteJobs._forget_threads
+        return self._async_threads
+
+    def _forget_threads(self) -> None:
+        self._async_threads = None  # A forked child does not have them.
 
     # Enqueue
 
@@ -10345,6 +10422,9 @@ class LiteJobs:
         _refuse_while_importing()
         given = [*works]
         return self._enqueue_inside(self.middleware.enqueues if given else (), given)
+
+    aenqueue = awaitable(enqueue)  # type: ignore[var-annotated]
+    aenqueue_many = awaitable(enqueue_many)
 
     def _enqueue_inside(
         self, layers: Sequence[AroundEnqueue], works: Iterable[Bound[Any] | object]
@@ -10446,6 +10526,9 @@ class LiteJobs:
         match = attrs.evolve(matching(filters), before=last)
         with self.store.file.transaction(read_only=True) as tx:
             return find_jobs(tx, match, limit, self)
+
+    aget = awaitable(get)
+    afind = awaitable(find)
 
     def iterate(self, **filters: Unpack[Filters]) -> Iterator[Job[Any]]:
         """All jobs that match, newest first, read page by page. No transaction stays open, and jobs
@@ -11210,7 +11293,7 @@ def _spell_out_options(owner: Any) -> None:
     """Makes `help()` show the options that methods take as a TypedDict."""
     for method in filter(inspect.isfunction, vars(owner).values()):
         for hint in method.__annotations__.values():
-            if isinstance(hint, str) and hint.startswith("Unpack["):
+            if method is inspect.unwrap(method) and str(hint).startswith("Unpack["):
                 signature = inspect.signature(method)
                 parameters = [*signature.parameters.values()][:-1] + _options_in(hint[7:-1])
                 vars(method)["__signature__"] = signature.replace(parameters=parameters)
@@ -11571,14 +11654,14 @@ def recording(jobs: LiteJobs, clock: TurnedClock | None = None) -> Iterator[Reco
 
 @functools.cache
 def _pytest_plugin() -> ModuleType:
-    import pytest
+    import pytest  # type: ignore[import-not-found, unused-ignore]
 
-    @pytest.fixture
+    @pytest.fixture  # type: ignore[misc, untyped-decorator, unused-ignore]
     def litejobs_clock() -> TurnedClock:
         """The clock of `record_jobs`: it stands still until it is turned."""
         return TurnedClock()
 
-    @pytest.fixture
+    @pytest.fixture  # type: ignore[misc, untyped-decorator, unused-ignore]
     def record_jobs(litejobs_clock: TurnedClock) -> Iterator[RecordJobs]:
         """record_jobs(jobs) gives a LiteJobs a private file until the test ends, and returns its
         Recorder."""

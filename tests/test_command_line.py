@@ -742,6 +742,7 @@ class TestTheTarget:
     def test_that_is_a_folder_is_refused(self, command: CommandLine, tmp_path: Path) -> None:
         command("list", tmp_path).complains(3, "is a folder: name a file in it")
 
+    @pytest.mark.posix
     def test_that_is_a_symbolic_link_is_refused(self, command: CommandLine, file: Path) -> None:
         Path("link.db").symlink_to(file)
         command("list", "link.db").complains(3, "is a symbolic link: name the file")
@@ -869,6 +870,7 @@ class TestTheCommand:
         assert process.wait(20) == 0
         process.stderr.close()
 
+    @pytest.mark.linux
     def test_complains_when_what_it_prints_cannot_be_kept(
         self, command: CommandLine, file: Path
     ) -> None:
