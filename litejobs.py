@@ -10506,9 +10506,20 @@ class LiteJobs:
                 signal.signal(number, handler or signal.SIG_DFL)
 
     def start(self, workers: int | None = None, **options: Unpack[NodeOptions]) -> Pool:
-        """Like `work`, but in the background, until the end of a `with` statement: for programs
-        that have a main loop."""
-        return Pool(self._supervisor(workers, **options))
+        """Like `work`, but in the background, for programs that have a main loop: the node is at
+        work when this returns, and until `stop()` of what it returns, the end of a `with`
+        statement, or the exit of the program.
+
+        In an interactive session, such as a notebook, it first stops the one that was started
+        before on this file with the same *queues* and *node*: so a cell can be run again.
+
+        Raises: like `work`.
+        """
+        place = self.path, repr(options.get("queues")), options.get("node")
+        for pool in [*_POOLS] if hasattr(sys, "ps1") else ():
+            if pool.place == place:
+                pool.stop()
+        return Pool(self._supervisor(workers, **options), place)
 
     def _supervisor(
         self,
@@ -10943,22 +10954,32 @@ def _refuse_while_importing() -> None:
         raise LitejobsError(f"this copy of the program was started as a worker: {FREEZE_HINT}")
 
 
+_POOLS: weakref.WeakSet[Pool] = weakref.WeakSet()
+"""The nodes in the background of this process."""
+
+
 @attrs.define(eq=False, repr=False, slots=False)
 class Pool:
-    """A node in the background, from `with jobs.start(…) as pool:`."""
+    """A node in the background, which `jobs.start(…)` has started. It works until `stop`, the end
+    of a `with` statement, or the exit of the program, even if nothing refers to it any more."""
 
     _supervisor: Supervisor
-    _thread: threading.Thread | None = None
+    place: object = None
+    """What no other node in the background of an interactive session has: see `start`."""
+    _thread: threading.Thread = attrs.field(init=False)
     _error: BaseException | None = None
 
-    def __enter__(self) -> Pool:
+    def __attrs_post_init__(self) -> None:
+        if not self._supervisor.pool.threads:
+            # At exit it waits for all children; what registers later is called before.
+            importlib.import_module("multiprocessing.util")
         self._thread = threading.Thread(target=self._run, name="litejobs", daemon=True)
         self._thread.start()
         atexit.register(self.stop)
+        _POOLS.add(self)
         self._supervisor.joined.wait()
         if self._error is not None:
-            self.__exit__(None)
-        return self
+            self.wait()
 
     def _run(self) -> None:
         try:
@@ -10968,13 +10989,13 @@ class Pool:
             logger.exception("the node ended")
         finally:
             self._supervisor.joined.set()
+            atexit.unregister(self.stop)
 
     def wait(self, timeout: Duration | None = None) -> bool:
         """Waits until the node has ended by itself; returns whether it has.
 
         Raises: the error that ended the node, if any.
         """
-        assert self._thread is not None, "enter it with a with statement first"
         self._thread.join(None if timeout is None else duration(timeout, "timeout").total_seconds())
         if self._error is not None:
             error, self._error = self._error, None
@@ -10982,11 +11003,14 @@ class Pool:
         return not self._thread.is_alive()
 
     def stop(self) -> None:
-        """Stops the node: running jobs may end within the grace, and no others start."""
-        if self._thread is not None and self._thread.is_alive():
+        """Stops the node: running jobs may end within the grace, and no others start. Does nothing
+        if it has ended."""
+        if self._thread.is_alive():
             self._supervisor.stop()
             self._thread.join()
-        atexit.unregister(self.stop)
+
+    def __enter__(self) -> Pool:
+        return self
 
     def __exit__(self, *error: object) -> None:
         self.stop()
