@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 from uuid import UUID
 
 import attrs
@@ -27,6 +27,7 @@ from litejobs import (
     Claimed,
     Constant,
     Context,
+    Definition,
     Executor,
     Fail,
     Failure,
@@ -37,6 +38,7 @@ from litejobs import (
     OptionError,
     Options,
     Registry,
+    ResultError,
     Retry,
     Snooze,
     WaitTimeoutError,
@@ -51,6 +53,11 @@ MICRO = timedelta(microseconds=1)
 
 @attrs.frozen
 class Point:
+    x: int
+    y: int
+
+
+class Pair(NamedTuple):
     x: int
     y: int
 
@@ -657,16 +664,58 @@ def test_a_result_that_is_not_of_its_type_is_a_dead_letter_that_names_the_place(
     assert "$[1]" in (job.error or "")
 
 
-@pytest.mark.parametrize("value", [object(), {1, 2}, float("nan"), {"a": b"x"}, 1j])
-def test_a_result_that_json_does_not_have_is_a_dead_letter(jobs: LiteJobs, value: Any) -> None:
+def returning(jobs: LiteJobs, value: object) -> Definition[[], Any, Any]:
     def anything():  # type: ignore[no-untyped-def]
         return value
 
     define_any: Any = jobs.define
-    job = run(jobs, define_any(anything).enqueue())
-    assert job.state == "failed"
-    assert "its result cannot be kept" in (job.error or "")
-    assert "litejobs.py" not in job.errors[0].traceback
+    made: Definition[[], Any, Any] = define_any(anything)
+    return made
+
+
+CYCLE: list[Any] = []
+CYCLE.append(CYCLE)
+
+
+@pytest.mark.parametrize(
+    "value", [object(), {1, 2}, float("nan"), {"a": b"x"}, 1j, {1: 2}, CYCLE, ("a", {"b"})]
+)
+def test_a_job_whose_result_json_does_not_have_is_completed_and_says_why_it_has_none(
+    jobs: LiteJobs, value: Any
+) -> None:
+    job = run(jobs, returning(jobs, value).enqueue())
+    assert (job.state, job.errors, job.stored_result) == ("completed", (), None)
+    assert job.wait().finished
+    advice = "; annotate the return type, or return None"
+    with pytest.raises(
+        ResultError, match=r"^the result of job 1 \(anything\) was not kept: "
+    ) as no:
+        job.result()
+    assert str(no.value).endswith(advice)
+    assert (job.error or "").startswith("its result was not kept: ")
+    assert f"and {job.error}" in job.why()
+
+
+@pytest.mark.parametrize(
+    ("value", "kept"),
+    [
+        (("q", [1]), ["q", [1]]),
+        ({"a": (1, ({"b": (2,)},))}, {"a": [1, [{"b": [2]}]]}),
+        (Pair(1, 2), [1, 2]),
+        ((), []),
+    ],
+)
+def test_tuples_in_a_result_without_a_type_are_kept_as_lists(
+    jobs: LiteJobs, value: Any, kept: Any
+) -> None:
+    assert run(jobs, returning(jobs, value).enqueue()).result() == kept
+
+
+def test_a_result_without_a_type_of_more_than_four_mebibytes_is_not_kept(jobs: LiteJobs) -> None:
+    job = run(jobs, returning(jobs, "x" * (4 * 2**20)).enqueue())
+    assert job.state == "completed"
+    with pytest.raises(ResultError, match=r"it has 4\.0 MiB, more than 4; return a path"):
+        job.result()
 
 
 def test_a_result_of_more_than_four_mebibytes_is_a_dead_letter_with_advice(

@@ -47,7 +47,13 @@ class Nodes:
         subscription = Subscription(
             frozenset(names), None if queues is None else frozenset(queues), name
         )
-        own = {**Options().columns, "expires": None, "hidden": ()}
+        own = {
+            **Options().columns,
+            "expires": None,
+            "hidden": (),
+            "concurrency": None,
+            "rate": None,
+        }
         known = [{**own, "name": name} for name in names]
         node = self.jobs.store.nodes.join(name, 0, 2, subscription, known)
         self.alive.add(node)

@@ -76,7 +76,15 @@ WANTED: list[dict[str, Any]] = [
     {"$": 0.1},
     {"a.b": 1},
 ]
+ERRORS = [
+    None,
+    "ValueError: no user 12 in '/srv/a.txt'",
+    "ValueError: no user 7 in 'b'",
+    "Fail: 100 %",
+]
+GROUP = litejobs.error_group("mail", ERRORS[1])
 NODES, KEYS = ["", "laptop", "server"], [None, "ada", "bob"]
+TAGS = [None, '["acme"]', '["acme","import"]', '["import", "acme"]', "[]", "{}", "no JSON"]
 HOURS = st.integers(0, 4).map(lambda hours: START + hours * 3_600_000_000)
 
 rows = st.fixed_dictionaries(
@@ -87,9 +95,11 @@ rows = st.fixed_dictionaries(
         "node": st.sampled_from(NODES),
         "key": st.sampled_from(KEYS),
         "schedule": st.sampled_from([None, "nightly"]),
+        "tags": st.sampled_from(TAGS),
         "enqueued_at": HOURS,
         "finished_at": st.none() | HOURS,
         "payload": st.sampled_from(TEXTS),
+        "error": st.sampled_from(ERRORS),
     }
 )
 moments = HOURS.map(from_micros)
@@ -100,9 +110,14 @@ filters = st.fixed_dictionaries(
         "name": st.sampled_from(["mail", "report", "none"]),
         "queue": st.sampled_from(["default", "slow"]),
         "state": st.lists(st.sampled_from(STATES), min_size=1, max_size=5),
+        "not_name": st.lists(st.sampled_from(["mail", "none"]), max_size=2),
+        "not_state": st.lists(st.sampled_from(STATES), min_size=1, max_size=5),
+        "error": st.sampled_from(["VALUE", "%", "user 7"]),
+        "group": st.just(GROUP),
         "node": st.sampled_from(NODES),
         "key": st.sampled_from(["ada", "bob"]),
         "schedule": st.just("nightly"),
+        "tags": st.sampled_from(["acme", ["import", "acme"], ["other"]]),
         "enqueued_after": moments,
         "enqueued_before": moments,
         "finished_after": moments,
@@ -140,9 +155,20 @@ LOOKS: dict[str, Callable[[Any, Any], bool]] = {
     "name": lambda row, name: row.name == name,
     "queue": lambda row, queue: row.queue == queue,
     "state": lambda row, states: row.state in states,
+    "not_name": lambda row, names: row.name not in names,
+    "not_state": lambda row, states: row.state not in states,
+    "error": lambda row, text: (
+        row.state != "completed" and text.lower() in (row.error or "").lower()
+    ),
+    "group": lambda row, group: litejobs.error_group(row.name, row.error) == group,
     "node": lambda row, node: row.node == node,
     "key": lambda row, key: row.key == key,
     "schedule": lambda row, schedule: row.schedule == schedule,
+    "tags": lambda row, tags: (
+        bool(row.tags)
+        and row.tags.startswith("[")
+        and {*json.loads(row.tags)} >= {*([tags] if isinstance(tags, str) else tags)}
+    ),
     "enqueued_after": lambda row, moment: row.enqueued_at >= to_micros(moment),
     "enqueued_before": lambda row, moment: row.enqueued_at < to_micros(moment),
     "finished_after": lambda row, moment: (row.finished_at or -1) >= to_micros(moment),
@@ -154,6 +180,8 @@ LOOKS: dict[str, Callable[[Any, Any], bool]] = {
 
 
 def matches(row: Any, chosen: dict[str, Any]) -> bool:
+    if "group" in chosen and "state" not in chosen:
+        chosen = {**chosen, "state": ["failed"]}
     return all(LOOKS[name](row, value) for name, value in chosen.items())
 
 
@@ -192,7 +220,7 @@ class TestFilters:
 
     def test_leave_the_statements_as_they_were_when_they_are_not_used(self) -> None:
         for match in (Match(), Match(queue="slow"), Match(states=("failed",)), Match(ids=(1,))):
-            for words in ("payload", "enqueued", "node", "key", "schedule"):
+            for words in ("payload", "enqueued", "node", "key", "schedule", "tags"):
                 assert words not in litejobs._ids_of(match)
         assert "payload" in litejobs._ids_of(Match(others={"payload": "{}"}))
 

@@ -2117,7 +2117,7 @@ HOT: dict[str, tuple[Callable[[Store, int], object], str]] = {
     ),
     "finding dead letters": (
         lambda store, node: find_in(store, Match(states=("failed",)), 20),
-        "litejobs_shelf",
+        "litejobs_counted",
     ),
     "counting dead letters": (
         lambda store, node: count_in(store, Match(states=("failed",))),
@@ -2125,7 +2125,7 @@ HOT: dict[str, tuple[Callable[[Store, int], object], str]] = {
     ),
     "retrying dead letters": (
         lambda store, node: steer(store, "retry", Match(states=("failed",), name="no")),
-        "litejobs_shelf",
+        "litejobs_counted",
     ),
     "cancelling one job": (
         lambda store, node: steer(store, "cancel", Match(ids=(7,))),
@@ -2145,11 +2145,11 @@ HOT: dict[str, tuple[Callable[[Store, int], object], str]] = {
     ),
     "finding cancelled jobs": (
         lambda store, node: find_in(store, Match(states=("cancelled", "failed")), 20),
-        "litejobs_shelf",
+        "litejobs_counted",
     ),
     "finding scheduled jobs": (
         lambda store, node: find_in(store, Match(states=("scheduled",)), 20),
-        "litejobs_shelf",
+        "litejobs_counted",
     ),
     "finding pending jobs of a queue": (
         lambda store, node: count_in(store, Match(states=("pending",), queue="default")),

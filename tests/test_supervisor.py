@@ -620,13 +620,25 @@ def test_a_plain_insert_of_an_extreme_number_stops_no_other_job(
     assert jobs.delete(name="nap").moved
 
 
+@pytest.mark.parametrize("column", ["queue", "priority", "run_at", "enqueued_at"])
+def test_another_program_cannot_set_a_needed_column_to_null(jobs: LiteJobs, column: str) -> None:
+    trouble.nap.enqueue(0)
+    with (
+        contextlib.closing(apsw.Connection(str(jobs.path))) as connection,
+        pytest.raises(apsw.ConstraintError, match=f"litejobs: {column} cannot be NULL"),
+    ):
+        connection.execute(f"UPDATE litejobs_job SET {column} = NULL")
+    assert [job.state for job in jobs.find()] == ["pending"]
+
+
 @pytest.mark.parametrize("number", [3, 20], ids=["few", "many"])
 @pytest.mark.parametrize("column", ["priority", "run_at", "enqueued_at"])
-def test_a_job_whose_column_another_program_set_to_null_runs_like_the_others(
+def test_a_job_whose_column_was_set_to_null_in_an_older_file_runs_like_the_others(
     jobs: LiteJobs, column: str, number: int
 ) -> None:
     jobs.enqueue_many(trouble.nap.bind(0) for _ in range(number))
     with contextlib.closing(apsw.Connection(str(jobs.path))) as connection:
+        connection.config(apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, 0)
         connection.execute(f"UPDATE litejobs_job SET {column} = NULL WHERE id = 2")
     jobs.work(threads=1, until="empty")
     assert jobs.stats()["default"]["completed"] == number
