@@ -715,8 +715,11 @@ def _or_none(value: str | None) -> str | None:
 
 @attrs.frozen(repr=False, slots=False)
 class Job(Generic[R]):
-    """A job as it was when it was read: a frozen snapshot of its row. Its fields are columns, in
-    the order in which they are read; those of `Claimed` come first."""
+    """A job as it was when it was read. What waits for it or changes it (`wait`, `result`, `await`,
+    `refresh`, `cancel` …) reads it again: the fields of this object are then as they are in the
+    file, and it is what the method returns. They cannot be set."""
+
+    # The fields are columns, in the order in which they are read; those of `Claimed` come first.
 
     id: int
     """Unique in the file, and never used again."""
@@ -810,22 +813,77 @@ class Job(Generic[R]):
         return self.state in FINISHED
 
     def refresh(self) -> Job[R]:
-        """The job as it is now.
+        """Reads the job again, as it is now.
 
         Raises:
             JobNotFoundError: it was deleted or pruned.
         """
-        return self._source.get(self.id)
+        return self._update(self._source.get(self.id))
+
+    def _update(self, now: Job[Any]) -> Job[R]:
+        """Takes the fields over from the same job as it is *now*."""
+        vars(self).update({**vars(now), "duplicate": self.duplicate})
+        return self
 
     def wait(self, timeout: Duration | None = None) -> Job[R]:
-        """Waits until the job has completed, failed or been cancelled, and returns it as it is
-        then.
+        """Waits until the job has completed, failed or been cancelled.
 
         Raises:
             WaitTimeoutError: *timeout* passed first.
             JobNotFoundError: it was deleted or pruned.
         """
-        return self if self.finished else self._source.wait(self.id, timeout)
+        return self if self.finished else self._source.wait(self, timeout)
+
+    def cancel(self) -> Job[R]:
+        """Cancels the job if it waits. If it runs, it is asked to end, and killed after its grace:
+        `wait` then says how it ended.
+
+        Raises:
+            JobNotFoundError: it was deleted or pruned. (So do those below.)
+        """
+        self._source.cancel(self.id)
+        return self.refresh()
+
+    def retry(self) -> Job[R]:
+        """Makes the job ready again, with all its attempts, if it failed or was cancelled; due now,
+        if it waits for its backoff."""
+        self._source.retry(self.id)
+        return self.refresh()
+
+    def hold(self) -> Job[R]:
+        """Pauses the job, if it waits, until it is released."""
+        self._source.hold(self.id)
+        return self.refresh()
+
+    def release(self) -> Job[R]:
+        """Lets the job become ready again when it is due, if it is held."""
+        self._source.release(self.id)
+        return self.refresh()
+
+    def change(self, **to: Unpack[Changes]) -> Job[R]:
+        """Changes options of the job while it waits; the fields of a *payload* replace those of
+        that name: `job.change(priority=10, payload={"copies": 2})`.
+
+        Raises:
+            OptionError: it is running or finished, or there is no such option.
+            PayloadError: the payload would no longer fit.
+        """
+        if not self._source.change(self.id, to=to).moved:
+            problem = f"job {self.id} ({self.name}) is {self.refresh().state}"
+            raise OptionError("state", f"{problem}: only waiting jobs can be changed")
+        return self.refresh()
+
+    def delete(self) -> Job[R]:
+        """Deletes the job and its history, and returns it as it was.
+
+        Raises:
+            OptionError: it is running: cancel it first.
+        """
+        self.refresh()
+        if not self._source.delete(self.id).moved:
+            problem = f"job {self.id} ({self.name}) is {self.state}: cancel it before it is deleted"
+            raise OptionError("state", problem)
+        return self
 
     def result(self, timeout: Duration | None = None) -> R:
         """What the handler returned, rebuilt with its declared type. Waits like `wait`:
@@ -860,6 +918,9 @@ class Job(Generic[R]):
             return job
 
         return wait(self).__await__()
+
+    def __hash__(self) -> int:
+        return hash(self.id)
 
     def __repr__(self) -> str:
         return printable(f"<Job {self.id} {self.name} {self.state}>")
@@ -2868,12 +2929,16 @@ def _no_job() -> Context[Any]:
     return Context(job, None)
 
 
-def _in_no_file(id: int | Job[Any], timeout: Duration | None = None) -> NoReturn:
+def _in_no_file(id: int | Job[Any], timeout: Duration | None = None, **given: Any) -> NoReturn:
     raise JobNotFoundError(id.id if isinstance(id, Job) else id)
 
 
 NOWHERE: Any = types.SimpleNamespace(
-    **dict.fromkeys(("get", "wait", "why", "result"), _in_no_file), errors=lambda id: ()
+    **dict.fromkeys(
+        ("get", "wait", "why", "result", "cancel", "retry", "hold", "release", "change", "delete"),
+        _in_no_file,
+    ),
+    errors=lambda id: (),
 )
 """The source of jobs that are in no file or cannot be read again."""
 
@@ -8308,7 +8373,7 @@ FREEZE_HINT = (
 def load_program(
     places: Mapping[str, tuple[str, str]],
     make_state: Callable[[], Any] | None,
-    home: Callable[[], Any],
+    home: Callable[[], LiteJobs],
     clock: Clock,
     around: tuple[AroundRun, ...],
     paths: Mapping[Path, Path],
@@ -8332,11 +8397,13 @@ def load_program(
     IMPORTING.reset(token)
     registry.frozen = True
     gc.freeze()  # Loaded code stays: the garbage collector need not look at it.
+    source = home()
+    source.registry = registry
     for body in {definition.body for definition in registry}:
-        body.home = body.home or home()
+        body.home = body.home or source
     if log_level is not None:
         log_to_stderr(log_level)  # Unless the program has set up logging itself.
-    return executor(registry, make_state, clock, NOWHERE, around)
+    return executor(registry, make_state, clock, source, around)
 
 
 @contextlib.contextmanager
@@ -10490,15 +10557,15 @@ class LiteJobs:
     def as_completed(
         self, jobs: Iterable[int | Job[R]], timeout: Duration | None = None, *, bar: bool = False
     ) -> Iterator[Job[R]]:
-        """Yields each job once it has completed, failed or been cancelled. With *bar*, the terminal
-        shows a progress bar.
+        """Yields each job once it has completed, failed or been cancelled; a `Job` that was given
+        is refreshed, and is what is yielded. With *bar*, the terminal shows a progress bar.
 
         Raises:
             WaitTimeoutError: *timeout* passed before all had ended.
             JobNotFoundError: one was deleted or pruned.
         """
-        left = {*map(id_of, jobs)}
-        total = len(left)
+        given = {id_of(job): job for job in jobs}
+        left, total = {*given}, len(given)
         limit = math.inf if timeout is None else duration(timeout, "timeout").total_seconds()
         give_up = time.monotonic() + limit
         for pause in poll_intervals():
@@ -10509,7 +10576,8 @@ class LiteJobs:
             for job in found:
                 if job.finished:
                     left.remove(job.id)
-                    yield job
+                    own = given[job.id]
+                    yield own._update(job) if isinstance(own, Job) else job
             if not left:
                 return
             time_left = give_up - time.monotonic()
@@ -11177,6 +11245,13 @@ class ScheduleHandle:
 
 
 @functools.cache
+class Changes(Changeable, total=False):
+    """What can be changed of a waiting job; `None` means the same as in `enqueue`. A duration as
+    *expires* counts from when the job is due, if that is changed too, else from now."""
+
+    payload: Annotated[Mapping[str, Any], FIELDS]
+
+
 def _options_in(typed: str) -> list[inspect.Parameter]:
     return [
         inspect.Parameter(
@@ -11196,7 +11271,7 @@ def _spell_out_options(owner: Any) -> None:
                 vars(method)["__signature__"] = signature.replace(parameters=parameters)
 
 
-for _owner in (Definition, Bound, LiteJobs, Queue, ScheduleHandle):
+for _owner in (Job, Definition, Bound, LiteJobs, Queue, ScheduleHandle):
     _spell_out_options(_owner)
 
 
@@ -11221,13 +11296,6 @@ def program_of(target: str | None, made_in: str | None) -> str:
     if places[0] in (places[-1], *places[-1].parents):
         del places[1:]
     return "+".join(map(str, places))
-
-
-class Changes(Changeable, total=False):
-    """What can be changed of a waiting job; `None` means the same as in `enqueue`. A duration as
-    *expires* counts from when the job is due, if that is changed too, else from now."""
-
-    payload: Annotated[Mapping[str, Any], FIELDS]
 
 
 json_of_any: Final = Codec[Any](Any)
