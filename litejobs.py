@@ -45,6 +45,11 @@ Store (with these, all SQL), Events, Duties, Program, Worker, Supervisor,
 LiteJobs (what users hold), Testing, Command line.
 """
 
+# mypy checks this file. A copy beside a program adds nothing to what pyright says of that one:
+# pyright: basic, reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportMissingImports=false, reportOptionalMemberAccess=false, reportReturnType=false
+# pyright: reportPossiblyUnboundVariable=false
+
 from __future__ import annotations
 
 import array
@@ -83,6 +88,8 @@ import typing
 import weakref
 from collections import Counter, defaultdict, deque
 from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
     Awaitable,
     Callable,
     Coroutine,
@@ -550,6 +557,8 @@ class Claimed(NamedTuple):
     headers: str | None = None
     key: str | None = None
     grace: int | None = None
+    tags: str | None = None
+    meta: str | None = None
 
 
 # Rows are checked against the annotations of such converters (see `from_row`).
@@ -694,6 +703,12 @@ def _text_values(headers: Any) -> dict[str, str]:
     return typing.cast("dict[str, str]", headers)
 
 
+def _texts(tags: Any) -> tuple[str, ...]:
+    if type(tags) is not list or not all(type(tag) is str for tag in tags):
+        raise TypeError("tags are a list of texts")
+    return (*tags,)
+
+
 def _or_none(value: str | None) -> str | None:
     return value or None
 
@@ -730,6 +745,10 @@ class Job(Generic[R]):
     key: str | None = None
     """Of the jobs with the same key, only a limited number run at a time."""
     _grace: int | None = None
+    stored_tags: str | None = attrs.field(default=None, alias="tags")
+    """JSON text."""
+    stored_meta: str | None = attrs.field(default=None, alias="meta")
+    """JSON text."""
     state: State = "pending"
     """One of the words of the state diagram."""
     node: str | None = attrs.field(default="", converter=_or_none)
@@ -764,6 +783,16 @@ class Job(Generic[R]):
     def headers(self) -> dict[str, str]:
         """What was sent along with the job, for middleware."""
         return load_column(self._headers or "{}", "headers", _text_values)
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The words that it can be found by."""
+        return load_column(self.stored_tags or "[]", "tags", _texts)
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """JSON values by name: given when it was enqueued, or written by `context.meta`."""
+        return load_column(self.stored_meta or "{}", "meta", lambda values: {**values})
 
     @property
     def progress(self) -> Progress | None:
@@ -830,7 +859,7 @@ class Job(Generic[R]):
             intervals = poll_intervals()
             while not job.finished:
                 await asyncio.sleep(next(intervals))
-                job = job.refresh()
+                job = await job._source.aget(job.id)
             return job
 
         return wait(self).__await__()
@@ -1255,7 +1284,8 @@ def parse_expression(expression: object, timezone: str = "UTC") -> Cron | Every:
         hint = did_you_mean(text, [*ALIASES, "@every"])
         raise OptionError("cron", f"there is no {expression!r}{hint}")
     try:
-        import cronsim  # Late, and by a statement, which packers such as PyInstaller find.
+        # Late, and by a statement, which packers such as PyInstaller find.
+        import cronsim  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
         problem = "expressions are read by the package cronsim: pip install cronsim"
         raise OptionError("cron", f"{problem} (`@every 30s` works without it)") from None
@@ -2134,7 +2164,8 @@ class Context(Generic[S]):
     deadline: datetime | None = None
     """When the timeout of this attempt is over; `None` if it has none."""
     _asked: StopCheck = lambda: None
-    _report: Callable[[Progress], None] = lambda progress: None
+    _report: Callable[[Progress | dict[str, Any]], None] = lambda what: None
+    _meta: dict[str, Any] = attrs.field(factory=dict)
 
     def progress(self, done: float, total: float | None = None, note: str = "") -> None:
         """Reports how far the job has come, for `job.progress` to show within a fraction of
@@ -2145,6 +2176,49 @@ class Context(Generic[S]):
             OptionError: the values are not finite numbers, or the note is not a text.
         """
         self._report(Progress(done, total, note))
+
+    @overload
+    def track(
+        self, items: Iterable[T], total: float | None = None, note: str = ""
+    ) -> Iterator[T]: ...
+    @overload
+    def track(
+        self, items: AsyncIterable[T], total: float | None = None, note: str = ""
+    ) -> AsyncIterator[T]: ...
+    def track(self, items: Any, total: float | None = None, note: str = "") -> Any:
+        """Iterates over the items, and reports by `progress` how many of them are done: those
+        whose turn of the loop is over. The total is their `len`, if they have one. An async
+        iterable is for `async for`. A further attempt starts again at 0.
+
+        Raises:
+            OptionError: the total is not a finite number, or the note is not a text.
+        """
+        if total is None and hasattr(items, "__len__"):
+            total = len(items)
+
+        def each() -> Iterator[Any]:
+            for done, item in enumerate(items, 1):
+                yield item
+                self.progress(done, total, note)
+
+        async def each_async() -> AsyncIterator[Any]:
+            done = 0
+            async for item in items:
+                yield item
+                self.progress(done := done + 1, total, note)
+
+        self.progress(0, total, note)
+        return each_async() if hasattr(items, "__aiter__") else each()
+
+    def meta(self, name: str, value: Any) -> None:
+        """Writes a JSON value into `job.meta`, for others to see: as soon, and as often, as
+        `progress`. In all, 16,384 characters of JSON fit. Further attempts find it there.
+
+        Raises:
+            OptionError: it is not a JSON value, or too large.
+        """
+        self._meta.update(_check_meta({**self.job.meta, **self._meta, name: value}, "meta"))
+        self._report({**self._meta})
 
     @property
     def attempt(self) -> int:
@@ -2197,6 +2271,8 @@ class Changeable(TypedDict, total=False):
     delay: Annotated[Duration, "until it is due"]
     at: Annotated[datetime, "when it is due"]
     expires: Annotated[Duration | datetime | None, "after which it is not started"]
+    tags: Annotated[str | Iterable[str], "words to find it by; may be repeated"]
+    meta: Annotated[Mapping[str, Any], "JSON values to show with it, as customer=7"]
 
 
 class Choices(Changeable, total=False):
@@ -2215,6 +2291,10 @@ class DefinitionChoices(Choices, total=False):
     """The options of a definition: those that an enqueue may override, and those that belong to
     its code and are not stored with jobs."""
 
+    concurrency: int | None
+    """How many of its jobs run at a time, on all nodes together."""
+    rate: str | None
+    """How many of them start in some time, evenly: "10/s", "100/min"."""
     max_memory: int | str | None
     """Bytes, or a text such as "512MB", that its worker process may use while it runs."""
     retry_on: Errors | Mapping[type[BaseException], Backoff | None] | None
@@ -2254,6 +2334,11 @@ def _check_timeout(value: Duration, what: str) -> timedelta:
     if not (length := duration(value, what)):
         raise OptionError(what, "expected more than zero, or None for no limit")
     return length
+
+
+def _check_rate(value: str, what: str) -> str:
+    parse_rate(value)
+    return value
 
 
 def _check_memory(value: object, what: str) -> int:
@@ -2298,6 +2383,37 @@ _check_headers = _accept(
     "texts by their names",
 )
 _check_function = _accept(callable, "a function")
+MAX_TAGS = 20
+META_LIMIT = 16_384
+"""Characters of JSON."""
+
+
+def _check_tags(value: Any, what: str) -> tuple[str, ...]:
+    if not isinstance(value, Iterable) or isinstance(value, Mapping):
+        raise OptionError(what, f"expected words, got {short_repr(value)}")
+    tags = {check_name(tag, what) for tag in ([value] if isinstance(value, str) else value)}
+    if len(tags) > MAX_TAGS:
+        raise OptionError(what, f"{len(tags)} words, more than {MAX_TAGS}")
+    return tuple(sorted(tags))
+
+
+def _check_meta(value: Any, what: str) -> dict[str, Any]:
+    """A copy, as JSON gives it."""
+    if not isinstance(value, Mapping) or not all(type(name) is str for name in value):
+        raise OptionError(what, f"expected JSON values by their names, got {short_repr(value)}")
+    try:
+        text = _to_json({**value})
+        copy: dict[str, Any] = _from_json(text)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise OptionError(what, f"expected JSON values: {error}") from None
+    if len(text) > META_LIMIT:
+        problem = f"{len(text):,} characters of JSON, more than {META_LIMIT:,}: write a file"
+        raise OptionError(what, f"{problem}, and keep its path")
+    return copy
+
+
+def _store_json(value: Any) -> str | None:
+    return _to_json(value) if value else None
 
 
 def _option(default: Any, check: Check, store: Callable[[Any], Any] | None = None) -> Any:
@@ -2323,6 +2439,8 @@ class Options:
         None,
         lambda value, what: (aware if isinstance(value, datetime) else duration)(value, what),
     )
+    tags: tuple[str, ...] = _option((), _check_tags, _store_json)
+    meta: Mapping[str, Any] = _option({}, _check_meta, _store_json)
     backoff: Backoff = _option(DEFAULT_BACKOFF, _check_backoff, store_backoff)
     retention: Retention = _option(DEFAULT_RETENTION, _check_retention, store_retention)
     unique: Unique | None = _option(None, _check_unique)
@@ -2332,6 +2450,8 @@ class Options:
     key_limit: int = _option(1, at_least_one)
     headers: Mapping[str, str] = _option({}, _check_headers)
     connection: Any = _option(None, lambda value, what: value)
+    concurrency: int | None = _option(None, functools.partial(at_least_one, also=", or None"))
+    rate: str | None = _option(None, _check_rate)
     max_memory: int | None = _option(None, _check_memory)
     retry_on: Mapping[type[BaseException], Backoff | None] | None = _option(None, _check_errors)
     fail_on: Mapping[type[BaseException], Backoff | None] = _option({}, _check_errors)
@@ -2716,10 +2836,23 @@ class Definition(Generic[P, R, C]):
             PayloadError: the arguments do not fit the function's parameters.
             FileError: the file cannot be used; its leaves say in which way.
         """
+        job: Job[R] = self._home.enqueue(self.bind(*args, **kwargs))
+        return job
+
+    async def aenqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
+        """`enqueue` for coroutines: the event loop goes on meanwhile, also while others hold the
+        file's write lock. If its task is cancelled meanwhile, the job is enqueued all the same.
+
+        Raises: like `enqueue`.
+        """
+        job: Job[R] = await self._home.aenqueue(self.bind(*args, **kwargs))
+        return job
+
+    @property
+    def _home(self) -> Any:
         if self.body.home is None:
             raise DefinitionError(self.name, "belongs to no queue yet: jobs.register(it) first")
-        job: Job[R] = self.body.home.enqueue(self.bind(*args, **kwargs))
-        return job
+        return self.body.home
 
     def __repr__(self) -> str:
         return printable(f"<Definition {self.name} at {self.body.place}>")
@@ -2832,7 +2965,7 @@ def _in_no_file(id: int | Job[Any], timeout: Duration | None = None) -> NoReturn
 
 
 NOWHERE: Any = types.SimpleNamespace(
-    **dict.fromkeys(("get", "wait", "why", "result"), _in_no_file), errors=lambda id: ()
+    **dict.fromkeys(("get", "aget", "wait", "why", "result"), _in_no_file), errors=lambda id: ()
 )
 """The source of jobs that are in no file or cannot be read again."""
 
@@ -2876,13 +3009,14 @@ class Registry:
 
     def listing(self) -> list[dict[str, Any]]:
         """What nodes store of each definition: its name, the columns of its options, the time
-        after which its jobs expire, and what is hidden of them."""
+        after which its jobs expire, its limits, and what is hidden of them."""
         rows = []
         for own in self:
             expires = own.options.expires
             length = None if isinstance(expires, datetime) else _store_length(expires)
             about = {"name": own.name, "expires": length, "hidden": own.body.hidden}
-            rows.append({**own.options.columns, **about})
+            limits = {"concurrency": own.options.concurrency, "rate": own.options.rate}
+            rows.append({**own.options.columns, **about, **limits})
         return rows
 
     def __iter__(self) -> Iterator[AnyDefinition]:
@@ -3177,7 +3311,8 @@ def retry_or_fail(claimed: Claimed, defined: Backoff, rng: random.Random) -> Rep
     return Report(state="retrying", delay=wait // MICROSECOND)
 
 
-ReportProgress = Callable[[Claimed, Progress], None]
+ReportProgress = Callable[[Claimed, Progress | dict[str, Any]], None]
+"""Passes on the progress of a job, or its meta."""
 
 
 @attrs.define(eq=False, repr=False, slots=False)
@@ -3468,22 +3603,28 @@ PROGRESS_INTERVAL = 0.1
 
 @attrs.define(eq=False, repr=False, slots=False)
 class ProgressReporter:
-    """Forwards the progress of one attempt: the first report at once, later ones at most ten
-    times a second, and the last one in any case. Thread-safe."""
+    """Forwards the progress and meta of one attempt, as JSON: the first report at once, later
+    ones at most ten times a second, and the last one in any case. Thread-safe."""
 
-    _forward: Callable[[str], None]
-    _pending: Progress | None = None
+    _forward: Callable[[str | None, str | None], None]
+    _progress: Progress | None = None
+    _meta: dict[str, Any] | None = None
+    _pending: bool = False
     _quiet_until: float = 0.0
     _timer: threading.Timer | None = None
     _closed: bool = False
     _lock: threading.RLock = attrs.field(factory=threading.RLock)
 
-    def report(self, progress: Progress) -> None:
-        """Forwards progress, now or soon."""
+    def report(self, what: Progress | dict[str, Any]) -> None:
+        """Forwards progress, or all meta, now or soon."""
         with self._lock:
             if self._closed:
                 return  # From a thread that outlived the attempt.
-            self._pending = progress
+            if isinstance(what, Progress):
+                self._progress = what
+            else:
+                self._meta = {**(self._meta or {}), **what}
+            self._pending = True
             if self._timer is not None:
                 return
             if (wait := self._quiet_until - time.monotonic()) <= 0:
@@ -3504,9 +3645,11 @@ class ProgressReporter:
     def _flush(self) -> None:
         with self._lock:
             self._timer = None
-            if self._pending is not None:
-                self._forward(store_progress(self._pending))
-                self._pending = None
+            if self._pending:
+                # Both, so that a report may replace one that is not stored yet.
+                progress = store_progress(self._progress) if self._progress else None
+                self._forward(progress, _store_json(self._meta))
+                self._pending = False
                 self._quiet_until = time.monotonic() + PROGRESS_INTERVAL
 
 
@@ -3531,7 +3674,7 @@ def trace_enqueue(
     works: Sequence[Bound[Any]], call_next: Callable[[Sequence[Bound[Any]]], Sequence[Job[Any]]]
 ) -> Sequence[Job[Any]]:
     """Middleware around enqueue: a producer span, whose context goes into the jobs' headers."""
-    from opentelemetry import propagate, trace
+    from opentelemetry import propagate, trace  # type: ignore[import-not-found, unused-ignore]
 
     attributes = _attributes("send", "enqueue", {work.options.queue for work in works})
     names = {work.name for work in works}
@@ -3713,6 +3856,8 @@ SCHEMA = f"""
         progress     TEXT,                               -- JSON: done, total, note
         schedule     TEXT,                               -- the schedule that enqueued it
         grace        INTEGER,                            -- microseconds; NULL: as defined
+        tags         TEXT,                               -- JSON: a list of texts
+        meta         TEXT,                               -- JSON: an object
         unfit_at     INTEGER,                            -- when its payload did not fit; NULL: it
                                                          -- is blocked by its key, if at all
         refused      TEXT                                -- fingerprints that it did not fit
@@ -3723,13 +3868,14 @@ SCHEMA = f"""
     CREATE INDEX litejobs_due ON litejobs_job (state, run_at)
         WHERE state IN ('scheduled', 'retrying');
     CREATE INDEX litejobs_asked ON litejobs_job (holder) WHERE cancel_at IS NOT NULL;
-    CREATE INDEX litejobs_shelf ON litejobs_job (queue, name, state) WHERE {COUNTED};
+    CREATE INDEX litejobs_counted ON litejobs_job (queue, name, state) WHERE {COUNTED};
     CREATE INDEX litejobs_prune ON litejobs_job (prune_at) WHERE prune_at IS NOT NULL;
     -- A key is held by the state of its job, so that nothing is left to release.
     CREATE UNIQUE INDEX litejobs_unique ON litejobs_job (unique_key) WHERE {HOLDS};
     CREATE INDEX litejobs_key ON litejobs_job (state, key, priority DESC, run_at) WHERE {KEYED};
     CREATE INDEX litejobs_expiry ON litejobs_job (expires_at) WHERE expires_at IS NOT NULL;
     CREATE INDEX litejobs_unfit ON litejobs_job (name, refused) WHERE unfit_at IS NOT NULL;
+    CREATE INDEX litejobs_tags ON litejobs_job (tags) WHERE tags IS NOT NULL;
     CREATE INDEX litejobs_held ON litejobs_job (queue, holder) WHERE state = 'running';
 
     CREATE TABLE litejobs_count (                        -- all jobs but pending and running ones
@@ -3762,7 +3908,11 @@ SCHEMA = f"""
     CREATE TABLE litejobs_definition (                   -- as nodes last stored them
         name         TEXT PRIMARY KEY,
         {_DEFINED},
-        expires      INTEGER
+        expires      INTEGER,
+        concurrency  INTEGER,                            -- how many run at a time
+        rate         TEXT,                               -- how many may start: 10/min
+        tokens       REAL,                               -- how many could start,
+        filled_at    INTEGER                             -- at this time
     ) STRICT;
 
     CREATE TABLE litejobs_node (
@@ -3829,12 +3979,14 @@ SCHEMA = f"""
 """
 SCHEMA_VERSION = 5
 """Rises with every change of the schema; older files then get the columns that they lack."""
+FORMER_INDEXES = ("litejobs_shelf",)
+"""Those that older files have, and lose."""
 
 
 def _triggers() -> Iterator[tuple[str, str]]:
     """The name of each trigger and the rest of its statement. They serve other programs: they
-    complete an INSERT, count changes, and refuse numbers out of bounds. (litejobs' own connection
-    fires no triggers, and counts once for a whole transaction.)"""
+    complete an INSERT, count changes, and refuse numbers out of bounds and an UPDATE to NULL.
+    (litejobs' own connection fires no triggers, and counts once for a whole transaction.)"""
     added, removed = (
         f"""
             INSERT INTO litejobs_count (state, queue, name, number)
@@ -3857,6 +4009,13 @@ def _triggers() -> Iterator[tuple[str, str]]:
         )
         for verb in ("insert", "update"):
             yield f"{table}_{verb}", f"AFTER {verb} ON {table} BEGIN SELECT CASE{cases} END; END"
+    needed = "queue", "priority", "run_at", "enqueued_at"
+    cases = "".join(
+        f" WHEN NEW.{column} IS NULL THEN RAISE(ABORT, 'litejobs: {column} cannot be NULL')"
+        for column in needed
+    )
+    changed = f"AFTER UPDATE OF {', '.join(needed)} ON litejobs_job"
+    yield "litejobs_complete", f"{changed} BEGIN SELECT CASE{cases} END; END"
     not_json = "".join(
         f" WHEN {term} THEN RAISE(ABORT, 'litejobs: {column} is not JSON')"
         for column, term in (
@@ -3864,8 +4023,17 @@ def _triggers() -> Iterator[tuple[str, str]]:
             ("retention", "NEW.retention IS NOT NULL AND NOT json_valid(NEW.retention)"),
             ("backoff", "NEW.backoff <> 'custom' AND NOT json_valid(NEW.backoff)"),
             ("headers", "NEW.headers IS NOT NULL AND NOT json_valid(NEW.headers)"),
+            ("meta", "NEW.meta IS NOT NULL AND NOT json_valid(NEW.meta)"),
+            ("tags", "NEW.tags IS NOT NULL AND NOT json_valid(NEW.tags)"),
         )
     )
+    not_json += """
+        WHEN json_type(NEW.meta) <> 'object'
+            THEN RAISE(ABORT, 'litejobs: meta is not a JSON object')
+        WHEN json_type(NEW.tags) <> 'array'
+            OR EXISTS (SELECT 1 FROM json_each(NEW.tags) WHERE type <> 'text')
+            THEN RAISE(ABORT, 'litejobs: tags is not a JSON array of texts')
+    """
     low, high = _MOMENT
     yield (
         "litejobs_enqueue",
@@ -3922,6 +4090,8 @@ def update_schema(connection: Any, path: str) -> None:
             for column, rest in columns:
                 if column not in there:
                     connection.execute(f"ALTER TABLE {name} ADD COLUMN {column} {rest}")
+    for name in FORMER_INDEXES:
+        connection.execute(f"DROP INDEX IF EXISTS {name}")
     set_version = "INSERT OR REPLACE INTO litejobs_meta (name, value) VALUES ('schema', ?)"
     connection.execute(set_version, (SCHEMA_VERSION,))
 
@@ -3938,6 +4108,8 @@ def _check_schema(connection: apsw.Connection, path: str) -> int:
     version, outdated = 0, False
     for kind, name, sql in objects:
         expected = _expected_schema().get((kind, name))
+        if outdated and kind == "index" and name in FORMER_INDEXES:
+            continue
         if expected is None or not (sql == expected or _is_ours(kind, sql, expected, outdated)):
             problem = f"its {str(name)!r} is not as litejobs made it"
             raise FileError(path, f"{problem}: name another file, or restore a backup")
@@ -4978,6 +5150,7 @@ class Filters(TypedDict, total=False):
     group: Annotated[str, "a group of dead letters with like errors, as `errors` lists them"]
     node: str
     key: str
+    tags: Annotated[str | Iterable[str], "that it has; may be repeated: all of them"]
     schedule: str | AnyDefinition | type
     enqueued_after: Annotated[datetime, "from then on"]
     enqueued_before: datetime
@@ -5032,6 +5205,12 @@ def _check_fields(wanted: object, what: str) -> str:
 _check_text = _accept(lambda value: isinstance(value, str), "a text")
 
 
+def _check_wanted_tags(value: object, what: str) -> str:
+    if not (tags := _check_tags(value, what)):
+        raise OptionError(what, "expected one tag or more")
+    return _to_json(tags)
+
+
 def _check_moment(value: object, what: str) -> int:
     return to_micros(aware(value, what))
 
@@ -5043,6 +5222,12 @@ _HAS_FIELDS = """
         WHERE json_extract(payload, wanted.key) IS NOT wanted.atom
             OR replace(json_type(payload, wanted.key), 'real', 'integer')
                 IS NOT replace(wanted.type, 'real', 'integer')
+    ) END
+"""
+_HAS_TAGS = """
+    CASE WHEN json_valid(tags) THEN NOT EXISTS (
+        SELECT 1 FROM json_each(:tags) AS wanted
+        WHERE wanted.value NOT IN (SELECT value FROM json_each(tags))
     ) END
 """
 FILTERS: Mapping[str, tuple[Check, str]] = {
@@ -5057,6 +5242,7 @@ FILTERS: Mapping[str, tuple[Check, str]] = {
     "error": (_check_text, "instr(lower(error), lower(:error))"),
     "group": (_check_text, "litejobs_error_group(name, error) = :group"),
     "schedule": (_check_name_of, "schedule = :schedule"),
+    "tags": (_check_wanted_tags, _HAS_TAGS),
     "enqueued_after": (_check_moment, "enqueued_at >= :enqueued_after"),
     "enqueued_before": (_check_moment, "enqueued_at < :enqueued_before"),
     "finished_after": (_check_moment, "finished_at >= :finished_after"),
@@ -5141,17 +5327,38 @@ def _ids_of(match: Match) -> str:
     """A query for the ids of the newest *limit* jobs that match, newest first, which reads little
     however many jobs there are."""
     where = match.where
-    further = " AND ".join(("id < :before", *(FILTERS[name][1] for name in match.others)))
+    by_tags = "tags" in match.others and match.ids is None
+    terms = [FILTERS[name][1] for name in match.others if not (by_tags and name == "tags")]
+    further = " AND ".join(("id < :before", *terms))
     if match.ids is not None:
         found = f"""
             SELECT id FROM litejobs_job NOT INDEXED
             WHERE id IN (SELECT value FROM json_each(:ids)) AND {further} AND {where}
         """
+    elif by_tags:
+        # Each list of tags costs one look-up, whether it has the wanted ones or not.
+        of_list = f"""
+            SELECT id FROM litejobs_job INDEXED BY litejobs_tags
+            WHERE tags = grp.tags AND {further} AND {where} ORDER BY id DESC
+        """
+        following = "SELECT min(tags) FROM litejobs_job INDEXED BY litejobs_tags WHERE tags"
+        found = f"""
+            WITH RECURSIVE lists (tags) AS (
+                {following} IS NOT NULL
+                UNION ALL
+                SELECT ({following} > lists.tags) FROM lists WHERE lists.tags IS NOT NULL
+            ), newest AS MATERIALIZED (
+                SELECT tags, ({of_list} LIMIT 1) AS id FROM lists AS grp
+                WHERE {_HAS_TAGS} ORDER BY id DESC LIMIT :limit
+            )
+            SELECT job.id FROM newest AS grp CROSS JOIN litejobs_job AS job
+            ON job.id IN ({of_list} LIMIT :limit)
+        """
     elif where == "TRUE":
         found = f"SELECT id FROM litejobs_job WHERE {further}"
     else:
         of_group = f"""
-            SELECT id FROM litejobs_job INDEXED BY litejobs_shelf
+            SELECT id FROM litejobs_job INDEXED BY litejobs_counted
             WHERE {COUNTED} AND state = grp.state AND queue = grp.queue AND name = grp.name
                 AND {further} ORDER BY id DESC
         """
@@ -5592,6 +5799,8 @@ class QueueSettings:
     """max_attempts, timeout and backoff, if they are set."""
     per_second: float | None = attrs.field(default=None, eq=False, repr=False)
     """The rate as a number."""
+    of: Literal["queue", "definition"] = attrs.field(default="queue", eq=False, repr=False)
+    """What has these settings: a definition may have a concurrency and a rate, too."""
 
 
 _QUEUE_DEFAULTS: Mapping[str, Callable[[Any], Any]] = {
@@ -5635,6 +5844,23 @@ def read_settings(tx: Transaction) -> dict[str, QueueSettings]:
     return found
 
 
+def read_limits(tx: Transaction) -> dict[str, QueueSettings]:
+    """The limits of definitions that have some, by name, as nodes last stored them."""
+    limits = {}
+    for name, concurrency, rate in tx.execute("""
+        SELECT name, concurrency, rate FROM litejobs_definition
+        WHERE concurrency IS NOT NULL OR rate IS NOT NULL
+    """):
+        try:
+            per_second = None if rate is None else parse_rate(rate)
+        except OptionError as error:
+            raise apsw.CorruptError(f"definition {short_repr(name)}: {error}") from None
+        limits[name] = QueueSettings(
+            name, concurrency=concurrency, rate=rate, per_second=per_second, of="definition"
+        )
+    return limits
+
+
 def _with_defaults(tx: Transaction, jobs: Sequence[NewJob]) -> Sequence[NewJob]:
     """The jobs, with their queues' defaults for the options that were not given."""
     settings = tx.cached(read_settings) if tx.own else read_settings(tx)
@@ -5669,7 +5895,7 @@ def insert_all(tx: Transaction, jobs: Sequence[NewJob]) -> tuple[range, Sequence
         else:
             # In half the time of executemany().
             sql = _insert((*job.columns,), "SELECT {} value FROM carray(?)")
-            tx.execute(sql, (*job.columns.values(), apsw.carray(job.payloads)))
+            tx.execute(sql, (*job.columns.values(), apsw.carray(job.payloads)))  # type: ignore[arg-type, unused-ignore]
         if job.columns["state"] != "pending":
             counts[job.group] = counts.get(job.group, 0) + number
     if counts:
@@ -6118,7 +6344,8 @@ def _with_state(new: Schedule, known: Schedule) -> Schedule:
 ################################################################################
 # Ready
 #
-# Which job is next: the lanes that a node subscribes to, read ahead, and the limits of queues.
+# Which job is next: the lanes that a node subscribes to, read ahead, and the limits of queues and
+# of definitions.
 ################################################################################
 
 BURST_SECONDS = 0.01
@@ -6131,31 +6358,34 @@ SCAN_PAUSE = 5
 as long."""
 
 
-def count_running(tx: Transaction, queue: str) -> int:
-    """How many of a queue's jobs run, on all nodes."""
-    sql = "SELECT count(*) FROM litejobs_job WHERE state = 'running' AND queue = ?"
-    number: int = tx.execute(sql, (queue,)).get
+def count_running(tx: Transaction, settings: QueueSettings) -> int:
+    """How many of a queue's or a definition's jobs run, on all nodes."""
+    column = "queue" if settings.of == "queue" else "name"
+    running = "litejobs_job INDEXED BY litejobs_held WHERE state = 'running'"
+    sql = f"SELECT count(*) FROM {running} AND {column} = ?"
+    number: int = tx.execute(sql, (settings.name,)).get
     return number
 
 
 # A clock that was set back gives no tokens, and takes none either.
-_TOKENS = "min(:burst, coalesce(tokens + max(0, :now - filled_at) * rate / 1e6, :burst))"
+_TOKENS = "min(:burst, coalesce(tokens + max(0, :now - filled_at) * :rate / 1e6, :burst))"
 
 
 def count_tokens(
     tx: Transaction, settings: QueueSettings, now: int, spent: int | None = None
 ) -> float:
-    """How many jobs a queue's rate allows to start now; takes those off that were *spent*. Source:
-    the token bucket of ATM traffic policing (ITU-T I.371), with *rate* tokens a second and room
-    for *burst*."""
-    if settings.per_second is None:
+    """How many jobs the rate of a queue or a definition allows to start now; takes those off that
+    were *spent*. Source: the token bucket of ATM traffic policing (ITU-T I.371), with *rate* tokens
+    a second and room for *burst*."""
+    if (rate := settings.per_second) is None:
         return math.inf
-    burst = settings.burst or max(1.0, settings.per_second * BURST_SECONDS)
-    bindings = {"name": settings.name, "now": now, "burst": burst, "spent": spent}
+    burst = settings.burst or max(1.0, rate * BURST_SECONDS)
+    bindings = {"name": settings.name, "now": now, "burst": burst, "rate": rate, "spent": spent}
+    table = f"litejobs_{settings.of}"
     if spent is not None:
-        sql = f"UPDATE litejobs_queue SET tokens = {_TOKENS} - :spent, filled_at = :now"
+        sql = f"UPDATE {table} SET tokens = {_TOKENS} - :spent, filled_at = :now"
         tx.execute(f"{sql} WHERE name = :name", bindings)
-    sql = f"SELECT {_TOKENS} FROM litejobs_queue WHERE name = :name"
+    sql = f"SELECT {_TOKENS} FROM {table} WHERE name = :name"
     tokens: float | None = tx.execute(sql, bindings).get
     return burst if tokens is None else tokens
 
@@ -6286,19 +6516,21 @@ class Ready:
 
     subscription: Subscription
     settings: Mapping[str, QueueSettings] = attrs.field(factory=dict)
+    limits: Mapping[str, QueueSettings] = attrs.field(factory=dict)
+    """Of definitions."""
     now: int = 0
     taken: list[int] = attrs.field(factory=list)
     """The ids that were returned in this transaction."""
     again_at: int | None = None
-    """When the rate of a queue with ready jobs allows the next one to start."""
+    """When the rate of a queue or a definition with ready jobs allows the next one to start."""
     version: int | None = None
     """Of the file, when its lanes were scanned; `None` if they have to be scanned again."""
     _heads: list[tuple[Rank, Position, LaneReader]] = attrs.field(factory=list)
     _postponed: list[tuple[Rank, Position, LaneReader]] = attrs.field(factory=list)
-    """Heads that wait for the next transaction: of queues at their limit, or without a free
-    worker."""
-    _capacities: dict[str, list[float]] = attrs.field(factory=dict)
-    """By queue: how many more jobs may run, and how many its rate allows to start."""
+    """Heads that wait for the next transaction: of queues or definitions at their limit, or
+    without a free worker."""
+    _capacities: dict[tuple[str, str], list[float]] = attrs.field(factory=dict)
+    """By queue or definition: how many more jobs may run, and how many its rate allows to start."""
     _passes: dict[str, float] = attrs.field(factory=dict)
     """By queue: its share so far (C. Waldspurger and W. Weihl, "Stride Scheduling", MIT, 1995)."""
     _used_readers: set[LaneReader] = attrs.field(factory=set)
@@ -6309,7 +6541,8 @@ class Ready:
 
     def refresh(self, tx: Transaction) -> None:
         """Begins a transaction: what was returned in the last one is claimed by now."""
-        self._tx, self.now, self.settings = tx, tx.now, tx.cached(read_settings)
+        self._tx, self.now = tx, tx.now
+        self.settings, self.limits = tx.cached(read_settings), tx.cached(read_limits)
         self.taken, self.again_at, self._readable = [], None, True
         self._capacities.clear()
         for reader in self._used_readers:
@@ -6355,9 +6588,9 @@ class Ready:
         """The next job, which stays the next one."""
         while self._heads:
             rank, place, reader = self._heads[0]
-            if not self.settings:
+            if not (self.settings or self.limits):
                 return place[2], reader.name
-            if not self._allows(reader.queue):
+            if not all(map(self._allows, self._settings_of(reader))):
                 self._postponed.append(heapq.heappop(self._heads))
             elif (now := self._rank(place, reader)) > rank:
                 # Other jobs of its queue were returned meanwhile.
@@ -6368,9 +6601,8 @@ class Ready:
 
     @property
     def has_rate(self) -> bool:
-        """Whether the next job's queue has a rate, which holds only if the job starts at once."""
-        settings = self.settings.get(self._heads[0][2].queue)
-        return settings is not None and settings.per_second is not None
+        """Whether a rate applies to the next job, which holds only if the job starts at once."""
+        return any(each.per_second for each in self._settings_of(self._heads[0][2]))
 
     def leave_out(self, names: frozenset[str]) -> None:
         """Leaves the jobs of these definitions where they are until the next transaction."""
@@ -6379,24 +6611,28 @@ class Ready:
         heapq.heapify(self._heads)
 
     def spend(self, claimed: Iterable[Claimed]) -> None:
-        """Takes the jobs that were claimed off the tokens of their queues."""
-        if self.settings and self._tx is not None:
-            for queue, number in Counter(job.queue for job in claimed).items():
-                if settings := self.settings.get(queue):
-                    count_tokens(self._tx, settings, self.now, number)
+        """Takes the jobs that were claimed off the tokens of their queues and definitions."""
+        assert self._tx is not None
+        for column, known in ("queue", self.settings), ("name", self.limits):
+            if known:
+                for name, number in Counter(getattr(job, column) for job in claimed).items():
+                    if settings := known.get(name):
+                        count_tokens(self._tx, settings, self.now, number)
 
     def __iter__(self) -> Ready:
         return self
 
     def __next__(self) -> tuple[int, str]:
-        if not self._heads or (self.settings and self.peek() is None):
+        if not self._heads or ((self.settings or self.limits) and self.peek() is None):
             raise StopIteration
         _, (_, _, id), reader = self._heads[0]
         self.taken.append(id)
         self._used_readers.add(reader)
+        if self.settings or self.limits:
+            for each in self._settings_of(reader):
+                self._capacities[each.of, each.name] = [left - 1 for left in self._capacity(each)]
         if self.settings:
             queue = reader.queue
-            self._capacities[queue] = [left - 1 for left in self._capacity(queue)]
             if any(settings.weight for settings in self.settings.values()):
                 settings = self.settings.get(queue)
                 weight = (settings.weight if settings else None) or 1.0
@@ -6419,23 +6655,28 @@ class Ready:
             urgency -= max(0, self.now - run_at) // (settings.ageing // MICROSECOND)
         return urgency, self._passes.get(queue, 0.0), run_at, id
 
-    def _capacity(self, queue: str) -> list[float]:
-        if (capacity := self._capacities.get(queue)) is None:
+    def _settings_of(self, reader: LaneReader) -> list[QueueSettings]:
+        """The settings of the queue and of the definition of a lane."""
+        found = self.settings.get(reader.queue), self.limits.get(reader.name)
+        return [settings for settings in found if settings is not None]
+
+    def _capacity(self, settings: QueueSettings) -> list[float]:
+        key = settings.of, settings.name
+        if (capacity := self._capacities.get(key)) is None:
             assert self._tx is not None
-            settings = self.settings.get(queue) or QueueSettings(queue)
             slots = 0.0 if settings.paused else math.inf
             if slots and settings.concurrency is not None:
-                slots = settings.concurrency - count_running(self._tx, queue)
+                slots = settings.concurrency - count_running(self._tx, settings)
             capacity = [slots, count_tokens(self._tx, settings, self.now)]
-            self._capacities[queue] = capacity
+            self._capacities[key] = capacity
         return capacity
 
-    def _allows(self, queue: str) -> bool:
-        """Whether one more job of this queue may be claimed."""
-        slots, tokens = self._capacity(queue)
+    def _allows(self, settings: QueueSettings) -> bool:
+        """Whether one more job of a queue or a definition may be claimed."""
+        slots, tokens = self._capacity(settings)
         if slots >= 1 > tokens:
             # Rounded up, and one more: a moment too early would repeat for ever.
-            rate = self.settings[queue].per_second or math.inf
+            rate = settings.per_second or math.inf
             at = self.now + math.ceil(min(LONGEST_WAIT, (1 - tokens) / rate) * 1e6) + 1
             self.again_at = min(self.again_at or at, at)
         return min(slots, tokens) >= 1
@@ -6750,10 +6991,12 @@ class Nodes:
 
 
 def _store_definitions(tx: Transaction, known: Sequence[Mapping[str, Any]]) -> None:
-    columns = (*STORED, "expires", "name")
-    tx.connection.executemany(
-        f"INSERT OR REPLACE INTO litejobs_definition ({', '.join(columns)})"
-        f" VALUES ({', '.join(f':{column}' for column in columns)})",
+    columns = (*STORED, "expires", "concurrency", "rate", "name")
+    changes = ", ".join(f"{column} = excluded.{column}" for column in columns)
+    tx.connection.executemany(  # The tokens stay: to start again must not let more jobs start.
+        f"INSERT INTO litejobs_definition ({', '.join(columns)})"
+        f" VALUES ({', '.join(f':{column}' for column in columns)})"
+        f" ON CONFLICT (name) DO UPDATE SET {changes}",
         known,
     )
     tx.connection.executemany(
@@ -7029,7 +7272,7 @@ LATE = 3_600_000_000
 """Microseconds that a job may be ready without a warning: if no node is at work, and if one is."""
 LARGE_WAL = 128 * MEBIBYTE
 _ACTUAL_COUNTS = f"""
-    SELECT state, queue, name, count(*) AS number FROM litejobs_job INDEXED BY litejobs_shelf
+    SELECT state, queue, name, count(*) AS number FROM litejobs_job INDEXED BY litejobs_counted
     WHERE {COUNTED} AND queue IS NOT NULL GROUP BY queue, name, state
 """
 
@@ -7182,6 +7425,18 @@ PROBLEMS: Sequence[tuple[Level, str, str, str, str]] = (
         """,
     ),
     (
+        "warning", "definition {0!r}", "{2} late, and it may only {1}",
+        "raise its concurrency= or rate=, and start a node with that",
+        f"""
+        SELECT name, coalesce('run ' || concurrency || ' at a time', '')
+            || iif(concurrency IS NULL OR rate IS NULL, '', ', and ')
+            || coalesce('start ' || rate, ''), {_JOB_COUNT}
+        FROM litejobs_definition JOIN litejobs_job INDEXED BY litejobs_ready USING (name)
+        WHERE state = 'pending' AND run_at < :late AND coalesce(concurrency, rate) IS NOT NULL
+        GROUP BY name
+        """,
+    ),
+    (
         "warning", "definition {1!r}", "{2} in queue {0!r}",
         "see `litejobs list … --state failed`, then retry or delete them",
         f"""
@@ -7281,7 +7536,7 @@ def _find_damage(connection: apsw.Connection) -> Iterator[Finding]:
                 "`litejobs doctor … --repair` builds it anew; no job is lost by that",
             )  # fmt: skip
         # SQLite's own check refuses deeper nesting than Python's, and ends at a NUL.
-        for column in ("payload", "headers", "result", "progress", "retention"):
+        for column in ("payload", "headers", "result", "progress", "retention", "tags", "meta"):
             ids = []
             for id, text in connection.execute(f"""
                 SELECT id, {column} FROM litejobs_job
@@ -7381,21 +7636,12 @@ def _explanation(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> str:
 
 
 def _pending_reason(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> str:
-    settings = read_settings(tx).get(job.queue) or QueueSettings(job.queue)
-    running, limit = count_running(tx, job.queue), settings.concurrency
+    settings, limits = read_settings(tx).get(job.queue), read_limits(tx).get(job.name)
     here = [node for node in live if job.node in (None, node.name)]
     know = [node for node in here if node.names is None or job.name in node.names]
     serve = [node for node in know if node.queues is None or job.queue in node.queues]
     for waits, reason in (
-        (settings.paused, f"its queue {job.queue!r} is paused"),
-        (
-            limit is not None and running >= limit,
-            f"its queue {job.queue!r} runs as many jobs at a time as it may: {running} of {limit}",
-        ),
-        (
-            count_tokens(tx, settings, tx.now) < 1,
-            f"its queue {job.queue!r} starts as many jobs as it may: {settings.rate}",
-        ),
+        *(reason for each in (settings, limits) if each for reason in _limited(tx, each)),
         (not live, "no node is at work"),
         (not here, f"its node {job.node!r} is not at work"),
         (not know, f"no node at work has its definition {job.name!r}"),
@@ -7414,6 +7660,17 @@ def _pending_reason(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> str
     if ahead := tx.execute(sql, position).get:
         return f"it is ready, behind {_quantity(ahead, 'more urgent job')} of its queue"
     return "it is ready, and next in its queue"
+
+
+def _limited(tx: Transaction, settings: QueueSettings) -> Iterator[tuple[bool, str]]:
+    """Why the jobs of a queue or a definition may have to wait, each with whether they have to."""
+    it, limit = f"its {settings.of} {settings.name!r}", settings.concurrency
+    running = 0 if limit is None else count_running(tx, settings)
+    yield settings.paused, f"{it} is paused"
+    full = f"{it} runs as many jobs at a time as it may: {running} of {limit}"
+    yield limit is not None and running >= limit, full
+    rate = f"{it} starts as many jobs as it may: {settings.rate}"
+    yield count_tokens(tx, settings, tx.now) < 1, rate
 
 
 ################################################################################
@@ -7438,9 +7695,13 @@ class Exchanged(NamedTuple):
     late: int
     """How many settlements were discarded, because another claim holds the job."""
     again_at: int | None
-    """When the rate of a queue allows the next job to start, if one waits for that."""
+    """When a rate allows the next job to start, if one waits for that."""
     complete: bool = True
     """Whether all that was ready was considered: a slow scan is not repeated at once."""
+
+
+Reported = Sequence[str | None]
+"""The progress and the meta of a running job, as JSON."""
 
 
 @attrs.define(eq=False, repr=False, slots=False)
@@ -7469,7 +7730,7 @@ class Store:
         node: int,
         choose: Callable[[Ready], list[int]],
         subscription: Subscription,
-        progress: Mapping[tuple[int, int], str] = {},
+        progress: Mapping[tuple[int, int], Reported] = {},
     ) -> Exchanged:
         """Stores progress, settles jobs, and claims those that *choose* picks from the ready ones,
         in one transaction."""
@@ -7517,8 +7778,8 @@ class Store:
                     change_jobs(tx, [claimed.id], failed, claim=claimed.claim, error=problem)
             del settlements[0]
 
-    def keep_progress(self, progress: Mapping[tuple[int, int], str]) -> None:
-        """Stores the progress of jobs, by id and claim, unless the claim was lost."""
+    def keep_progress(self, progress: Mapping[tuple[int, int], Reported]) -> None:
+        """Stores what jobs have reported, by id and claim, unless the claim was lost."""
         with self.file.transaction() as tx:
             _keep_progress(tx, progress)
 
@@ -7733,10 +7994,13 @@ _RIVALS = """
 """
 
 
-def _keep_progress(tx: Transaction, progress: Mapping[tuple[int, int], str]) -> None:
+def _keep_progress(tx: Transaction, progress: Mapping[tuple[int, int], Reported]) -> None:
     tx.connection.executemany(
-        "UPDATE litejobs_job SET progress = ? WHERE id = ? AND claim = ? AND state = 'running'",
-        [(text, *claim) for claim, text in progress.items()],
+        """
+        UPDATE litejobs_job SET progress = coalesce(?, progress), meta = coalesce(?, meta)
+        WHERE id = ? AND claim = ? AND state = 'running'
+        """,
+        [(*texts, *claim) for claim, texts in progress.items()],
     )
 
 
@@ -8639,8 +8903,8 @@ def spawning() -> Iterator[None]:
     main = sys.modules["__main__"]
     file = str(getattr(main, "__file__", None) or "")
     hidden = not _importable_main(main) and (file.startswith("<") or os.path.exists(file))
-    masks = hasattr(signal, "pthread_sigmask")  # Not on Windows.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS) if masks else ()
+    masks: Any = signal if hasattr(signal, "pthread_sigmask") else None  # Not on Windows.
+    before = masks.pthread_sigmask(masks.SIG_BLOCK, STOP_SIGNALS) if masks else ()
     if hidden:
         del main.__file__
     try:
@@ -8649,7 +8913,7 @@ def spawning() -> Iterator[None]:
         if hidden:
             main.__file__ = file
         if masks:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            masks.pthread_sigmask(masks.SIG_SETMASK, before)
 
 
 def work_in_child(
@@ -8666,7 +8930,7 @@ def work_in_child(
         if hasattr(os, "register_at_fork"):
             # A process that a job forks can be ended like any other.
             os.register_at_fork(after_in_child=functools.partial(signal.signal, number, default))
-    if hasattr(signal, "pthread_sigmask"):
+    if sys.platform != "win32":
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     if sys.platform == "linux":
         # The kernel kills the whole group when the lifeline closes. The thread below, which is
@@ -8698,7 +8962,7 @@ def kill_group(pid: int, alive: bool = True) -> None:
     if hasattr(os, "killpg"):
         for kill in (os.killpg, os.kill) if alive else (os.killpg,):
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                kill(pid, signal.SIGKILL)
+                kill(pid, signal.SIGKILL)  # type: ignore[attr-defined, unused-ignore]
     elif alive:
         os.system(f"taskkill /F /T /PID {pid} >NUL 2>&1")
 
@@ -8799,12 +9063,12 @@ class JobRunner:
         channel.send("reports")  # Also if all were revoked, so that the worker gets other jobs.
         return True
 
-    def progress(self, claimed: Claimed, progress: Progress) -> None:
-        """Sends the progress of a job, now or soon; it may be called from any thread."""
+    def progress(self, claimed: Claimed, what: Progress | dict[str, Any]) -> None:
+        """Sends the progress or meta of a job, now or soon; it may be called from any thread."""
         if (reporter := self._reporters.get(claimed.id)) is None:
             send = functools.partial(self.channel.send, "progress", claimed.id, claimed.claim)
             reporter = self._reporters.setdefault(claimed.id, ProgressReporter(send))
-        reporter.report(progress)
+        reporter.report(what)
 
     def end_progress(self, id: int) -> bool:
         """Sends the last progress of a job that has ended; returns whether there was any."""
@@ -8914,7 +9178,7 @@ def make_restore(connection: socket.socket) -> Callable[[], bool]:
     handlers = [(each, plain.getsignal(each)) for each in numbers if each]
     own_process = threading.current_thread() is threading.main_thread()
     masks = own_process and hasattr(signal, "pthread_sigmask")
-    blocked = plain.pthread_sigmask(signal.SIG_BLOCK, ()) if masks else ()
+    blocked = plain.pthread_sigmask(plain.SIG_BLOCK, ()) if masks else ()
     umask = os.umask(0o077) if own_process else 0
     if hasattr(os, "fchdir"):
         # By descriptor it takes half as long, and works for a folder that was renamed.
@@ -8933,8 +9197,8 @@ def make_restore(connection: socket.socket) -> Callable[[], bool]:
                 return True
             os.umask(umask)
             if masks:
-                plain.setitimer(signal.ITIMER_REAL, 0)  # Else it might end the next job.
-                plain.pthread_sigmask(signal.SIG_SETMASK, blocked)
+                plain.setitimer(plain.ITIMER_REAL, 0)  # Else it might end the next job.
+                plain.pthread_sigmask(plain.SIG_SETMASK, blocked)
             for each, handler in handlers:
                 if plain.getsignal(each) != handler:
                     plain.signal(each, handler)
@@ -9145,7 +9409,8 @@ def start_worker(make: MakeExecutor, presence: str | None, concurrency: int) -> 
         from multiprocessing import get_context
 
         context = get_context("spawn")
-        lifeline, held = map(opened.enter_context, context.Pipe(duplex=False))
+        pipe: Sequence[Any] = context.Pipe(duplex=False)
+        lifeline, held = map(opened.enter_context, pipe)
         board = Board(concurrency, context)
         handed = theirs, lifeline, board, presence, make
         process = context.Process(target=work_in_child, args=handed, name="litejobs-worker")
@@ -9156,7 +9421,7 @@ def start_worker(make: MakeExecutor, presence: str | None, concurrency: int) -> 
     lifeline.close()
     pid, sources = process.pid or 0, list[Any]([ours])
     try:
-        sources.append(os.pidfd_open(pid))
+        sources.append(os.pidfd_open(pid))  # type: ignore[attr-defined, unused-ignore]
     except (AttributeError, OSError):
         if sys.platform != "win32":
             # A pipe. If a forked process keeps it open, `_check_workers` notices the death.
@@ -9171,7 +9436,7 @@ def usage_of(pid: int) -> tuple[int | None, int | None]:
         ticks = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[11:13]
     except OSError:
         return None, None
-    return sum(map(int, ticks)) * 10**9 // os.sysconf("SC_CLK_TCK"), peak_memory(pid)
+    return sum(map(int, ticks)) * 10**9 // os.sysconf("SC_CLK_TCK"), peak_memory(pid)  # type: ignore[attr-defined, unused-ignore]
 
 
 def memory_of(pid: int) -> int:
@@ -9315,7 +9580,7 @@ def assign(
         else:
             which = loads.index(min(loads))
             fits = has_room(counts[which], loads[which], more)
-            if fits and ready.has_rate:  # A job of a queue with a rate has to start now.
+            if fits and ready.has_rate:  # A job that has a rate has to start now.
                 fits = not workers[which].plain and loads[which] <= BURST_SECONDS * 1e6
         if not fits:
             if not async_names:
@@ -9482,12 +9747,12 @@ class Supervisor:
     _pending: list[Settlement] = attrs.field(factory=list)
     """The attempts that the next exchange settles."""
     _exchange_by: float = math.inf
-    """When the next exchange is due: for results, progress, or a job of a queue with a rate."""
+    """When the next exchange is due: for results, progress, or a job that has a rate."""
     _wanted: frozenset[EventKind] = frozenset()
     """The kinds of events that have listeners, as of this round of the loop."""
     _ended_events: list[Event] = attrs.field(factory=list)
     """The events to emit when all is settled."""
-    _progress: dict[tuple[int, int], str] = attrs.field(factory=dict)
+    _progress: dict[tuple[int, int], Reported] = attrs.field(factory=dict)
     """Progress that is not in the file yet, by id and claim."""
     _changes: int = 0
     """What `File.changes` returned last."""
@@ -9756,8 +10021,8 @@ class Supervisor:
                     worker.failure = f"{kind}: {text}"
                     if not self.pool.ever_ready:
                         raise WorkerError(f"a worker could not start: {worker.failure}")
-                case ("progress", id, claim, text):
-                    self._progress[id, claim] = text
+                case ("progress", id, claim, *texts):
+                    self._progress[id, claim] = texts
                     soon = time.monotonic() + PROGRESS_INTERVAL
                     self._exchange_by = min(self._exchange_by, soon)
 
@@ -10128,6 +10393,33 @@ PAGE_SIZE = 500
 """Jobs that `iterate` reads at a time."""
 MAX_WORKERS = 10_000
 """Workers of a node, and async jobs that a worker may run at a time."""
+ASYNC_THREADS = 16
+"""Threads in which a `LiteJobs` does what coroutines await: so many of these can share a commit."""
+
+
+def awaitable(
+    method: Callable[Concatenate[LiteJobs, P], R],
+) -> Callable[Concatenate[LiteJobs, P], Coroutine[Any, Any, R]]:
+    """The method for coroutines, its name with an `a` before it: it runs in another thread."""
+
+    async def run(jobs: LiteJobs, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        import asyncio  # Late: few programs need it.
+
+        call = functools.partial(contextvars.copy_context().run, method, jobs, *args, **kwargs)
+        started = jobs.async_threads().submit(call)
+        started.cancel = lambda: False  # What is begun is done, even if nobody awaits it any more.
+        result: R = await asyncio.wrap_future(started)
+        return result
+
+    functools.update_wrapper(run, method)
+    name = method.__name__
+    run.__name__, run.__qualname__ = f"a{name}", f"LiteJobs.a{name}"
+    run.__doc__ = f"""`{name}` for coroutines: the event loop goes on meanwhile, also while others
+        hold the file's write lock. If its task is cancelled meanwhile, it is done all the same.
+
+        Raises: like `{name}`.
+        """
+    return run
 
 
 @attrs.define(eq=False, repr=False, slots=False)
@@ -10158,6 +10450,8 @@ class LiteJobs:
     """Whether `recording` has given it another file and clock."""
     log_level: int | None = attrs.field(default=None, init=False)
     """The level at which workers log to stderr, unless the program sets up logging itself."""
+    _async_threads: Any = attrs.field(default=None, init=False)
+    """The ThreadPoolExecutor for `awaitable` methods, once one was awaited."""
 
     def __attrs_post_init__(self) -> None:
         if self.durability not in typing.get_args(Durability):
@@ -10222,7 +10516,10 @@ class LiteJobs:
             self.middleware.enqueue(trace_enqueue)
 
     def close(self) -> None:
-        """Closes the file; the next use opens it again."""
+        """Closes the file; the next use opens it again. Waits for what coroutines have begun."""
+        threads, self._async_threads = self._async_threads, None
+        if threads is not None:
+            threads.shutdown()
         self.events.close()
         self.store.file.close()
 
@@ -10234,6 +10531,18 @@ class LiteJobs:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    def async_threads(self) -> Any:
+        """The threads in which `awaitable` methods run, made when first used."""
+        if self._async_threads is None:
+            from concurrent.futures import ThreadPoolExecutor
+
+            self._async_threads = ThreadPoolExecutor(ASYNC_THREADS, "litejobs")
+            FORK_HOOKS[self] = LiteJobs._forget_threads
+        return self._async_threads
+
+    def _forget_threads(self) -> None:
+        self._async_threads = None  # A forked child does not have them.
 
     # Enqueue
 
@@ -10265,6 +10574,9 @@ class LiteJobs:
         _refuse_while_importing()
         given = [*works]
         return self._enqueue_inside(self.middleware.enqueues if given else (), given)
+
+    aenqueue = awaitable(enqueue)  # type: ignore[var-annotated]
+    aenqueue_many = awaitable(enqueue_many)
 
     def _enqueue_inside(
         self, layers: Sequence[AroundEnqueue], works: Iterable[Bound[Any] | object]
@@ -10366,6 +10678,9 @@ class LiteJobs:
         match = attrs.evolve(matching(filters), before=last)
         with self.store.file.transaction(read_only=True) as tx:
             return find_jobs(tx, match, limit, self)
+
+    aget = awaitable(get)
+    afind = awaitable(find)
 
     def iterate(self, **filters: Unpack[Filters]) -> Iterator[Job[Any]]:
         """All jobs that match, newest first, read page by page. No transaction stays open, and jobs
@@ -10908,14 +11223,14 @@ def run_due(duties: Duties, executor: Executor, subscription: Subscription, prun
         room = 0 if interrupted or not store.nodes.is_listed(node) else 1
         return [id for id, _ in itertools.islice(ready, room)]
 
-    def keep_progress(text: str) -> None:
+    def keep_progress(*texts: str | None) -> None:
         try:
-            store.keep_progress({claimed[:2]: text})
+            store.keep_progress({claimed[:2]: texts})
         except FileError as error:
             logger.error("the progress of job %d could not be kept: %s", claimed.id, error)
 
-    def report_progress(claimed: Claimed, progress: Progress) -> None:
-        reporter.report(progress)
+    def report_progress(claimed: Claimed, what: Progress | dict[str, Any]) -> None:
+        reporter.report(what)
 
     duties.do("rescue", "admit", "forget_statistics", "roll_up_metrics")
     while prunes and (store.prune(store.clock()) or store.shrink()):
@@ -11133,7 +11448,7 @@ def _spell_out_options(owner: Any) -> None:
     """Makes `help()` show the options that methods take as a TypedDict."""
     for method in filter(inspect.isfunction, vars(owner).values()):
         for hint in method.__annotations__.values():
-            if isinstance(hint, str) and hint.startswith("Unpack["):
+            if method is inspect.unwrap(method) and str(hint).startswith("Unpack["):
                 signature = inspect.signature(method)
                 parameters = [*signature.parameters.values()][:-1] + _options_in(hint[7:-1])
                 vars(method)["__signature__"] = signature.replace(parameters=parameters)
@@ -11499,14 +11814,14 @@ def recording(jobs: LiteJobs, clock: TurnedClock | None = None) -> Iterator[Reco
 
 @functools.cache
 def _pytest_plugin() -> ModuleType:
-    import pytest
+    import pytest  # type: ignore[import-not-found, unused-ignore]
 
-    @pytest.fixture
+    @pytest.fixture  # type: ignore[misc, untyped-decorator, unused-ignore]
     def litejobs_clock() -> TurnedClock:
         """The clock of `record_jobs`: it stands still until it is turned."""
         return TurnedClock()
 
-    @pytest.fixture
+    @pytest.fixture  # type: ignore[misc, untyped-decorator, unused-ignore]
     def record_jobs(litejobs_clock: TurnedClock) -> Iterator[RecordJobs]:
         """record_jobs(jobs) gives a LiteJobs a private file until the test ends, and returns its
         Recorder."""
@@ -11550,7 +11865,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     for place, value in vars(_parse(arguments)).items():
         group, _, name = place.rpartition(".")
-        fields = name == "payload" and isinstance(value, list)
+        fields = name in ("payload", "meta") and isinstance(value, list)
         (given[group] if group else given)[name] = dict(value) if fields else value
     verb, to, as_json = given.pop("verb"), given.pop("to"), given.pop("json", False)
     try:
@@ -11630,7 +11945,8 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
             options = typed and typing.get_type_hints(typed, include_extras=True)
             for name, hint in (options or {each.name: each.annotation}).items():
                 settings = _settings(name, hint, removable=bool(group))
-                plain = f"{'to-' if group and name in FILTERS else ''}{name.replace('_', '-')}"
+                word = "tag" if name == "tags" else name.replace("_", "-")
+                plain = f"{'to-' if group and name in FILTERS else ''}{word}"
                 flag = _FLAGS.get(f"{verb} {group}{name}", plain)
                 if each.kind in (each.POSITIONAL_OR_KEYWORD, each.VAR_POSITIONAL):
                     several = each.kind is each.VAR_POSITIONAL or "action" in settings
@@ -11869,7 +12185,11 @@ def _show(
     job = jobs.get(id)
     errors = job.errors
     (values,) = _values(jobs, [job])
-    shown = {key: _json_value(value) for key, value in values.items() if value is not None}
+    shown = {
+        key: _json_value(value)
+        for key, value in values.items()
+        if not (value is None or (key in ("tags", "meta") and not value))
+    }
     if isinstance(job.stored_payload, bytes):
         shown["payload"] = f"<{len(job.stored_payload)} bytes>"
     with contextlib.suppress(OptionError):  # Another program may have written the progress.
@@ -12098,7 +12418,7 @@ def _values(
     stored, a node says are hidden."""
     all_hidden = jobs.store.nodes.hidden() | {own.name: own.body.hidden for own in jobs.registry}
 
-    computed = ("payload", "progress", "result", "words")
+    computed = ("payload", "progress", "result", "words", "tags", "meta")
 
     def value(thing: Any, name: str) -> Any:
         if name == "words":
@@ -12106,7 +12426,7 @@ def _values(
         if name not in computed:
             return getattr(thing, name)
         stored = getattr(thing, f"stored_{name}")
-        plain = _read_json(stored)
+        plain = _read_json(stored or {"tags": "[]", "meta": "{}"}.get(name))
         definition = thing.name if isinstance(thing, Job) else thing.definition
         hidden = [path for path in all_hidden.get(definition, ()) if path.startswith(name)]
         if plain is None or not hidden:

@@ -231,7 +231,8 @@ class TestShow:
             "id": 1, "name": "send", "queue": "mails", "node": None, "priority": 0,
             "state": "completed", "attempt": 1, "max_attempts": 5, "payload": {"to": "Ada"},
             "progress": None, "result": "Ada", "error": None, "errors": [], "timeout": None,
-            "key": None, "expires_at": None, "schedule": None, "unfit_at": None,
+            "key": None, "expires_at": None, "schedule": None, "tags": [], "meta": {},
+            "unfit_at": None,
         }  # fmt: skip
         (failure,) = command("show", file, 2, "--json").json["errors"]
         assert (failure["kind"], failure["type"], failure["message"]) == (
@@ -628,6 +629,7 @@ class TestTheTarget:
     def test_that_is_a_folder_is_refused(self, command: CommandLine, tmp_path: Path) -> None:
         command("list", tmp_path).complains(3, "is a folder: name a file in it")
 
+    @pytest.mark.posix
     def test_that_is_a_symbolic_link_is_refused(self, command: CommandLine, file: Path) -> None:
         Path("link.db").symlink_to(file)
         command("list", "link.db").complains(3, "is a symbolic link: name the file")
@@ -755,6 +757,7 @@ class TestTheCommand:
         assert process.wait(20) == 0
         process.stderr.close()
 
+    @pytest.mark.linux
     def test_complains_when_what_it_prints_cannot_be_kept(
         self, command: CommandLine, file: Path
     ) -> None:

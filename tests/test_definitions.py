@@ -835,6 +835,12 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ("retention", 5, "expected a Retention, got 5"),
     ("retention", None, "expected a Retention, got None"),
     ("headers", {"from": 5}, "expected texts by their names, got {'from': 5}"),
+    ("tags", 5, "expected words, got 5"),
+    ("tags", ["", "a"], "expected 1 to 200 printable characters, got ''"),
+    ("tags", [*map(str, range(21))], "21 words, more than 20"),
+    ("meta", [1], "expected JSON values by their names, got [1]"),
+    ("meta", {1: 2}, "expected JSON values by their names, got {1: 2}"),
+    ("meta", {"a": {1}}, "expected JSON values: Object of type set is not JSON serializable"),
 ]
 
 

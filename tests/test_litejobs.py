@@ -122,7 +122,7 @@ class TestEnqueue:
         with LiteJobs(jobs.path) as others:
             assert others.get(1).payload == {"n": 3}
 
-    @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kills itself")
+    @pytest.mark.posix
     def test_survives_kill_9_once_it_has_returned(self, tmp_path: Path) -> None:
         program = """
             import os, signal
