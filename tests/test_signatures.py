@@ -128,6 +128,7 @@ class TestDefine:
             lines = text.partition("Options:")[2].splitlines()
             told = [line.partition(":")[0].strip() for line in lines if ": " in line]
             assert told == [*DefinitionChoices.__annotations__]
+            assert ": ?" not in text
             assert "        max_attempts: how many attempts a job has at most\n" in text
 
     def test_shows_its_options_as_parameters(self, jobs: LiteJobs) -> None:
