@@ -715,8 +715,11 @@ def _or_none(value: str | None) -> str | None:
 
 @attrs.frozen(repr=False, slots=False)
 class Job(Generic[R]):
-    """A job as it was when it was read: a frozen snapshot of its row. Its fields are columns, in
-    the order in which they are read; those of `Claimed` come first."""
+    """A job as it was when it was read. What waits for it or changes it (`wait`, `result`, `await`,
+    `refresh`, `cancel` …) reads it again: the fields of this object are then as they are in the
+    file, and it is what the method returns. They cannot be set."""
+
+    # The fields are columns, in the order in which they are read; those of `Claimed` come first.
 
     id: int
     """Unique in the file, and never used again."""
@@ -810,22 +813,77 @@ class Job(Generic[R]):
         return self.state in FINISHED
 
     def refresh(self) -> Job[R]:
-        """The job as it is now.
+        """Reads the job again, as it is now.
 
         Raises:
             JobNotFoundError: it was deleted or pruned.
         """
-        return self._source.get(self.id)
+        return self._update(self._source.get(self.id))
+
+    def _update(self, now: Job[Any]) -> Job[R]:
+        """Takes the fields over from the same job as it is *now*."""
+        vars(self).update({**vars(now), "duplicate": self.duplicate})
+        return self
 
     def wait(self, timeout: Duration | None = None) -> Job[R]:
-        """Waits until the job has completed, failed or been cancelled, and returns it as it is
-        then.
+        """Waits until the job has completed, failed or been cancelled.
 
         Raises:
             WaitTimeoutError: *timeout* passed first.
             JobNotFoundError: it was deleted or pruned.
         """
-        return self if self.finished else self._source.wait(self.id, timeout)
+        return self if self.finished else self._source.wait(self, timeout)
+
+    def cancel(self) -> Job[R]:
+        """Cancels the job if it waits. If it runs, it is asked to end, and killed after its grace:
+        `wait` then says how it ended.
+
+        Raises:
+            JobNotFoundError: it was deleted or pruned. (So do those below.)
+        """
+        self._source.cancel(self.id)
+        return self.refresh()
+
+    def retry(self) -> Job[R]:
+        """Makes the job ready again, with all its attempts, if it failed or was cancelled; due now,
+        if it waits for its backoff."""
+        self._source.retry(self.id)
+        return self.refresh()
+
+    def hold(self) -> Job[R]:
+        """Pauses the job, if it waits, until it is released."""
+        self._source.hold(self.id)
+        return self.refresh()
+
+    def release(self) -> Job[R]:
+        """Lets the job become ready again when it is due, if it is held."""
+        self._source.release(self.id)
+        return self.refresh()
+
+    def change(self, **to: Unpack[Changes]) -> Job[R]:
+        """Changes options of the job while it waits; the fields of a *payload* replace those of
+        that name: `job.change(priority=10, payload={"copies": 2})`.
+
+        Raises:
+            OptionError: it is running or finished, or there is no such option.
+            PayloadError: the payload would no longer fit.
+        """
+        if not self._source.change(self.id, to=to).moved:
+            problem = f"job {self.id} ({self.name}) is {self.refresh().state}"
+            raise OptionError("state", f"{problem}: only waiting jobs can be changed")
+        return self.refresh()
+
+    def delete(self) -> Job[R]:
+        """Deletes the job and its history, and returns it as it was.
+
+        Raises:
+            OptionError: it is running: cancel it first.
+        """
+        self.refresh()
+        if not self._source.delete(self.id).moved:
+            problem = f"job {self.id} ({self.name}) is {self.state}: cancel it before it is deleted"
+            raise OptionError("state", problem)
+        return self
 
     def result(self, timeout: Duration | None = None) -> R:
         """What the handler returned, rebuilt with its declared type. Waits like `wait`:
@@ -856,10 +914,13 @@ class Job(Generic[R]):
             intervals = poll_intervals()
             while not job.finished:
                 await asyncio.sleep(next(intervals))
-                job = await job._source.aget(job.id)
+                job._update(await job._source.aget(job.id))
             return job
 
         return wait(self).__await__()
+
+    def __hash__(self) -> int:
+        return hash(self.id)
 
     def __repr__(self) -> str:
         return printable(f"<Job {self.id} {self.name} {self.state}>")
@@ -2897,12 +2958,14 @@ def _no_job() -> Context[Any]:
     return Context(job, None)
 
 
-def _in_no_file(id: int | Job[Any], timeout: Duration | None = None) -> NoReturn:
+def _in_no_file(id: int | Job[Any], timeout: Duration | None = None, **given: Any) -> NoReturn:
     raise JobNotFoundError(id.id if isinstance(id, Job) else id)
 
 
 NOWHERE: Any = types.SimpleNamespace(
-    **dict.fromkeys(("get", "aget", "wait", "why", "result"), _in_no_file), errors=lambda id: ()
+    **dict.fromkeys(("get", "aget", "wait", "why", "result", "cancel", "retry"), _in_no_file),
+    **dict.fromkeys(("hold", "release", "change", "delete"), _in_no_file),
+    errors=lambda id: (),
 )
 """The source of jobs that are in no file or cannot be read again."""
 
@@ -5386,6 +5449,25 @@ def count_by_queue(tx: Transaction) -> dict[str, dict[str, int]]:
     return counts
 
 
+def oldest_due(tx: Transaction) -> dict[str, datetime]:
+    """By queue, since when the first of its jobs has been due, if one waits."""
+    found: Any = tx.execute(
+        """
+        SELECT queue, min(run_at) FROM (
+            SELECT queue, run_at FROM litejobs_job INDEXED BY litejobs_ready
+                WHERE state = 'pending'
+            UNION ALL SELECT * FROM (
+                SELECT queue, run_at FROM litejobs_job INDEXED BY litejobs_due
+                WHERE state IN ('scheduled', 'retrying') AND run_at <= ?
+                ORDER BY run_at LIMIT 10000
+            )
+        ) GROUP BY queue
+        """,
+        (tx.now,),
+    )
+    return {queue: from_micros(as_integer(moment) or 0) for queue, moment in found}
+
+
 def read_failures(tx: Transaction, term: str, number: int = 0) -> list[tuple[int, int, Failure]]:
     """Row id, job id and failure of the attempts for which a SQL *term* holds, oldest first."""
     sql = f"SELECT id, job, {_FAILURE} FROM litejobs_attempt WHERE {term} ORDER BY id"
@@ -6778,6 +6860,18 @@ class Nodes:
         with _translated_errors(self.file.path):
             return [from_row(Node, row) for row in rows]
 
+    def held(self, node: int) -> list[dict[str, Any]]:
+        """Id, name and start of the jobs that a node holds, the longest running first. Short ones
+        may wait in the hands of a worker."""
+        rows = self.file.read(
+            """
+            SELECT id, name, started_at FROM litejobs_job
+            WHERE state = 'running' AND holder = ? ORDER BY started_at, id
+            """,
+            (node,),
+        )
+        return [{"id": i, "name": n, "started_at": maybe_moment(at)} for i, n, at in rows]
+
     def others(self, node: int) -> list[tuple[int, str, int]]:
         """Ids, names and process ids of the other nodes that are listed, in the order in which
         they joined: those after this one, then those before it."""
@@ -7077,6 +7171,26 @@ class Meter:
             tx.execute(f"DELETE {of_that_hour}", values)
             tx.execute(f"DELETE {outdated}", (old,))
         return True
+
+    def last_hour(self, tx: Transaction) -> dict[str, tuple[int, timedelta | None]]:
+        """By queue, how many jobs ended in the last hour, and the median of how long they had
+        waited."""
+        ended: Counter[str] = Counter()
+        waited: defaultdict[str, dict[int, int]] = defaultdict(dict)
+        rows: Any = tx.execute(
+            """
+            SELECT queue, measure, bucket, sum(number) FROM litejobs_metric
+            WHERE span = 60 AND time > ? AND measure IN ('completed', 'failed', 'waiting')
+            GROUP BY 1, 2, 3
+            """,
+            (tx.now - SPANS["hour"],),
+        )
+        for queue, measure, bucket, number in rows:
+            if measure == "waiting":
+                waited[queue][as_integer(bucket) or 0] = as_integer(number) or 0
+            else:
+                ended[queue] += as_integer(number) or 0
+        return {queue: (ended[queue], quantile(waited[queue], 0.5)) for queue in ended}
 
     def read(self, span: Span, queue: str | None, name: str | None, limit: int) -> list[Metric]:
         """The metrics of the last spans, the current one at the end."""
@@ -8343,7 +8457,7 @@ FREEZE_HINT = (
 def load_program(
     places: Mapping[str, tuple[str, str]],
     make_state: Callable[[], Any] | None,
-    home: Callable[[], Any],
+    home: Callable[[], LiteJobs],
     clock: Clock,
     around: tuple[AroundRun, ...],
     paths: Mapping[Path, Path],
@@ -8367,11 +8481,13 @@ def load_program(
     IMPORTING.reset(token)
     registry.nodes.append("this worker's")
     gc.freeze()  # Loaded code stays: the garbage collector need not look at it.
+    source = home()
+    source.registry = registry
     for body in {definition.body for definition in registry}:
-        body.home = body.home or home()
+        body.home = body.home or source
     if log_level is not None:
         log_to_stderr(log_level)  # Unless the program has set up logging itself.
-    return executor(registry, make_state, clock, NOWHERE, around)
+    return executor(registry, make_state, clock, source, around)
 
 
 @contextlib.contextmanager
@@ -10588,15 +10704,15 @@ class LiteJobs:
     def as_completed(
         self, jobs: Iterable[int | Job[R]], timeout: Duration | None = None, *, bar: bool = False
     ) -> Iterator[Job[R]]:
-        """Yields each job once it has completed, failed or been cancelled. With *bar*, the terminal
-        shows a progress bar.
+        """Yields each job once it has completed, failed or been cancelled; a `Job` that was given
+        is refreshed, and is what is yielded. With *bar*, the terminal shows a progress bar.
 
         Raises:
             WaitTimeoutError: *timeout* passed before all had ended.
             JobNotFoundError: one was deleted or pruned.
         """
-        left = {*map(id_of, jobs)}
-        total = len(left)
+        given = {id_of(job): job for job in jobs}
+        left, total = {*given}, len(given)
         limit = math.inf if timeout is None else duration(timeout, "timeout").total_seconds()
         give_up = time.monotonic() + limit
         for pause in poll_intervals():
@@ -10607,7 +10723,8 @@ class LiteJobs:
             for job in found:
                 if job.finished:
                     left.remove(job.id)
-                    yield job
+                    own = given[job.id]
+                    yield own._update(job) if isinstance(own, Job) else job
             if not left:
                 return
             time_left = give_up - time.monotonic()
@@ -10935,9 +11052,20 @@ class LiteJobs:
                 signal.signal(number, handler or signal.SIG_DFL)
 
     def start(self, workers: int | None = None, **options: Unpack[NodeOptions]) -> Pool:
-        """Like `work`, but in the background, until the end of a `with` statement: for programs
-        that have a main loop."""
-        return Pool(self._supervisor(workers, **options))
+        """Like `work`, but in the background, for programs that have a main loop: the node is at
+        work when this returns, and until `stop()` of what it returns, the end of a `with`
+        statement, or the exit of the program.
+
+        In an interactive session, such as a notebook, it first stops the one that was started
+        before on this file with the same *queues* and *node*: so a cell can be run again.
+
+        Raises: like `work`.
+        """
+        place = self.path, repr(options.get("queues")), options.get("node")
+        for pool in [*_POOLS] if hasattr(sys, "ps1") else ():
+            if pool.place == place:
+                pool.stop()
+        return Pool(self._supervisor(workers, **options), place)
 
     def _supervisor(
         self,
@@ -11269,6 +11397,13 @@ class ScheduleHandle:
 
 
 @functools.cache
+class Changes(Changeable, total=False):
+    """What can be changed of a waiting job; `None` means the same as in `enqueue`. A duration as
+    *expires* counts from when the job is due, if that is changed too, else from now."""
+
+    payload: Annotated[Mapping[str, Any], FIELDS]
+
+
 def _options_in(typed: str) -> list[inspect.Parameter]:
     return [
         inspect.Parameter(
@@ -11288,7 +11423,7 @@ def _spell_out_options(owner: Any) -> None:
                 vars(method)["__signature__"] = signature.replace(parameters=parameters)
 
 
-for _owner in (Definition, Bound, LiteJobs, Queue, ScheduleHandle):
+for _owner in (Job, Definition, Bound, LiteJobs, Queue, ScheduleHandle):
     _spell_out_options(_owner)
 
 
@@ -11313,13 +11448,6 @@ def program_of(target: str | None, made_in: str | None) -> str:
     if places[0] in (places[-1], *places[-1].parents):
         del places[1:]
     return "+".join(map(str, places))
-
-
-class Changes(Changeable, total=False):
-    """What can be changed of a waiting job; `None` means the same as in `enqueue`. A duration as
-    *expires* counts from when the job is due, if that is changed too, else from now."""
-
-    payload: Annotated[Mapping[str, Any], FIELDS]
 
 
 json_of_any: Final = Codec[Any](Any)
@@ -11373,22 +11501,32 @@ def _refuse_while_importing() -> None:
         raise LitejobsError(f"this copy of the program was started as a worker: {FREEZE_HINT}")
 
 
+_POOLS: weakref.WeakSet[Pool] = weakref.WeakSet()
+"""The nodes in the background of this process."""
+
+
 @attrs.define(eq=False, repr=False, slots=False)
 class Pool:
-    """A node in the background, from `with jobs.start(…) as pool:`."""
+    """A node in the background, which `jobs.start(…)` has started. It works until `stop`, the end
+    of a `with` statement, or the exit of the program, even if nothing refers to it any more."""
 
     _supervisor: Supervisor
-    _thread: threading.Thread | None = None
+    place: object = None
+    """What no other node in the background of an interactive session has: see `start`."""
+    _thread: threading.Thread = attrs.field(init=False)
     _error: BaseException | None = None
 
-    def __enter__(self) -> Pool:
+    def __attrs_post_init__(self) -> None:
+        if not self._supervisor.pool.threads:
+            # At exit it waits for all children; what registers later is called before.
+            importlib.import_module("multiprocessing.util")
         self._thread = threading.Thread(target=self._run, name="litejobs", daemon=True)
         self._thread.start()
         atexit.register(self.stop)
+        _POOLS.add(self)
         self._supervisor.joined.wait()
         if self._error is not None:
-            self.__exit__(None)
-        return self
+            self.wait()
 
     def _run(self) -> None:
         try:
@@ -11398,13 +11536,13 @@ class Pool:
             logger.exception("the node ended")
         finally:
             self._supervisor.joined.set()
+            atexit.unregister(self.stop)
 
     def wait(self, timeout: Duration | None = None) -> bool:
         """Waits until the node has ended by itself; returns whether it has.
 
         Raises: the error that ended the node, if any.
         """
-        assert self._thread is not None, "enter it with a with statement first"
         self._thread.join(None if timeout is None else duration(timeout, "timeout").total_seconds())
         if self._error is not None:
             error, self._error = self._error, None
@@ -11412,11 +11550,14 @@ class Pool:
         return not self._thread.is_alive()
 
     def stop(self) -> None:
-        """Stops the node: running jobs may end within the grace, and no others start."""
-        if self._thread is not None and self._thread.is_alive():
+        """Stops the node: running jobs may end within the grace, and no others start. Does nothing
+        if it has ended."""
+        if self._thread.is_alive():
             self._supervisor.stop()
             self._thread.join()
-        atexit.unregister(self.stop)
+
+    def __enter__(self) -> Pool:
+        return self
 
     def __exit__(self, *error: object) -> None:
         self.stop()
@@ -11682,8 +11823,24 @@ else:
 # an argument is wrong; 3 the file cannot be used.
 ################################################################################
 
-Output = tuple[Any, str, int]
-"""What a command returns: a value for JSON, the same as text, and the exit code."""
+
+class Screen(NamedTuple):
+    """How text is shown: on a terminal, times in words and cut to its width; elsewhere, where a
+    script may read it, whole and in UTC."""
+
+    width: int | None
+    """Of the terminal; `None` elsewhere."""
+    utc: bool
+    console: Any
+    """rich's, if there are to be colours."""
+    arguments: Sequence[str]
+
+
+Line = str | Sequence[tuple[str, str]]
+"""A line, or its parts with their styles."""
+Output = tuple[Any, str | Callable[[Screen], Iterable[Line]], int]
+"""What a command returns: a value for JSON, the same as text, and the exit code. A command that
+goes on returns several."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -11696,6 +11853,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         (given[group] if group else given)[name] = dict(value) if fields else value
     verb, to, as_json = given.pop("verb"), given.pop("to"), given.pop("json", False)
     try:
+        screen = _screen(given.pop("color", "auto"), given.pop("utc", False), arguments)
         with contextlib.suppress(AttributeError):
             sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
         run, _, *columns = _COMMANDS[verb]
@@ -11703,15 +11861,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given |= {"to": to} if verb in ("change", "queue") else {}
         done = run(*jobs, *given.pop("ids", ()), **given)
         if columns:
-            rows = _values(jobs[0], done, _JOB_VALUES if verb == "list" else columns[0])
-            done = rows, _table(rows, columns[0]), int(not rows and verb != "queues")
-        value, text, code = done
-        if as_json:
-            # JSON escapes the other control characters below 128.
-            text = json.dumps(value, indent=2, default=_json_value).replace("\x7f", "\\u007f")
-        if text:
-            print(printable(text, keep="\n\t"), flush=True)
-        return typing.cast(int, code)
+            done = _listing(_values(jobs[0], done, columns[0]), columns[0])
+        code, once = 0, isinstance(done, tuple)
+        for value, text, result in [done] if once else done:
+            code = max(code, result)
+            if as_json:
+                indent = 2 if once else None
+                # JSON escapes the other control characters below 128.
+                text = json.dumps(value, indent=indent, default=_json_value)
+                text = text.replace("\x7f", "\\u007f")
+            _print(text, screen)
+        return code
     except (LitejobsError, OSError) as error:
         if isinstance(error, OSError):
             # If the reader is gone or the disk full, another flush at exit would fail, too.
@@ -11764,6 +11924,11 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
             command.add_argument("target", metavar="TARGET" if file else "PROGRAM", help=place)
         if verb not in ("new", "run"):
             command.add_argument("--json", action="store_true", help="print JSON")
+            about = "exact times in UTC, as where the output is no terminal"
+            command.add_argument("--utc", action="store_true", help=about)
+            when = ("auto", "always", "never")
+            command.add_argument("--color", choices=when, help="auto: on a terminal, with rich")
+            command.set_defaults(color="auto")
         flags = command.add_mutually_exclusive_group() if verb in ("run", "queue") else command
         parameters = inspect.signature(run, eval_str=True).parameters.values()
         for each in list(parameters)[verb != "new" :]:
@@ -11996,8 +12161,19 @@ def _payload(words: Sequence[str], body: Body | None = None) -> str:
 
 def _list(
     jobs: LiteJobs, *, limit: int = 50, before: int | None = None, **filters: Unpack[Filters]
-) -> list[Job[Any]]:
-    return jobs.find(limit=limit, before=before, **filters)
+) -> Output:
+    rows = _values(jobs, jobs.find(limit=limit, before=before, **filters))
+
+    def text(screen: Screen) -> Iterator[Line]:
+        yield from _table(rows, _JOBS, screen)
+        if screen.width and rows and len(rows) == limit:
+            match = matching(filters)
+            # Without an index, counting could take long.
+            of = "" if match.others else f" of {jobs.count(**filters)}"
+            given = re.sub(r" --before[ =]\S+", "", shlex.join(screen.arguments))
+            yield f"{len(rows)}{of}, next page: litejobs {given} --before {rows[-1]['id']}"
+
+    return rows, text, int(not rows)
 
 
 SHOWN_FAILURES = 5
@@ -12013,7 +12189,7 @@ def _show(
     errors = job.errors
     (values,) = _values(jobs, [job])
     shown = {
-        key: _json_value(value)
+        key: value
         for key, value in values.items()
         if not (value is None or (key in ("tags", "meta") and not value))
     }
@@ -12021,17 +12197,31 @@ def _show(
         shown["payload"] = f"<{len(job.stored_payload)} bytes>"
     with contextlib.suppress(OptionError):  # Another program may have written the progress.
         shown |= {"progress": str(job.progress)} if job.progress else {}
-    lines = [
-        f"{key + ':':14}{printable(value if isinstance(value, str) else json.dumps(value))}"
-        for key, value in shown.items()
-    ]
+
+    def text(screen: Screen) -> Iterator[Line]:
+        for key, value in shown.items():
+            if isinstance(value, datetime) and screen.width and not screen.utc:
+                value = f"{value.astimezone():%Y-%m-%d %H:%M:%S %Z} ({_in_words(value)})"
+            if isinstance(value, timedelta) and screen.width:
+                value = _cell(value, screen)
+            value = _json_value(value)
+            plain = value if isinstance(value, str) else json.dumps(value)
+            yield [(f"{key + ':':14}", "bold"), (printable(plain), _style(key, plain))]
+        yield from _failed_attempts(errors, all, screen)
+
+    return {**values, "errors": list(map(attrs.asdict, errors))}, text, 0
+
+
+def _failed_attempts(errors: Sequence[Failure], all: bool, screen: Screen) -> Iterator[Line]:
+    """What is known of failed attempts: of the last ones, or of *all*."""
+    lines: list[str] = []
     first = 0 if all else max(0, len(errors) - SHOWN_FAILURES)
     if more := first + sum(failure.omitted for failure in errors[:first]):
         lines.append(f"\n{more} earlier failed attempts: --all shows those that are kept")
     for failure in errors[first:]:
         if failure.omitted:
             lines.append(f"\n{failure.omitted} failed attempts are not kept")
-        when = f"{_cell(failure.started_at)} UTC, worker {failure.worker}"
+        when = f"{_cell(failure.started_at, screen)}, worker {failure.worker}"
         lines.append("\n" + printable(f"attempt {failure.attempt}: {failure.kind} ({when})"))
         # Indented, so that no line of an exception's message looks like one of litejobs.
         message = failure.traceback.rstrip() or f"{failure.type}: {failure.message}"
@@ -12045,7 +12235,7 @@ def _show(
         lines += [", ".join(known)] if known else []
         if failure.output:
             lines.append("output:\n    " + failure.output.rstrip().replace("\n", "\n    "))
-    return {**values, "errors": list(map(attrs.asdict, errors))}, "\n".join(lines), 0
+    yield from lines
 
 
 class BulkChoices(Filters, total=False):
@@ -12101,9 +12291,64 @@ def _why(jobs: LiteJobs, id: int) -> Output:
 def _stats(jobs: LiteJobs) -> Output:
     counts = jobs.stats()
     states = [state for state in STATES if any(state in queue for queue in counts.values())]
+    with jobs.store.file.transaction(read_only=True) as tx:
+        oldest, recent = oldest_due(tx), jobs.store.meter.last_hour(tx)
+    measured: dict[str, dict[str, Any]] = {
+        queue: {
+            "oldest_due": oldest.get(queue),
+            "median_wait": recent[queue][1] if queue in recent else None,
+            "per_minute": round(recent[queue][0] / 60, 2) if queue in recent else None,
+        }
+        for queue in sorted(counts)
+    }
     none = dict.fromkeys(states, 0)
-    rows = [{"queue": queue, **none, **counts[queue]} for queue in sorted(counts)]
-    return counts, _table(rows, {name: name for name in ("queue", *states)}), 0
+    rows = [{"queue": queue, **none, **counts[queue], **more} for queue, more in measured.items()]
+    headings = {**{name: name for name in ("queue", *states)}, **_OF_QUEUE}
+    return (
+        {queue: {**counts[queue], **measured[queue]} for queue in measured},
+        lambda screen: _table(rows, headings, screen),
+        0,
+    )
+
+
+def _nodes(jobs: LiteJobs) -> Output:
+    nodes = jobs.nodes()
+    rows, running = _values(jobs, nodes, _NODES), list[dict[str, Any]]()
+    for node, row in zip(nodes, rows, strict=True):
+        alive = jobs.store.nodes.is_alive(node.id, if_unknown=True)
+        held = jobs.store.nodes.held(node.id)
+        row |= {"state": "at work" if alive else "dead", "jobs": held}
+        running += [{"node": node.name, **job} for job in held]
+
+    def text(screen: Screen) -> Iterator[Line]:
+        yield from _table(rows, _NODES, screen)
+        if running:
+            yield ""
+            yield from _table(running, _HELD, screen)
+
+    return rows, text, int(not rows)
+
+
+def _metrics(
+    jobs: LiteJobs,
+    *,
+    span: Span = "minute",
+    limit: int = 24,
+    queue: str | None = None,
+    name: str | None = None,
+) -> Output:
+    rows = _values(jobs, jobs.metrics(span, limit=limit, queue=queue, name=name), _METRICS)
+    ended = [row["completed"] + row["failed"] for row in rows]
+    first = next((i for i, row in enumerate(rows) if any([*row.values()][1:])), len(rows) - 1)
+
+    def text(screen: Screen) -> Iterator[Line]:
+        yield from _table(rows[first:], _METRICS, screen)
+        if screen.width:
+            top, *_ = sorted(ended, reverse=True)
+            bars = "".join("▁▂▃▄▅▆▇█"[number * 7 // (top or 1)] for number in ended)
+            yield [("ended  ", ""), (bars, "green"), (f"  at most {top} in a {span}", "")]
+
+    return rows, text, 0
 
 
 def _queue(
@@ -12123,7 +12368,7 @@ def _queue(
     if pause or resume:
         (queue.pause if pause else queue.resume)()
     rows = _values(jobs, [queue.settings], _QUEUES)
-    return rows[0], _table(rows, _QUEUES), 0
+    return rows[0], lambda screen: _table(rows, _QUEUES, screen), 0
 
 
 def _fire(jobs: LiteJobs, name: str) -> Output:
@@ -12235,7 +12480,10 @@ def _new(
     return None, _NEXT.format(**texts), 0
 
 
-_JOB_VALUES = [name for name in JOB_COLUMNS if name not in ("claim", "backoff", "headers", "grace")]
+_JOB_VALUES = [
+    *(name for name in JOB_COLUMNS if name not in ("claim", "backoff", "headers", "grace")),
+    "took",
+]
 
 
 def _values(
@@ -12245,9 +12493,12 @@ def _values(
     stored, a node says are hidden."""
     all_hidden = jobs.store.nodes.hidden() | {own.name: own.body.hidden for own in jobs.registry}
 
-    computed = ("payload", "progress", "result", "words", "tags", "meta")
+    computed = ("payload", "progress", "result", "words", "tags", "meta", "took")
 
     def value(thing: Any, name: str) -> Any:
+        if name == "took":
+            end = from_micros(jobs.clock()) if thing.state == "running" else thing.finished_at
+            return end - thing.started_at if end and thing.started_at else None
         if name == "words":
             return f"({thing.problem})" if thing.problem else thing.timetable.words
         if name not in computed:
@@ -12270,58 +12521,164 @@ def _values(
 
 
 _Columns = Mapping[str, str]
-"""The values that a listing has in JSON, and the headings of those that its table shows."""
+"""The values that a listing has in JSON, and the headings of those that its table shows: those
+that a narrow terminal can do without are the last ones."""
 _JOBS: _Columns = {
-    "id": "id", "name": "name", "queue": "queue", "state": "state", "priority": "priority",
-    "attempt": "attempt", "run_at": "run at (UTC)", "error": "error",
+    name: name
+    for name in (
+        "id", "name", "state", "when", "took", "error", "payload", "progress", "queue",
+        "schedule", "attempt", "priority", "tags",
+    )
 }  # fmt: skip
 _QUEUES: _Columns = {
     "name": "queue", "paused": "state", "concurrency": "concurrency", "rate": "rate",
     "burst": "burst", "weight": "weight", "ageing": "ageing", "max_attempts": "max attempts",
     "timeout": "timeout",
 }  # fmt: skip
-_NODES: _Columns = {
-    "id": "", "name": "name", "pid": "pid", "started_at": "since (UTC)", "workers": "workers",
-    "queues": "queues", "running": "running jobs",
+_OF_QUEUE: _Columns = {
+    "oldest_due": "oldest due", "median_wait": "median wait", "per_minute": "per minute",
 }  # fmt: skip
+_NODES: _Columns = {
+    "id": "", "name": "name", "pid": "pid", "state": "state", "started_at": "since",
+    "workers": "workers", "running": "running jobs", "queues": "queues",
+}  # fmt: skip
+_HELD: _Columns = {"id": "job", "name": "name", "node": "node", "started_at": "since"}
 _SCHEDULES: _Columns = {
-    "name": "name", "expression": "expression", "words": "in words", "timezone": "zone",
-    "last_at": "last (UTC)", "next_at": "next (UTC)", "state": "state", "definition": "",
+    "name": "name", "state": "state", "expression": "expression", "words": "in words",
+    "next_at": "next", "last_at": "last", "timezone": "zone", "definition": "",
     "last_job": "", "misfire": "", "overlap": "", "origin": "", "problem": "", "payload": "",
 }  # fmt: skip
-_METRICS: _Columns = {
-    "start": "start (UTC)",
-    **{field.name: field.name.replace("_", " ") for field in attrs.fields(Metric)[1:]},
-}
-_CELLS: Mapping[str, Callable[[Mapping[str, Any]], object]] = {
-    "attempt": lambda job: f"{job['attempt']}/{job['max_attempts'] or '∞'}",
-    "error": lambda job: (job["error"] or "")[:80],
-    "paused": lambda queue: "paused" if queue["paused"] else "open",
-    "max_attempts": lambda queue: "inf" if queue["max_attempts"] is None else queue["max_attempts"],
-    "queues": lambda node: "all" if node["queues"] is None else ", ".join(node["queues"]),
-    "ageing": lambda queue: _json_value(queue["ageing"]),
-    "timeout": lambda queue: _json_value(queue["timeout"]),
-    "start": lambda span: f"{span['start']:%Y-%m-%d %H:%M}",
+_METRICS: _Columns = {field.name: field.name.replace("_", " ") for field in attrs.fields(Metric)}
+_CELLS: Mapping[str, Callable[[Mapping[str, Any], Screen], object]] = {
+    "when": lambda job, _: job[
+        {"running": "started_at"}.get(
+            job["state"], "finished_at" if job["finished_at"] else "run_at"
+        )
+    ],
+    "attempt": lambda job, _: f"{job['attempt']}/{job['max_attempts'] or '∞'}",
+    "error": lambda job, _: (job["error"] or "")[:80],
+    "payload": lambda job, _: json.dumps(job["payload"], ensure_ascii=False)[:80],
+    "tags": lambda job, _: " ".join(map(str, job["tags"] or ())),
+    "progress": lambda job, screen: (
+        "" if job["state"] == "completed" else _progress(job["progress"], screen)
+    ),
+    "paused": lambda queue, _: "paused" if queue["paused"] else "open",
+    "max_attempts": lambda queue, _: (
+        queue["max_attempts"] or "inf" if "max_attempts" in queue else ""
+    ),
+    "queues": lambda node, _: "all" if node["queues"] is None else ", ".join(node["queues"]),
+    "ageing": lambda queue, _: _json_value(queue["ageing"]),
+    "timeout": lambda queue, _: _json_value(queue.get("timeout")),
+    "start": lambda span, screen: (
+        f"{span['start']:%Y-%m-%dT%H:%MZ}"
+        if screen.utc or not screen.width
+        else f"{span['start'].astimezone():%Y-%m-%d %H:%M}"
+    ),
 }
 """How tables show some values."""
+_DULL = {"queue": "default", "priority": "0"}
+"""A column with nothing but this, or without values, is left out on a terminal."""
+_STYLES = {
+    "completed": "green", "failed": "red", "running": "cyan", "retrying": "yellow",
+    "cancelled": "dim", "blocked": "magenta", "paused": "magenta", "dead": "bold red",
+    "unusable": "bold red",
+}  # fmt: skip
+NARROW = 20
+"""Columns that are wider than this are cut before others are left out."""
 
 
-def _table(rows: Iterable[Mapping[str, Any]], columns: _Columns) -> str:
-    shown = {name: heading for name, heading in columns.items() if heading}
-    lines: list[list[object]] = [[*shown.values()]]
+def _listing(rows: Sequence[Mapping[str, Any]], columns: _Columns) -> Output:
+    code = int(not rows and columns is not _QUEUES)
+    return rows, lambda screen: _table(rows, columns, screen), code
+
+
+def _table(rows: Sequence[Mapping[str, Any]], columns: _Columns, screen: Screen) -> Iterator[Line]:
+    shown = [name for name, heading in columns.items() if heading]
+    lines: list[list[object]] = [[columns[name] for name in shown]]
     for row in rows:
-        lines.append(
-            [_CELLS.get(n, operator.itemgetter(n))(row) if n in row else "" for n in shown]
-        )
-    texts = [[printable(_cell(cell)) for cell in line] for line in lines]
-    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in texts)
+        cells = [_CELLS[n](row, screen) if n in _CELLS else row.get(n) for n in shown]
+        lines.append([*cells])
+    texts = [[printable(_cell(cell, screen)) for cell in line] for line in lines]
+    if screen.width and rows:
+        kept = [
+            place
+            for place, name in enumerate(shown)
+            if {line[place] for line in texts[1:]} - {"", _DULL.get(name)}
+        ]
+        texts = [[line[place] for place in kept] for line in texts]
+        shown = [shown[place] for place in kept]
+    widths = [max(map(_width, column)) for column in zip(*texts, strict=True)]
+    while screen.width and len(widths) > 1 and sum(widths) + 2 * len(widths) - 2 > screen.width:
+        widest = max(widths)
+        if widest > NARROW:
+            widths[widths.index(widest)] -= 1
+        else:
+            del widths[-1]
+    for number, line in enumerate(texts):
+        parts = [
+            (_fit(text, width) + "  ", "bold" if number == 0 else _style(name, text))
+            for name, text, width in zip(shown, line, widths, strict=False)
+        ]
+        while parts and not parts[-1][0].strip():
+            parts.pop()
+        yield [*parts[:-1], (parts[-1][0].rstrip(), parts[-1][1])] if parts else ""
 
 
-def _cell(value: object) -> str:
+def _style(name: str, text: str) -> str:
+    """The colour of a value."""
+    if name in ("state", "paused"):
+        return _STYLES.get(text, "")
+    return {"error": "red", "progress": "cyan"}.get(name, "")
+
+
+def _width(text: str) -> int:
+    """How many columns of a terminal a text takes."""
+    if text.isascii():
+        return len(text)
+    import unicodedata
+
+    wide = sum(unicodedata.east_asian_width(each) in "WF" for each in text)
+    return len(text) + wide - sum(map(bool, map(unicodedata.combining, text)))
+
+
+def _fit(text: str, width: int) -> str:
+    """The text, cut or filled up to a width."""
+    if _width(text) > width:
+        while _width(text) >= width:
+            text = text[:-1]
+        text += "…"
+    return text + " " * (width - _width(text))
+
+
+def _progress(stored: Any, screen: Screen) -> str:
+    try:
+        progress = Progress(**stored)
+    except (TypeError, OptionError):
+        return ""  # Another program may have written it.
+    if not screen.width or progress.share is None:
+        return str(progress)
+    full = round(progress.share * 10)
+    return f"{'█' * full}{'░' * (10 - full)} {progress.share:.0%} {progress.note}".rstrip()
+
+
+def _in_words(moment: datetime) -> str:
+    """How far a moment is from now; after a week, the date and time in the local zone."""
+    away = (moment - datetime.now(UTC)).total_seconds()
+    if abs(away) >= 7 * 86_400:
+        return f"{moment.astimezone():%Y-%m-%d %H:%M}"
+    units = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
+    unit, length = next((each for each in units if abs(away) >= each[1]), ("s", 1))
+    number = int(abs(away) / length)
+    if not number:
+        return "now"
+    return f"{number} {unit} ago" if away < 0 else f"in {number} {unit}"
+
+
+def _cell(value: object, screen: Screen) -> str:
     """A value in a table; a duration with three digits."""
     if isinstance(value, datetime):
-        return f"{value:%Y-%m-%d %H:%M:%S}"
+        exact = screen.utc or not screen.width
+        return f"{value:%Y-%m-%dT%H:%M:%SZ}" if exact else _in_words(value)
     if isinstance(value, float):
         return f"{value:g}"
     if not isinstance(value, timedelta):
@@ -12331,6 +12688,45 @@ def _cell(value: object) -> str:
         if micros >= length:
             return f"{micros / length:.3g} {unit}"
     return f"{micros} µs"
+
+
+def _screen(color: str, utc: bool, arguments: Sequence[str]) -> Screen:
+    """What stdout is. NO_COLOR is respected."""
+    import shutil
+
+    terminal, console = sys.stdout.isatty(), None
+    if color == "always" or (color == "auto" and terminal and not os.environ.get("NO_COLOR")):
+        try:
+            from rich.console import Console
+
+            console = Console(force_terminal=True if color == "always" else None, highlight=False)
+        except ImportError:
+            if color == "always":
+                problem = "colours need rich: pip install 'litejobs[cli]'"
+                raise OptionError("--color", problem) from None
+    return Screen(shutil.get_terminal_size().columns if terminal else None, utc, console, arguments)
+
+
+_ASCII = str.maketrans("…█░▁▂▃▄▅▆▇", "~#.1234567")
+
+
+def _print(text: str | Callable[[Screen], Iterable[Line]], screen: Screen) -> None:
+    """Prints what a command returned: text of others cannot control the terminal."""
+    for line in text(screen) if callable(text) else [text] if text else []:
+        parts = [(line, "")] if isinstance(line, str) else line
+        parts = [(printable(part, keep="\n\t"), style) for part, style in parts]
+        if screen.console is not None:
+            from rich.text import Text
+
+            with screen.console.capture() as captured:
+                screen.console.print(Text.assemble(*parts), soft_wrap=True, end="")
+            plain = captured.get()
+        else:
+            plain = "".join(part for part, _ in parts)
+        if not (sys.stdout.encoding or "").lower().startswith("utf"):
+            plain = plain.translate(_ASCII)
+        print(plain)
+    sys.stdout.flush()
 
 
 def _json_value(value: Any) -> Any:
@@ -12344,11 +12740,10 @@ def _bytes(size: int) -> str:
     return f"{size / MEBIBYTE:.1f} MiB" if size >= MEBIBYTE else f"{size / 1024:.0f} KiB"
 
 
-_MINUTES = functools.partial(LiteJobs.metrics, span="minute", limit=24)
 _COMMANDS: Mapping[str, tuple[Any, ...]] = {
     "run": (_run, "run jobs until stopped"),
     "enqueue": (_enqueue, "put a job into the file"),
-    "list": (_list, "list jobs, newest first", _JOBS),
+    "list": (_list, "list jobs, newest first"),
     "show": (_show, "show one job with its failed attempts"),
     "why": (_why, "say why a job is not running"),
     "retry": (functools.partial(_bulk, "retry"), "let failed and cancelled jobs start again"),
@@ -12360,8 +12755,8 @@ _COMMANDS: Mapping[str, tuple[Any, ...]] = {
     "stats": (_stats, "count jobs by queue and state"),
     "queues": (LiteJobs.queues, "list the queues that have settings", _QUEUES),
     "queue": (_queue, "show, pause, resume and set a queue"),
-    "nodes": (LiteJobs.nodes, "list the nodes", _NODES),
-    "metrics": (_MINUTES, "what nodes did by minute, hour or day; the last is now", _METRICS),
+    "nodes": (_nodes, "list the nodes with the jobs that they run"),
+    "metrics": (_metrics, "what nodes did by minute, hour or day; the last is now"),
     "schedules": (LiteJobs.schedules, "list schedules with their last and next times", _SCHEDULES),
     "fire": (_fire, "enqueue one job of a schedule now"),
     "pause-schedule": (functools.partial(_set_paused, "pause"), "pause a schedule, or all"),

@@ -225,6 +225,7 @@ class TestCrashes:
                 assert "exit code 3" in job.errors[0].message
             assert ended(beside.rest.enqueue(0)) == [("completed", 1)]
 
+    @pytest.mark.posix
     def test_after_the_death_of_the_whole_node_they_run_again(
         self, jobs: LiteJobs, log: Path, programs: Programs
     ) -> None:
