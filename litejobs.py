@@ -770,6 +770,9 @@ class Job(Generic[R]):
     """JSON text."""
     stored_progress: str | None = attrs.field(default=None, alias="progress")
     """JSON text."""
+    unfit_at: datetime | None = attrs.field(default=None, converter=maybe_moment)
+    """Since when it is blocked because its payload does not fit its definition; `error` says why.
+    `None` if it is not."""
     _source: LiteJobs = attrs.field(kw_only=True, eq=False)
     duplicate: bool = attrs.field(default=False, kw_only=True)
     """Whether it existed already and holds the unique key of a job that was to be enqueued."""
@@ -1667,6 +1670,9 @@ class Codec(Generic[T]):
         return _without_defaults(form) if self.omit_defaults else form
 
 
+json_of_any: Final = Codec[Any](Any)
+
+
 def unencodable(kind: Any) -> str | None:
     """Why values of the type *kind* cannot be stored as JSON; `None` if they can."""
     try:
@@ -1739,21 +1745,53 @@ HIDDEN = "hidden"
 @functools.cache
 def hides(kind: Any) -> bool:
     """Whether this class, or one that its values may contain, has a field whose `repr` is off."""
+    try:
+        return any(hidden_fields(typing.get_origin(each) or each) for each in _types_in(kind))
+    except (NameError, TypeError):
+        return True  # Unknown: better to hide.
+
+
+def _types_in(kind: Any) -> Iterator[Any]:
+    """A type and those that its values may contain, each once."""
     left, seen = [kind], set()
     while left:
-        if (kind := _unwrap(left.pop())) in seen or typing.get_origin(kind) is Literal:
+        if (kind := _unwrap(left.pop())) in seen:
             continue
         seen.add(kind)
-        cls = typing.get_origin(kind) or kind
-        if hidden_fields(cls):
-            return True
-        left += typing.get_args(kind)
-        if typing.is_typeddict(cls) or cols.is_namedtuple(cls) or _is_attrs_or_dataclass(cls):
-            try:
-                left += typing.get_type_hints(cls, include_extras=True).values()
-            except (NameError, TypeError):
-                return True  # Unknown: better to hide.
-    return False
+        yield kind
+        if typing.get_origin(kind) is not Literal:
+            left += [*typing.get_args(kind), *_field_types(kind).values()]
+
+
+def _field_types(kind: Any) -> dict[str, Any]:
+    """The types of the fields of a class, by name."""
+    cls = typing.get_origin(kind) or kind
+    if typing.is_typeddict(cls) or cols.is_namedtuple(cls) or _is_attrs_or_dataclass(cls):
+        return typing.get_type_hints(cls, include_extras=True)
+    return {}
+
+
+def shape_of(kind: Any) -> str:
+    """A text about a type and those in it that is another one when other JSON may fit: the fields
+    with their types, those that may be left out, and the values of enums."""
+    lines = []
+    for each in _types_in(kind):
+        cls = typing.get_origin(each) or each
+        fields = getattr(cls, "__attrs_attrs__", None)
+        fields = fields or getattr(cls, "__dataclass_fields__", {}).values()
+        unset = attrs.NOTHING, dataclasses.MISSING
+        optional = {
+            field.name
+            for field in fields
+            if not any(field.default is each for each in unset)
+            or getattr(field, "default_factory", dataclasses.MISSING) is not dataclasses.MISSING
+        }
+        optional |= {*getattr(cls, "__optional_keys__", ()), *getattr(cls, "_field_defaults", ())}
+        types = _field_types(each)
+        shown = [f"{name}{'?' * (name in optional)}: {types[name]!r}" for name in types]
+        lines.append(f"{shown or each} {getattr(cls, '__members__', '')}")
+    # Without modules, since a program may be imported by several names, and without addresses.
+    return re.sub(r"[\w<>]+\.| at 0x\w+", "", "\n".join(lines))
 
 
 def hidden_fields(cls: Any) -> set[str]:
@@ -2331,6 +2369,9 @@ class DefinitionChoices(Choices, total=False):
     """Makes of a payload (an instance, or a function's arguments by name, with its defaults) the
     bytes that are stored instead of JSON, and that nothing but *decode* reads."""
     decode: Callable[[bytes], Any] | None
+    upgrade: Callable[[dict[str, Any]], Mapping[str, Any]] | None
+    """Called with the fields, as JSON values, of a stored payload that does not fit: of an older
+    version, say. It returns those that are used instead, which have to fit."""
 
 
 Check = Callable[[Any, str], Any]
@@ -2478,6 +2519,7 @@ class Options:
     on_failure: Callable[[Context[Any], BaseException], Any] | None = _option(None, _check_function)
     encode: Callable[[Any], bytes] | None = _option(None, _check_function)
     decode: Callable[[bytes], Any] | None = _option(None, _check_function)
+    upgrade: Callable[[dict[str, Any]], Mapping[str, Any]] | None = _option(None, _check_function)
     given: frozenset[str] = frozenset()
     """Those that were set, by the definition or later: they override the defaults of a queue."""
 
@@ -2635,6 +2677,20 @@ class Body:
         found = {f"payload.{f.alias}" for f in fields if f.repr is not True or hides(f.type)}
         return frozenset(found | {"result"} if result and hides(result.kind) else found)
 
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Eight digits for its parameters, then eight for the code of each of `upgrade` and
+        `decode`. A payload that did not fit is tried again by a definition with another one."""
+        import zlib
+
+        try:
+            texts = [shape_of(self.kind)]
+        except (DefinitionError, NameError, TypeError) as error:
+            texts = [str(error)]
+        functions = self.options.upgrade, self.options.decode
+        texts += [_code_text(getattr(each, "__code__", None)) for each in functions if each]
+        return "".join(f"{zlib.crc32(text.encode(errors='replace')):08x}" for text in texts)
+
     def arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The payload object made of arguments."""
         make = self.signature.payload.kind
@@ -2676,7 +2732,7 @@ class Body:
             try:
                 return codec.decode(stored)
             except CodecError as unfit:
-                raise PayloadError(self.name, unfit.problems) from None
+                return self._upgraded(stored, unfit)
         try:
             made = decode(stored)
         except (Exception, SystemExit) as error:
@@ -2689,8 +2745,31 @@ class Body:
         except TypeError as error:
             raise self._unfit(f"what decode gave: {error}".replace(".__init__()", "()")) from None
 
+    def _upgraded(self, stored: str | bytes, unfit: CodecError) -> Any:
+        """The payload object that `upgrade` makes of a stored payload that does not fit."""
+        fields, upgrade = None, self.options.upgrade
+        if upgrade is not None:
+            with contextlib.suppress(ValueError, TypeError):
+                fields = load_json(stored)
+        if upgrade is None or not isinstance(fields, dict):
+            raise PayloadError(self.name, unfit.problems) from None
+        try:
+            return self.signature.payload.decode(json_of_any.encode(upgrade(fields)))
+        except CodecError as error:
+            raise self._unfit(f"what upgrade gave: {error}") from None
+        except (Exception, SystemExit) as error:
+            raise self._unfit(f"upgrade raised {_first_line(error)}") from error
+
     def _unfit(self, problem: str) -> PayloadError:
         return PayloadError(self.name, (problem,))
+
+
+def _code_text(code: Any) -> str:
+    """A text about the code of a function that is another one when the function does something
+    else, wherever it stands."""
+    if not isinstance(code, types.CodeType):
+        return repr(code) if isinstance(code, str | bytes | int | float) else type(code).__name__
+    return f"{code.co_code.hex()} {code.co_names} {[*map(_code_text, code.co_consts)]}"
 
 
 def _first_line(error: BaseException) -> str:
@@ -3255,7 +3334,7 @@ class Report(NamedTuple):
     """Whether the attempt was used up."""
     result: str | None = None
     kind: str = ""
-    """As in `Failure`, or "cancelled"; empty if nothing went wrong."""
+    """As in `Failure`, "cancelled" or "unfit"; empty if nothing went wrong."""
     type: str = ""
     message: str = ""
     traceback: str = ""
@@ -3275,6 +3354,7 @@ class Report(NamedTuple):
 
 
 GIVEN_BACK = Report(state="pending", counted=False)
+UNFIT = Report(state="blocked", counted=False, kind="unfit")
 Settlement = tuple[Claimed, Report]
 """An attempt that has ended. It is settled only while its claim still holds the job."""
 
@@ -3421,9 +3501,9 @@ class Executor:
             if self.forked:
                 self._exit_fork(claimed, error)
             took = (time.perf_counter_ns() - began) // 1000
-            given_back = self._ended_by_stop(claimed, asked, error)
-            report = self._failed(claimed, error, fits, given_back)._replace(
-                started_at=started_at, finished_at=self.clock(), took=took
+            unfit = not fits and issubclass(type(error), LitejobsError)
+            report = self._failed(claimed, error, unfit, asked)._replace(
+                started_at=0 if unfit else started_at, finished_at=self.clock(), took=took
             )
             hook = self.registry.options(claimed.name).on_failure
             # The supervisor decides about jobs that were asked to end, unless the node stops.
@@ -3437,15 +3517,20 @@ class Executor:
             return report
 
     def _failed(
-        self, claimed: Claimed, error: BaseException, fits: bool, given_back: bool
+        self, claimed: Claimed, error: BaseException, unfit: bool, asked: StopCheck
     ) -> Report:
-        """The report, without times, after an error in the handler or before it began."""
+        """The report, without times, after an error in the handler; or before it began, if the
+        payload is *unfit*: another attempt would find the same payload and definition."""
         options = self.registry.options(claimed.name)
+        given_back = self._ended_by_stop(claimed, asked, error)
+        if unfit:
+            if error.__cause__ is not None:  # Raised by `decode` or `upgrade`.
+                text = "the payload of job %d (%s) cannot be read"
+                logger.warning(text, claimed.id, claimed.name, exc_info=error.__cause__)
+            name, message, _ = describe(error)
+            return UNFIT._replace(type=name, message=message)
         try:
-            if not fits and isinstance(error, LitejobsError):
-                # Another attempt would find the same payload and the same definition.
-                report = Report(state="failed")
-            elif given_back:
+            if given_back:
                 report = GIVEN_BACK
                 if isinstance(error, Exception):  # Neither Interrupted nor a CancelledError.
                     problem = "job %d (%s) is given back; as its node stops, it raised %s: %s"
@@ -3857,7 +3942,10 @@ SCHEMA = f"""
         schedule     TEXT,                               -- the schedule that enqueued it
         grace        INTEGER,                            -- microseconds; NULL: as defined
         tags         TEXT,                               -- JSON: a list of texts
-        meta         TEXT                                -- JSON: an object
+        meta         TEXT,                               -- JSON: an object
+        unfit_at     INTEGER,                            -- when its payload did not fit; NULL: it
+                                                         -- is blocked by its key, if at all
+        refused      TEXT                                -- fingerprints that it did not fit
     ) STRICT;
 
     CREATE INDEX litejobs_ready ON litejobs_job (queue, name, node, priority DESC, run_at)
@@ -3871,6 +3959,7 @@ SCHEMA = f"""
     CREATE UNIQUE INDEX litejobs_unique ON litejobs_job (unique_key) WHERE {HOLDS};
     CREATE INDEX litejobs_key ON litejobs_job (state, key, priority DESC, run_at) WHERE {KEYED};
     CREATE INDEX litejobs_expiry ON litejobs_job (expires_at) WHERE expires_at IS NOT NULL;
+    CREATE INDEX litejobs_unfit ON litejobs_job (name, refused) WHERE unfit_at IS NOT NULL;
     CREATE INDEX litejobs_tags ON litejobs_job (tags) WHERE tags IS NOT NULL;
     CREATE INDEX litejobs_held ON litejobs_job (queue, holder) WHERE state = 'running';
 
@@ -3919,7 +4008,7 @@ SCHEMA = f"""
         workers      INTEGER NOT NULL,
         queues       TEXT,                               -- JSON; NULL: all
         started_at   INTEGER NOT NULL,
-        names        TEXT,                               -- JSON: the definitions that it has
+        names        TEXT,                               -- JSON: fingerprints of definitions
         recall       INTEGER                             -- rises when it is to take jobs back
     ) STRICT;
 
@@ -4960,7 +5049,7 @@ def _kept_for(state: str) -> str:
 
 
 _CANCELLED = f"""
-    state = 'cancelled', cancel_at = NULL, finished_at = :now,
+    state = 'cancelled', cancel_at = NULL, unfit_at = NULL, finished_at = :now,
     prune_at = :now + {_kept_for("'cancelled'")}
 """
 
@@ -5107,7 +5196,7 @@ def admissible(tx: Transaction, key: str) -> tuple[int, Group] | None:
     first = tx.execute(
         f"""
         SELECT id, key_limit, queue, name FROM litejobs_job INDEXED BY litejobs_key
-        WHERE {KEYED} AND state = 'blocked' AND key = ?
+        WHERE {KEYED} AND state = 'blocked' AND key = ? AND unfit_at IS NULL
         ORDER BY priority DESC, run_at, id LIMIT 1
         """,
         (key,),
@@ -5507,9 +5596,19 @@ VERBS: Mapping[str, Steps] = {
             """,
         ),
         ("retrying",): (_set(f"state = {_READY}, run_at = :now"),),
+        ("blocked",): (
+            _set(
+                f"state = {_READY}, run_at = min(run_at, :now), unfit_at = NULL, refused = NULL",
+                "unfit_at IS NOT NULL",
+            ),
+        ),
     },
     "delete": {(*WAITING, *FINISHED): DELETION},
-    "hold": {tuple(state for state in WAITING if state != "paused"): (_set("state = 'paused'"),)},
+    "hold": {
+        tuple(state for state in WAITING if state != "paused"): (
+            _set("state = 'paused', unfit_at = NULL"),
+        )
+    },
     "release": {("paused",): (_set(f"state = {_WAITS}"),)},
 }
 Rework = Callable[[str, object], str | bytes]
@@ -5549,13 +5648,18 @@ def change_options(
     file: File, match: Match, columns: Mapping[str, Any], rework: Rework | None
 ) -> Moved:
     """Sets columns of waiting jobs, and gives them the payloads that *rework* makes."""
-    sets = [f"{column} = :{column}" for column in columns] or ["state = state"]
+    sets = [f"{column} = :{column}" for column in columns]
+    cases, waits = "", _WAITS.replace("run_at", ":run_at") if "run_at" in columns else _WAITS
+    if rework is not None:
+        sets += ["unfit_at = NULL", "refused = NULL"]
+        cases = f"WHEN unfit_at IS NOT NULL THEN {waits}"
     if "run_at" in columns:
-        sets.append(f"""state = CASE
-            WHEN state IN ('retrying', 'paused') THEN state
+        cases += f"""
+            WHEN state IN ('retrying', 'paused') OR unfit_at IS NOT NULL THEN state
             WHEN state = 'blocked' AND key IS NULL THEN state
             WHEN state = 'pending' AND :run_at <= :now THEN state
-            ELSE {_WAITS.replace("run_at", ":run_at")} END""")
+            WHEN TRUE THEN {waits}"""
+    sets.append(f"state = CASE {cases or 'WHEN TRUE THEN state'} ELSE state END")
     return bulk(file, match, {WAITING: (_set(", ".join(sets)),)}, rework, **columns)
 
 
@@ -5949,7 +6053,8 @@ def _insert_one(tx: Transaction, job: NewJob) -> tuple[int, bool]:
         kept = {"name", "enqueued_at", "state", "unique_key", "unique_scope", "schedule"}
         sets = "".join(f"{column} = :{column}, " for column in job.columns if column not in kept)
         state = "state = CASE WHEN state = 'paused' THEN state ELSE :state END"
-        sql = f"UPDATE litejobs_job SET {sets} {state}, payload = :payload WHERE id = :id"
+        sets += f"{state}, unfit_at = NULL, refused = NULL, payload = :payload"
+        sql = f"UPDATE litejobs_job SET {sets} WHERE id = :id"
         change_jobs(tx, [id], sql, **job.columns, payload=payload)
     return id, True
 
@@ -5961,7 +6066,9 @@ def _unique_key_holder(tx: Transaction, key: str | None) -> tuple[int, str | byt
         return None
     row = tx.execute(
         f"""
-        SELECT id, payload, claim > 0 OR finished_at IS NOT NULL, unique_until,
+        SELECT id, payload,
+            claim > 0 AND (unfit_at IS NULL OR attempt > 0) OR finished_at IS NOT NULL,
+            unique_until,
             CASE WHEN {_UNSTARTED} THEN expires_at END
         FROM litejobs_job INDEXED BY litejobs_unique
         WHERE unique_key = ? AND {HOLDS}
@@ -6399,12 +6506,21 @@ class Subscription:
     queues: frozenset[str] | None
     node: str
     paused: frozenset[str] = frozenset()
+    fingerprints: Mapping[str, str] = attrs.field(factory=dict)
+    """Of the definitions, by name."""
 
     @property
     def as_json(self) -> tuple[str, str | None]:
-        """Its names and its queues."""
+        """Its names, each with its fingerprint, and its queues."""
+        names = {name: self.fingerprints.get(name, "") for name in sorted(self.names)}
         queues = None if self.queues is None else json.dumps(sorted(self.queues))
-        return json.dumps(sorted(self.names)), queues
+        return json.dumps(names), queues
+
+    @property
+    def bindings(self) -> dict[str, Any]:
+        """The values that SQL terms about its jobs refer to."""
+        names, queues = self.as_json
+        return {"names": names, "queues": queues, "node": self.node}
 
     def __contains__(self, lane: Lane) -> bool:
         queue, name, node = lane
@@ -6708,6 +6824,7 @@ NAME_TIMEOUT = 1.0
 def _names_in(text: str | None) -> tuple[str, ...] | None:
     with contextlib.suppress(ValueError):
         names = None if text is None else load_json(text)
+        names = [*names] if isinstance(names, dict) else names
         if names is None or (type(names) is list and {*map(type, names)} <= {str}):
             return None if names is None else tuple(names)
     raise apsw.CorruptError(f"a node does not list names: {short_repr(text)}")
@@ -7371,6 +7488,24 @@ PROBLEMS: Sequence[tuple[Level, str, str, str, str]] = (
         """,
     ),
     (
+        "warning", "definition {0!r}", "{1} blocked, such as {2}: {3}",
+        "run a definition that they fit, such as one with `upgrade=`, or `litejobs change …` them",
+        f"""
+        SELECT name, {_JOB_COUNT}, min(id), error FROM litejobs_job INDEXED BY litejobs_unfit
+        WHERE unfit_at IS NOT NULL AND state = 'blocked' GROUP BY name
+        """,
+    ),
+    (
+        "warning", "definition {0!r}", "has not the same parameters in the nodes {1}",
+        "each job runs where its payload fits; end the nodes of the older program",
+        """
+        SELECT known.key, group_concat(node.name, ', ')
+        FROM litejobs_node AS node, json_each(node.names) AS known
+        WHERE node.id IN (SELECT value FROM json_each(:live))
+        GROUP BY known.key HAVING count(DISTINCT substr(known.value, 1, 8)) > 1
+        """,
+    ),
+    (
         "warning", "schedule {0!r}", "{who} has its definition {1!r}",
         "start a program that defines it, or remove the schedule",
         f"""
@@ -7412,7 +7547,7 @@ PROBLEMS: Sequence[tuple[Level, str, str, str, str]] = (
         "`litejobs doctor … --repair` lets the first one in",
         f"""
         SELECT key, min(id), {_JOB_COUNT} FROM litejobs_job AS blocked
-        WHERE key IS NOT NULL AND state = 'blocked' AND NOT EXISTS (
+        WHERE key IS NOT NULL AND state = 'blocked' AND unfit_at IS NULL AND NOT EXISTS (
             SELECT 1 FROM litejobs_job
             WHERE key = blocked.key AND key IS NOT NULL AND state IN ('pending', 'running')
         ) GROUP BY key
@@ -7610,6 +7745,8 @@ def _explanation(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> str:
         return f"{runs} since {_when(job.started_at)}{asked}"
     if job.state == "pending":
         return _pending_reason(tx, live, job)
+    if job.state == "blocked" and job.unfit_at is not None:
+        return f"{job.error}; it goes on once a node has a definition that it fits"
     if job.state == "blocked" and job.key is not None:
         sql = """
             SELECT id FROM litejobs_job
@@ -7856,6 +7993,26 @@ class Store:
                 with self.file.transaction() as tx:
                     admitted += admit_blocked(tx, [key])
 
+    def release_unfit(self, subscription: Subscription, node: int, most: int) -> int:
+        """Makes blocked jobs ready that did not fit other definitions than these; returns how many.
+        While another node has other definitions, and may refuse them once more, at *most* so
+        many."""
+        with self.file.transaction(read_only=True) as tx:
+            unfit = (
+                "SELECT 1 FROM litejobs_job INDEXED BY litejobs_unfit WHERE unfit_at IS NOT NULL"
+            )
+            if tx.execute(f"{unfit} LIMIT 1").get is None:
+                return 0
+            bindings = {**subscription.bindings, "id": node}
+            if not tx.execute(_RIVALS, bindings).get:
+                most = BATCH
+            ids = _column(tx, f"{_RELEASABLE} LIMIT {most}", bindings)
+        if not ids:
+            return 0
+        with self.file.transaction() as tx:
+            term = "state = 'blocked' AND unfit_at IS NOT NULL"
+            return change_jobs(tx, ids, _set(f"state = {_WAITS}, unfit_at = NULL", term))
+
     def prune(self, now: int) -> int:
         """Deletes one batch of jobs whose retention is over; returns how many."""
         due = """
@@ -7938,13 +8095,13 @@ class Store:
 
     def has_work(self, subscription: Subscription) -> bool:
         """Whether a job of the subscription is pending in a queue that is not paused, or running or
-        retrying in any queue."""
+        retrying in any queue; or blocked by its payload, which none of its definitions refused."""
         with self.file.transaction(read_only=True) as tx:
             paused = {name for name, known in read_settings(tx).items() if known.paused}
             if Ready(attrs.evolve(subscription, paused=frozenset(paused))).scan(tx):
                 return True
             served = """
-                name IN (SELECT value FROM json_each(:names)) AND node IN ('', :node)
+                name IN (SELECT key FROM json_each(:names)) AND node IN ('', :node)
                 AND (:queues IS NULL OR queue IN (SELECT value FROM json_each(:queues)))
             """
             sql = f"""
@@ -7952,11 +8109,25 @@ class Store:
                 UNION ALL
                 SELECT 1 FROM litejobs_job
                 WHERE state IN ('scheduled', 'retrying') AND state = 'retrying' AND {served}
+                UNION ALL {_RELEASABLE}
                 LIMIT 1
             """
-            names, queues = subscription.as_json
-            bindings = {"names": names, "queues": queues, "node": subscription.node}
-            return tx.execute(sql, bindings).get is not None
+            return tx.execute(sql, subscription.bindings).get is not None
+
+
+_RELEASABLE = """
+    SELECT job.id FROM json_each(:names) AS known
+    CROSS JOIN litejobs_job AS job INDEXED BY litejobs_unfit ON job.name = known.key
+    WHERE unfit_at IS NOT NULL AND NOT instr(refused, ' ' || known.value || ' ')
+        AND state = 'blocked' AND node IN ('', :node)
+        AND (:queues IS NULL OR queue IN (SELECT value FROM json_each(:queues)))
+"""
+"""A query for jobs that no definition of a subscription has refused."""
+_RIVALS = """
+    SELECT 1 FROM litejobs_node AS node, json_each(node.names) AS theirs
+    JOIN json_each(:names) AS known ON known.key = theirs.key AND known.value <> theirs.value
+    WHERE node.id <> :id LIMIT 1
+"""
 
 
 def _keep_progress(tx: Transaction, progress: Mapping[tuple[int, int], Reported]) -> None:
@@ -8047,9 +8218,24 @@ def _settle(
 
 
 def _store_failures(tx: Transaction, settlements: list[Settlement]) -> None:
-    """Stores failed attempts: of a job that is retried for weeks, the first and the last ones."""
+    """Stores failed attempts: of a job that is retried for weeks, the first and the last ones. Of
+    a job whose payload does not fit, stores the fingerprint of its definition in this node."""
     for claimed, report in settlements:
-        if report.kind == "cancelled":
+        if report.kind == "unfit":
+            tx.execute(
+                """
+                UPDATE litejobs_job SET unfit_at = ?1, refused = (
+                    SELECT substr(replace(ifnull(refused, ' '), fingerprint, ' '), -200)
+                        || substr(fingerprint, 2)
+                    FROM (SELECT ' ' || ifnull((
+                        SELECT value FROM litejobs_node AS node, json_each(node.names) AS known
+                        WHERE node.id = holder AND known.key = litejobs_job.name
+                    ), '') || ' ' AS fingerprint)
+                ) WHERE id = ?2 AND claim = ?3 AND state = 'running'
+                """,
+                (tx.now, claimed.id, claimed.claim),
+            )
+        if report.kind in ("cancelled", "unfit"):
             continue
         facts = report._asdict() | {"attempt": claimed.attempt, "omitted": None}
         tx.execute(
@@ -8088,14 +8274,14 @@ def _store_failures(tx: Transaction, settlements: list[Settlement]) -> None:
 ################################################################################
 
 EventKind = Literal[
-    "enqueued", "started", "completed", "retrying", "failed", "cancelled", "timed_out", "crashed",
-    "schedule_fired", "queue_paused", "queue_resumed", "node_joined", "node_left",
+    "enqueued", "started", "completed", "retrying", "failed", "cancelled", "blocked", "timed_out",
+    "crashed", "schedule_fired", "queue_paused", "queue_resumed", "node_joined", "node_left",
 ]  # fmt: skip
 EVENT_KINDS: tuple[EventKind, ...] = typing.get_args(EventKind)
 _LEVELS: Mapping[EventKind, int] = {
     **dict.fromkeys(("enqueued", "started", "completed"), logging.DEBUG),
     **dict.fromkeys(("retrying", "cancelled", "queue_paused", "queue_resumed"), logging.INFO),
-    **dict.fromkeys(("timed_out", "crashed", "failed"), logging.WARNING),
+    **dict.fromkeys(("blocked", "timed_out", "crashed", "failed"), logging.WARNING),
 }
 """The log level of each kind; nodes and schedules have more detailed log lines of their own."""
 QUEUE_LIMIT = 10_000
@@ -9595,6 +9781,8 @@ def final_report(
     """The report of a job that was asked to end, or whose worker died by a *crash*. The reason to
     end counts more than how it ended, except when the node stops."""
     claimed, options = run.claimed, registry.options(run.claimed.name)
+    if report.state == "blocked" and run.reason != "cancel":
+        return report
     if run.reason == "cancel":
         return report._replace(
             state="cancelled", counted=True, result=None,
@@ -9651,6 +9839,9 @@ MEMORY_CHECK = 0.1
 """Seconds between checks of the memory of workers that run a job with `max_memory`."""
 RETRY_SOON = 0.05
 """Seconds until the next try if a worker held the lock of its board."""
+RELEASED, RELEASE_PAUSE = 8, 0.05
+"""For each idle worker, how many jobs that other nodes refused are made ready at a time; seconds
+until the next ones are."""
 FROZEN_AFTER = 1.0
 """Seconds by which the supervisor's loop has to be late for the node to count as stopped, as by
 SIGSTOP, `docker pause` or a laptop that sleeps. That time counts towards no timeout."""
@@ -9737,6 +9928,7 @@ class Supervisor:
             "check_commits": (POLL_INTERVAL, self._check_commits),
             "check_workers": (POLL_INTERVAL, self._check_workers),
             "requests": (math.inf, self._check_requests),
+            "release_unfit": (1.0, self._release_unfit),
             **DUTIES,
         }
         self._duties = Duties(
@@ -9959,7 +10151,8 @@ class Supervisor:
                         name, report = run.claimed.name, Report(*fields)
                         expected = self._durations.get(name, report.took)
                         self._durations[name] = expected + 0.2 * (report.took - expected)
-                        self._announce(run, report.started_at)
+                        if report.state != "blocked":
+                            self._announce(run, report.started_at)
                         if run.reason is not None:
                             report = final_report(run, report, self.registry, self._rng)
                         self._settle(run, report)
@@ -10003,6 +10196,16 @@ class Supervisor:
         self._duties.make_due("stage", "expire", "requests")
         # Ticks a little later, since this is called for each enqueue.
         self._duties.make_due("fire", within=FIRE_DELAY)
+
+    def _release_unfit(self, duties: Duties) -> float | None:
+        """Makes jobs ready whose payloads did not fit the definitions of other nodes: as many as
+        idle workers take at once, if such a node might take and refuse them again."""
+        idle = sum(not worker.plain for worker in self.pool.available())
+        most = RELEASED * idle or 1
+        if self._stops or not self.store.release_unfit(self.subscription, self._node, most):
+            return None
+        self._wake()
+        return RELEASE_PAUSE if idle else None
 
     # Settle and claim
 
@@ -11141,7 +11344,9 @@ class LiteJobs:
         # Containers may have one host name, and then each has a process 1.
         unique = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
         name = unique if node is None else check_name(node, "node")
-        return Subscription(frozenset(d.name for d in self.registry), chosen, name)
+        fingerprints = {own.name: own.body.fingerprint for own in self.registry}
+        names = frozenset(fingerprints)
+        return Subscription(names, chosen, name, fingerprints=fingerprints)
 
     def drain(self, *, queues: Iterable[str] | None = None) -> int:
         """Runs jobs in this process, one after another, until none is due; returns the number of
@@ -11211,7 +11416,8 @@ def run_due(duties: Duties, executor: Executor, subscription: Subscription, prun
         if interrupted:
             raise KeyboardInterrupt
         if not done.claimed:
-            if done.complete and not ended:  # Otherwise a retry may be due at once.
+            # Otherwise a retry may be due at once.
+            if done.complete and not (ended or store.release_unfit(subscription, node, BATCH)):
                 store.nodes.check_listed(node)
                 return attempts
             ended = ()
@@ -11450,9 +11656,6 @@ def program_of(target: str | None, made_in: str | None) -> str:
     return "+".join(map(str, places))
 
 
-json_of_any: Final = Codec[Any](Any)
-
-
 def columns_of(choices: Choices, now: int) -> dict[str, Any]:
     """The columns that choices set, and no others."""
     options = Options().for_job(choices)
@@ -11686,13 +11889,16 @@ class Recorder:
             raise OptionError("errors", f"expected 'raise' or 'keep', got {errors!r}")
         with self.jobs.store.file.transaction(read_only=True) as tx:
             last = max([number for number, _, _ in read_failures(tx, "TRUE")], default=0)
+        before = self._unfit()
         attempts = self.jobs.drain()
         with self.jobs.store.file.transaction(read_only=True) as tx:
             failed = read_failures(tx, "id > :number", last)
         new = [(self.jobs.get(id), failure) for _, id, failure in failed]
         self.failures += new
-        if new and errors == "raise":
-            lines = [f"{len(new)} failed"]
+        unfit = self._unfit().items() - before.items()
+        if (new or unfit) and errors == "raise":
+            lines = [f"{len(new) + len(unfit)} failed"]
+            lines += [f"job {id} is blocked: {error}" for id, error in sorted(unfit)]
             for job, failure in new:
                 call = f"{_call(job.name, self._arguments(job))}, attempt {failure.attempt}"
                 lines.append(f"job {job.id}, {call}:\n{failure.traceback.rstrip()}")
@@ -11715,6 +11921,11 @@ class Recorder:
             self.clock.turn_to(from_micros(due))
         turns = f"{MAX_TURNS:,} turns of the clock to {self.clock.now}"
         raise AssertionError(f"there is no end to it, after {turns}; {self._summary()}")
+
+    def _unfit(self) -> dict[int, str | None]:
+        """Why jobs are blocked whose payload does not fit, by id."""
+        blocked = self.jobs.find(state="blocked", limit=2**31 - 1)
+        return {job.id: job.error for job in blocked if job.unfit_at is not None}
 
     def _check(self) -> None:
         if self.jobs.store is not self._store:

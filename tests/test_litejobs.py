@@ -1090,7 +1090,7 @@ class TestDrain:
         ],
         ids=lambda payload: ascii(payload)[:20],
     )
-    def test_makes_a_dead_letter_of_a_payload_that_does_not_fit(
+    def test_leaves_a_job_blocked_whose_payload_does_not_fit(
         self, payload: Any, jobs: LiteJobs, squared: Definition[[int], int, int]
     ) -> None:
         squared.enqueue(1)
@@ -1100,7 +1100,7 @@ class TestDrain:
         )
         assert jobs.drain() == 2
         job = jobs.get(1)
-        assert job.state == "failed"
+        assert job.state == "blocked"
         assert job.error is not None
         assert "the payload of 'square' does not fit" in job.error
         assert jobs.get(2).result() == 4
