@@ -2629,6 +2629,7 @@ STORED: Mapping[str, Callable[[Any], Any]] = {
 makes the value in it."""
 CHOICES = tuple(Choices.__annotations__)
 _DEFINITION_ATTRIBUTE = "__litejobs_definition__"
+AFTER_START = "after work had started: do it before, or stop the node first"
 
 
 class Signature(NamedTuple):
@@ -2639,6 +2640,15 @@ class Signature(NamedTuple):
     """`None` if the code is annotated to return nothing."""
     call: Callable[[Any, Callable[[], Context[Any]]], Any]
     """Calls the code with a payload object and, if it takes one, a context made on demand."""
+
+
+def running_module() -> object:
+    """The code of the module, or of the notebook's cell, that is being executed: another object
+    each time that it is loaded or run."""
+    frame = sys._getframe(1)
+    while frame.f_code.co_name != "<module>" and frame.f_back is not None:
+        frame = frame.f_back
+    return frame.f_code
 
 
 @attrs.define(eq=False, repr=False, slots=False)
@@ -2653,6 +2663,7 @@ class Body:
     """The definition's own, whose backoff may be a function: rows keep only curves."""
     home: Any = None
     """The LiteJobs that it is registered with."""
+    loaded_by: object = attrs.field(factory=running_module, init=False)
     _signatures: list[Signature] = attrs.field(factory=list, init=False)
     _methods: dict[str, types.FunctionType] = attrs.field(factory=dict, init=False)
 
@@ -2666,6 +2677,11 @@ class Body:
         """Whether its jobs run many at a time, in the event loop of a worker."""
         code: Any = self.code
         return inspect.iscoroutinefunction(code.run if self.is_class else code)
+
+    def replaces(self, old: Body) -> bool:
+        """Whether it is the same code, loaded again: by `importlib.reload`, or in a notebook."""
+        same = (self.module, self.code.__qualname__) == (old.module, old.code.__qualname__)
+        return same and self.loaded_by is not old.loaded_by
 
     @functools.cached_property
     def signature(self) -> Signature:
@@ -3140,21 +3156,26 @@ NOWHERE: Any = types.SimpleNamespace(
 
 @attrs.define(eq=False, repr=False, slots=False)
 class Registry:
-    """The definitions of one program. Frozen once work starts, since running workers would not
-    know those added later."""
+    """The definitions of one program. While nodes run, none is added, since they would not know
+    it."""
 
     by_name: dict[str, AnyDefinition] = attrs.field(factory=dict)
-    frozen: bool = False
+    nodes: list[str] = attrs.field(factory=list)
+    """The names of the nodes that run in this process."""
 
-    def add(self, definition: AnyDefinition) -> None:
-        """Registers a definition under its name."""
-        body = definition.body
-        if self.frozen:
-            raise DefinitionError(body.name, "defined after work had started: define it before")
-        if taken := self.by_name.get(body.name):
+    def add(self, definition: AnyDefinition) -> AnyDefinition | None:
+        """Registers a definition under its name. One of the same code that was loaded before is
+        replaced, and returned."""
+        body, taken = definition.body, self.by_name.get(definition.name)
+        if taken is definition:
+            return None
+        if self.nodes:
+            raise DefinitionError(body.name, f"defined {AFTER_START}")
+        if taken is not None and not body.replaces(taken.body):
             places = f"{taken.body.place} and at {body.place}"
             raise DefinitionError(body.name, f"defined twice, at {places}: give one another name=")
         self.by_name[body.name] = definition
+        return taken
 
     def named(self, name: str) -> AnyDefinition:
         """The definition of this name."""
@@ -3166,7 +3187,8 @@ class Registry:
     def of(self, instance: object) -> AnyDefinition:
         """The definition of an instance's class."""
         definition = definition_of(type(instance))
-        if definition is not None and self.by_name.get(definition.name) is definition:
+        known = definition and self.by_name.get(definition.name)
+        if definition and known and (known is definition or known.body.replaces(definition.body)):
             return definition
         problem = "no definition: decorate its class with @jobs.define"
         raise DefinitionError(type(instance).__name__, problem)
@@ -3379,8 +3401,8 @@ class Middleware:
 
     runs: tuple[AroundRun, ...] = ()
     enqueues: tuple[AroundEnqueue, ...] = ()
-    frozen: bool = False
-    """Whether work has started: running workers would not have what is added now."""
+    nodes: list[str] = attrs.field(factory=list)
+    """The names of the nodes that run in this process: they would not have what is added now."""
 
     def run(self, layer: RunLayer) -> RunLayer:
         """Puts a function `(context, call_next)` around every run, in workers and in
@@ -3415,8 +3437,8 @@ class Middleware:
     def _check(self, layer: object) -> None:
         if not callable(layer):
             raise OptionError("middleware", f"expected a function, got {layer!r}")
-        if self.frozen:
-            raise OptionError("middleware", f"{layer!r} was added after work had started")
+        if self.nodes:
+            raise OptionError("middleware", f"{layer!r} was added {AFTER_START}")
 
 
 def _is_async(layer: Any) -> bool:
@@ -8771,7 +8793,7 @@ def load_program(
             raise DefinitionError(name, f"not at {module}.{path} when a worker looked there")
         registry.add(definition)
     IMPORTING.reset(token)
-    registry.frozen = True
+    registry.nodes.append("this worker's")
     gc.freeze()  # Loaded code stays: the garbage collector need not look at it.
     source = home()
     source.registry = registry
@@ -10043,9 +10065,16 @@ class Supervisor:
         self._wakeup = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._wakeup.bind(("127.0.0.1", 0))
         self._wakeup.setblocking(False)
+        self.registry.nodes.append(self.subscription.node)
 
     def run(self) -> None:
         """Works until it is stopped, or until nothing is left to do."""
+        try:
+            self._run()
+        finally:
+            self.registry.nodes.remove(self.subscription.node)
+
+    def _run(self) -> None:
         with contextlib.ExitStack() as unjoined:
             for opened in (self._wakeup, self._selector, self.store.file):
                 unjoined.callback(opened.close)
@@ -10682,10 +10711,12 @@ class LiteJobs:
     clock: Clock = attrs.field(default=system_clock, kw_only=True)
     registry: Registry = attrs.field(factory=Registry, init=False)
     define: Define = attrs.field(init=False)
-    middleware: Middleware = attrs.field(factory=Middleware, init=False)
+    middleware: Middleware = attrs.field(init=False)
     events: Events = attrs.field(factory=Events, init=False)
     store: Store = attrs.field(init=False)
-    _declared: dict[str, tuple[Schedule, object, str]] = attrs.field(factory=dict, init=False)
+    _declared: dict[str, tuple[Schedule, object, str, object]] = attrs.field(
+        factory=dict, init=False
+    )
     target: str | None = attrs.field(default=None, init=False)
     """The file of the program that was named on the command line."""
     _made_in: str | None = attrs.field(default=None, init=False)
@@ -10703,6 +10734,7 @@ class LiteJobs:
         if self.state is not None and not callable(self.state):
             raise OptionError("state", "expected a function that makes the state")
         self.define = Define(self.register)
+        self.middleware = Middleware(nodes=self.registry.nodes)
         self._made_in = sys._getframe(2).f_globals.get("__file__")
         self.store = Store(File(self._path, self.durability, clock=self.clock))
 
@@ -10721,7 +10753,10 @@ class LiteJobs:
         for given in definitions:
             if (definition := definition_of(given)) is None:
                 raise DefinitionError(repr(given), "no definition: decorate it with @define")
-            self.registry.add(definition)
+            if (replaced := self.registry.add(definition)) is not None:
+                # The schedules that were declared with it are declared anew, or are gone.
+                run = replaced.body.loaded_by
+                self._declared = {k: v for k, v in self._declared.items() if v[3] is not run}
             definition.body.home = self
 
     def on(self, *kinds: EventKind) -> Callable[[AnyListener], AnyListener]:
@@ -11242,13 +11277,14 @@ class LiteJobs:
             owner: Any = work if isinstance(work, Bound) else definition_of(work)
             title = (owner or self.registry.of(work)).name if name is None else name
             check_name(title, "name")
-            if self.registry.frozen:
-                problem = f"schedule {title!r} declared after work had started"
-                raise OptionError("name", f"{problem}: declare it before, or use schedule().set()")
-            if taken := self._declared.get(title):
+            if self.registry.nodes:
+                problem = f"schedule {title!r} declared {AFTER_START}"
+                raise OptionError("name", f"{problem}; or use schedule().set()")
+            taken, run = self._declared.get(title), running_module()
+            if taken and (taken[2] != module or taken[3] is run):
                 problem = f"schedule {title!r} declared twice, in {taken[2]} and in {module}"
                 raise OptionError("name", f"{problem}: give one another name=")
-            self._declared[title] = attrs.evolve(schedule, name=title), work, module
+            self._declared[title] = attrs.evolve(schedule, name=title), work, module, run
             return ScheduleHandle(title, self)
 
         return attrs.evolve(self.define, then=declare) if work is None else declare(work)
@@ -11258,7 +11294,7 @@ class LiteJobs:
         program = program_of(self.target, self._made_in)
         schedules = [
             self._with_work(attrs.evolve(schedule, origin=json.dumps({program: module})), work)
-            for schedule, work, module in self._declared.values()
+            for schedule, work, module, _ in self._declared.values()
         ]
         for schedule in schedules:
             self.registry.named(schedule.definition)
@@ -11266,8 +11302,11 @@ class LiteJobs:
 
     def _with_work(self, schedule: Schedule, work: object) -> Schedule:
         """The schedule with the definition, payload and options of what it enqueues."""
-        if isinstance(work, type) and definition_of(work):
-            work = work()
+        own = definition_of(work)
+        if own is not None and own.options is own.body.options:
+            # It may have been loaded again since.
+            own = self.registry.by_name.get(own.name, own)
+            work = own.body.code() if own.body.is_class else own
         bound = work.bind() if isinstance(work, Definition) else self.bind(work)
         options = bound.options
         merges = options.unique is not None and callable(options.unique.on_conflict)
@@ -11423,7 +11462,6 @@ class LiteJobs:
         return program
 
     def _subscription(self, queues: Iterable[str] | None, node: str | None) -> Subscription:
-        self.registry.frozen = self.middleware.frozen = True
         if not self.registry.by_name:
             raise DefinitionError("(none)", "there is nothing to run: use @jobs.define first")
         if isinstance(queues, str):
@@ -11446,6 +11484,8 @@ class LiteJobs:
         whose retention is over (not in a test)."""
         subscription = self._subscription(queues, None)
         with contextlib.ExitStack() as closing:
+            self.registry.nodes.append(subscription.node)
+            closing.callback(self.registry.nodes.remove, subscription.node)
             own = self.registry, self.state, self.clock, self, self.middleware.runs
             runs = closing.enter_context(executor(*own))
             known = self.registry.listing()
@@ -11972,8 +12012,6 @@ class Recorder:
             last = max([number for number, _, _ in read_failures(tx, "TRUE")], default=0)
         before = self._unfit()
         attempts = self.jobs.drain()
-        # It was frozen for workers; here are none, and a test may define more.
-        self.jobs.registry = attrs.evolve(self.jobs.registry, frozen=False)
         with self.jobs.store.file.transaction(read_only=True) as tx:
             failed = read_failures(tx, "id > :number", last)
         new = [(self.jobs.get(id), failure) for _, id, failure in failed]
@@ -12060,9 +12098,9 @@ def recording(jobs: LiteJobs, clock: TurnedClock | None = None) -> Iterator[Reco
     before += [(definition.body, "home", definition.body.home) for definition in jobs.registry]
     with tempfile.TemporaryDirectory(prefix="litejobs-", ignore_cleanup_errors=True) as folder:
         jobs.durability, jobs.clock, jobs.tested = "fast", clock, True
-        # The copies share their content with the originals, but are frozen separately.
-        jobs.registry = attrs.evolve(jobs.registry, frozen=False)
-        jobs.middleware = attrs.evolve(jobs.middleware, frozen=False)
+        # The copies share their content with the originals, but not what runs.
+        jobs.registry = attrs.evolve(jobs.registry, nodes=[])
+        jobs.middleware = attrs.evolve(jobs.middleware, nodes=jobs.registry.nodes)
         jobs.store = Store(File(Path(folder, "jobs.db"), jobs.durability, clock=clock))
         for definition in jobs.registry:
             definition.body.home = jobs
