@@ -715,8 +715,11 @@ def _or_none(value: str | None) -> str | None:
 
 @attrs.frozen(repr=False, slots=False)
 class Job(Generic[R]):
-    """A job as it was when it was read: a frozen snapshot of its row. Its fields are columns, in
-    the order in which they are read; those of `Claimed` come first."""
+    """A job as it was when it was read. What waits for it or changes it (`wait`, `result`, `await`,
+    `refresh`, `cancel` …) reads it again: the fields of this object are then as they are in the
+    file, and it is what the method returns. They cannot be set."""
+
+    # The fields are columns, in the order in which they are read; those of `Claimed` come first.
 
     id: int
     """Unique in the file, and never used again."""
@@ -767,6 +770,9 @@ class Job(Generic[R]):
     """JSON text."""
     stored_progress: str | None = attrs.field(default=None, alias="progress")
     """JSON text."""
+    unfit_at: datetime | None = attrs.field(default=None, converter=maybe_moment)
+    """Since when it is blocked because its payload does not fit its definition; `error` says why.
+    `None` if it is not."""
     _source: LiteJobs = attrs.field(kw_only=True, eq=False)
     duplicate: bool = attrs.field(default=False, kw_only=True)
     """Whether it existed already and holds the unique key of a job that was to be enqueued."""
@@ -810,22 +816,77 @@ class Job(Generic[R]):
         return self.state in FINISHED
 
     def refresh(self) -> Job[R]:
-        """The job as it is now.
+        """Reads the job again, as it is now.
 
         Raises:
             JobNotFoundError: it was deleted or pruned.
         """
-        return self._source.get(self.id)
+        return self._update(self._source.get(self.id))
+
+    def _update(self, now: Job[Any]) -> Job[R]:
+        """Takes the fields over from the same job as it is *now*."""
+        vars(self).update({**vars(now), "duplicate": self.duplicate})
+        return self
 
     def wait(self, timeout: Duration | None = None) -> Job[R]:
-        """Waits until the job has completed, failed or been cancelled, and returns it as it is
-        then.
+        """Waits until the job has completed, failed or been cancelled.
 
         Raises:
             WaitTimeoutError: *timeout* passed first.
             JobNotFoundError: it was deleted or pruned.
         """
-        return self if self.finished else self._source.wait(self.id, timeout)
+        return self if self.finished else self._source.wait(self, timeout)
+
+    def cancel(self) -> Job[R]:
+        """Cancels the job if it waits. If it runs, it is asked to end, and killed after its grace:
+        `wait` then says how it ended.
+
+        Raises:
+            JobNotFoundError: it was deleted or pruned. (So do those below.)
+        """
+        self._source.cancel(self.id)
+        return self.refresh()
+
+    def retry(self) -> Job[R]:
+        """Makes the job ready again, with all its attempts, if it failed or was cancelled; due now,
+        if it waits for its backoff."""
+        self._source.retry(self.id)
+        return self.refresh()
+
+    def hold(self) -> Job[R]:
+        """Pauses the job, if it waits, until it is released."""
+        self._source.hold(self.id)
+        return self.refresh()
+
+    def release(self) -> Job[R]:
+        """Lets the job become ready again when it is due, if it is held."""
+        self._source.release(self.id)
+        return self.refresh()
+
+    def change(self, **to: Unpack[Changes]) -> Job[R]:
+        """Changes options of the job while it waits; the fields of a *payload* replace those of
+        that name: `job.change(priority=10, payload={"copies": 2})`.
+
+        Raises:
+            OptionError: it is running or finished, or there is no such option.
+            PayloadError: the payload would no longer fit.
+        """
+        if not self._source.change(self.id, to=to).moved:
+            problem = f"job {self.id} ({self.name}) is {self.refresh().state}"
+            raise OptionError("state", f"{problem}: only waiting jobs can be changed")
+        return self.refresh()
+
+    def delete(self) -> Job[R]:
+        """Deletes the job and its history, and returns it as it was.
+
+        Raises:
+            OptionError: it is running: cancel it first.
+        """
+        self.refresh()
+        if not self._source.delete(self.id).moved:
+            problem = f"job {self.id} ({self.name}) is {self.state}: cancel it before it is deleted"
+            raise OptionError("state", problem)
+        return self
 
     def result(self, timeout: Duration | None = None) -> R:
         """What the handler returned, rebuilt with its declared type. Waits like `wait`:
@@ -856,10 +917,13 @@ class Job(Generic[R]):
             intervals = poll_intervals()
             while not job.finished:
                 await asyncio.sleep(next(intervals))
-                job = await job._source.aget(job.id)
+                job._update(await job._source.aget(job.id))
             return job
 
         return wait(self).__await__()
+
+    def __hash__(self) -> int:
+        return hash(self.id)
 
     def __repr__(self) -> str:
         return printable(f"<Job {self.id} {self.name} {self.state}>")
@@ -1606,6 +1670,9 @@ class Codec(Generic[T]):
         return _without_defaults(form) if self.omit_defaults else form
 
 
+json_of_any: Final = Codec[Any](Any)
+
+
 def unencodable(kind: Any) -> str | None:
     """Why values of the type *kind* cannot be stored as JSON; `None` if they can."""
     try:
@@ -1678,21 +1745,53 @@ HIDDEN = "hidden"
 @functools.cache
 def hides(kind: Any) -> bool:
     """Whether this class, or one that its values may contain, has a field whose `repr` is off."""
+    try:
+        return any(hidden_fields(typing.get_origin(each) or each) for each in _types_in(kind))
+    except (NameError, TypeError):
+        return True  # Unknown: better to hide.
+
+
+def _types_in(kind: Any) -> Iterator[Any]:
+    """A type and those that its values may contain, each once."""
     left, seen = [kind], set()
     while left:
-        if (kind := _unwrap(left.pop())) in seen or typing.get_origin(kind) is Literal:
+        if (kind := _unwrap(left.pop())) in seen:
             continue
         seen.add(kind)
-        cls = typing.get_origin(kind) or kind
-        if hidden_fields(cls):
-            return True
-        left += typing.get_args(kind)
-        if typing.is_typeddict(cls) or cols.is_namedtuple(cls) or _is_attrs_or_dataclass(cls):
-            try:
-                left += typing.get_type_hints(cls, include_extras=True).values()
-            except (NameError, TypeError):
-                return True  # Unknown: better to hide.
-    return False
+        yield kind
+        if typing.get_origin(kind) is not Literal:
+            left += [*typing.get_args(kind), *_field_types(kind).values()]
+
+
+def _field_types(kind: Any) -> dict[str, Any]:
+    """The types of the fields of a class, by name."""
+    cls = typing.get_origin(kind) or kind
+    if typing.is_typeddict(cls) or cols.is_namedtuple(cls) or _is_attrs_or_dataclass(cls):
+        return typing.get_type_hints(cls, include_extras=True)
+    return {}
+
+
+def shape_of(kind: Any) -> str:
+    """A text about a type and those in it that is another one when other JSON may fit: the fields
+    with their types, those that may be left out, and the values of enums."""
+    lines = []
+    for each in _types_in(kind):
+        cls = typing.get_origin(each) or each
+        fields = getattr(cls, "__attrs_attrs__", None)
+        fields = fields or getattr(cls, "__dataclass_fields__", {}).values()
+        unset = attrs.NOTHING, dataclasses.MISSING
+        optional = {
+            field.name
+            for field in fields
+            if not any(field.default is each for each in unset)
+            or getattr(field, "default_factory", dataclasses.MISSING) is not dataclasses.MISSING
+        }
+        optional |= {*getattr(cls, "__optional_keys__", ()), *getattr(cls, "_field_defaults", ())}
+        types = _field_types(each)
+        shown = [f"{name}{'?' * (name in optional)}: {types[name]!r}" for name in types]
+        lines.append(f"{shown or each} {getattr(cls, '__members__', '')}")
+    # Without modules, since a program may be imported by several names, and without addresses.
+    return re.sub(r"[\w<>]+\.| at 0x\w+", "", "\n".join(lines))
 
 
 def hidden_fields(cls: Any) -> set[str]:
@@ -2219,10 +2318,10 @@ Errors = type[BaseException] | tuple[type[BaseException], ...]
 
 
 class Changeable(TypedDict, total=False):
-    """The options that can also be changed while a job waits. (The texts beside types are the
-    help of the command line.)"""
+    """The options that can also be changed while a job waits. (The texts beside types are shown by
+    `help(define)` and on the command line.)"""
 
-    queue: str
+    queue: Annotated[str, "the queue that it waits in"]
     priority: Annotated[int, "higher runs first"]
     max_attempts: Annotated[int | None, "how many attempts a job has at most"]
     timeout: Annotated[Duration | None, "after which a job is asked to end"]
@@ -2240,36 +2339,74 @@ class Changeable(TypedDict, total=False):
 class Choices(Changeable, total=False):
     """The options that a definition sets and an enqueue may override."""
 
-    backoff: Backoff
-    retention: Retention
-    unique: Unique | None
+    backoff: Annotated[Backoff, "how long it waits before it is tried again"]
+    retention: Annotated[Retention, "how long it is kept after its end"]
+    unique: Annotated[Unique | None, "when a second job like it is not enqueued"]
     key: Annotated[str | Callable[..., Any] | None, "limits how many with it run at a time"]
     key_limit: Annotated[int, "that limit (default: 1)"]
-    headers: Mapping[str, str]
-    connection: Any
+    headers: Annotated[Mapping[str, str], "texts that are sent along, for middleware"]
+    connection: Annotated[Any, "the one whose transaction it is enqueued in (apsw or sqlite3)"]
 
 
 class DefinitionChoices(Choices, total=False):
     """The options of a definition: those that an enqueue may override, and those that belong to
     its code and are not stored with jobs."""
 
-    concurrency: int | None
-    """How many of its jobs run at a time, on all nodes together."""
-    rate: str | None
-    """How many of them start in some time, evenly: "10/s", "100/min"."""
-    max_memory: int | str | None
-    """Bytes, or a text such as "512MB", that its worker process may use while it runs."""
-    retry_on: Errors | Mapping[type[BaseException], Backoff | None] | None
-    """The only exceptions after which it is tried again; each with its backoff, if given."""
-    fail_on: Errors
-    """Exceptions after which it is not."""
-    on_failure: Callable[[Context[Any], BaseException], Any] | None
+    concurrency: Annotated[int | None, "how many of its jobs run at a time, on all nodes together"]
+    rate: Annotated[str | None, "how many of them start in some time, evenly: 10/s, 100/min"]
+    max_memory: Annotated[int | str | None, "that its worker may use, in bytes or as 512MB"]
+    retry_on: Annotated[
+        Errors | Mapping[type[BaseException], Backoff | None] | None,
+        "the only exceptions after which it is tried again; each with its backoff, if given",
+    ]
+    fail_on: Annotated[Errors, "exceptions after which it is not tried again"]
+    on_failure: Annotated[
+        Callable[[Context[Any], BaseException], Any] | None,
+        "called in the worker after an exception, when it is not tried again",
+    ]
     """Called in the worker when a job has failed for good by an exception: not after a timeout,
     a crash, too much memory, or the loss of the node."""
-    encode: Callable[[Any], bytes] | None
+    encode: Annotated[Callable[[Any], bytes] | None, "makes the bytes that are stored for JSON"]
     """Makes of a payload (an instance, or a function's arguments by name, with its defaults) the
     bytes that are stored instead of JSON, and that nothing but *decode* reads."""
-    decode: Callable[[bytes], Any] | None
+    decode: Annotated[Callable[[bytes], Any] | None, "reads what encode has made"]
+    upgrade: Annotated[
+        Callable[[dict[str, Any]], Mapping[str, Any]] | None,
+        "makes the fields of a stored payload that does not fit those that do",
+    ]
+    """Called with the fields, as JSON values, of a stored payload that does not fit: of an older
+    version, say. It returns those that are used instead, which have to fit."""
+
+
+_UNSET = type("Unset", (), {"__repr__": lambda unset: "..."})()
+
+
+def options_in(typed: Any) -> list[inspect.Parameter]:
+    """The options in a TypedDict, as the parameters that signatures show."""
+    kind, shown = inspect.Parameter.KEYWORD_ONLY, {}
+    for option, hint in typed.__annotations__.items():
+        text = hint.__forward_arg__
+        annotated = re.match(r"Annotated\[(.*?), (?:['\"]|FIELDS)", text)
+        shown[option] = annotated[1] if annotated else text
+    return [inspect.Parameter(o, kind, default=_UNSET, annotation=shown[o]) for o in shown]
+
+
+class LazySignature(inspect.Signature):
+    """A signature that is made when `help()` or an editor reads it: few programs do."""
+
+    def __init__(self, make: Callable[[], inspect.Signature]) -> None:
+        self._make = make
+
+    @functools.cached_property
+    def _made(self) -> inspect.Signature:
+        return self._make()
+
+    parameters = property(lambda self: self._made.parameters)
+    return_annotation = property(lambda self: self._made.return_annotation)
+
+    def replace(self, **changes: Any) -> Any:
+        """A copy with other parameters, such as without `self`."""
+        return self._made.replace(**changes)
 
 
 Check = Callable[[Any, str], Any]
@@ -2417,6 +2554,7 @@ class Options:
     on_failure: Callable[[Context[Any], BaseException], Any] | None = _option(None, _check_function)
     encode: Callable[[Any], bytes] | None = _option(None, _check_function)
     decode: Callable[[bytes], Any] | None = _option(None, _check_function)
+    upgrade: Callable[[dict[str, Any]], Mapping[str, Any]] | None = _option(None, _check_function)
     given: frozenset[str] = frozenset()
     """Those that were set, by the definition or later: they override the defaults of a queue."""
 
@@ -2491,6 +2629,7 @@ STORED: Mapping[str, Callable[[Any], Any]] = {
 makes the value in it."""
 CHOICES = tuple(Choices.__annotations__)
 _DEFINITION_ATTRIBUTE = "__litejobs_definition__"
+AFTER_START = "after work had started: do it before, or stop the node first"
 
 
 class Signature(NamedTuple):
@@ -2501,6 +2640,15 @@ class Signature(NamedTuple):
     """`None` if the code is annotated to return nothing."""
     call: Callable[[Any, Callable[[], Context[Any]]], Any]
     """Calls the code with a payload object and, if it takes one, a context made on demand."""
+
+
+def running_module() -> object:
+    """The code of the module, or of the notebook's cell, that is being executed: another object
+    each time that it is loaded or run."""
+    frame = sys._getframe(1)
+    while frame.f_code.co_name != "<module>" and frame.f_back is not None:
+        frame = frame.f_back
+    return frame.f_code
 
 
 @attrs.define(eq=False, repr=False, slots=False)
@@ -2515,7 +2663,9 @@ class Body:
     """The definition's own, whose backoff may be a function: rows keep only curves."""
     home: Any = None
     """The LiteJobs that it is registered with."""
+    loaded_by: object = attrs.field(factory=running_module, init=False)
     _signatures: list[Signature] = attrs.field(factory=list, init=False)
+    _methods: dict[str, types.FunctionType] = attrs.field(factory=dict, init=False)
 
     @property
     def is_class(self) -> bool:
@@ -2527,6 +2677,11 @@ class Body:
         """Whether its jobs run many at a time, in the event loop of a worker."""
         code: Any = self.code
         return inspect.iscoroutinefunction(code.run if self.is_class else code)
+
+    def replaces(self, old: Body) -> bool:
+        """Whether it is the same code, loaded again: by `importlib.reload`, or in a notebook."""
+        same = (self.module, self.code.__qualname__) == (old.module, old.code.__qualname__)
+        return same and self.loaded_by is not old.loaded_by
 
     @functools.cached_property
     def signature(self) -> Signature:
@@ -2557,6 +2712,57 @@ class Body:
             return frozenset({"payload", "result"})  # Unknown: better to hide.
         found = {f"payload.{f.alias}" for f in fields if f.repr is not True or hides(f.type)}
         return frozenset(found | {"result"} if result and hides(result.kind) else found)
+
+    @functools.cached_property
+    def names(self) -> dict[str, Any]:
+        """The name, docstring and so on of the code, for its definitions."""
+        names: Sequence[str] = functools.WRAPPER_ASSIGNMENTS
+        named = {name: getattr(self.code, name) for name in names if hasattr(self.code, name)}
+        return {**named, "__wrapped__": self.code, "__signature__": LazySignature(self._shown)}
+
+    def _shown(self) -> inspect.Signature:
+        """The signature of the code, without the context."""
+        plain = inspect.signature(self.code)
+        names: Any = plain.parameters
+        with contextlib.suppress(DefinitionError):
+            names = {field.alias for field in attrs.fields(self.kind)}
+        return plain.replace(
+            parameters=[p for name, p in plain.parameters.items() if name in names]
+        )
+
+    def method(self, function: types.FunctionType) -> types.FunctionType:
+        """A copy of a method of its definitions, with the parameters of the code."""
+
+        def signature() -> inspect.Signature:
+            own, plain = self._shown(), inspect.signature(function)
+            given: Any = own.return_annotation
+            if not isinstance(given, str):
+                given = "Any" if given is own.empty else inspect.formatannotation(given)
+            return plain.replace(
+                parameters=[plain.parameters["self"], *own.parameters.values()],
+                return_annotation=plain.return_annotation.replace("[R]", f"[{given}]"),
+            )
+
+        if (own := self._methods.get(function.__name__)) is None:
+            own = types.FunctionType(function.__code__, function.__globals__)
+            own.__qualname__ = function.__qualname__
+            own.__signature__ = LazySignature(signature)  # type: ignore[attr-defined]
+            self._methods[function.__name__] = own
+        return own
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Eight digits for its parameters, then eight for the code of each of `upgrade` and
+        `decode`. A payload that did not fit is tried again by a definition with another one."""
+        import zlib
+
+        try:
+            texts = [shape_of(self.kind)]
+        except (DefinitionError, NameError, TypeError) as error:
+            texts = [str(error)]
+        functions = self.options.upgrade, self.options.decode
+        texts += [_code_text(getattr(each, "__code__", None)) for each in functions if each]
+        return "".join(f"{zlib.crc32(text.encode(errors='replace')):08x}" for text in texts)
 
     def arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The payload object made of arguments."""
@@ -2599,7 +2805,7 @@ class Body:
             try:
                 return codec.decode(stored)
             except CodecError as unfit:
-                raise PayloadError(self.name, unfit.problems) from None
+                return self._upgraded(stored, unfit)
         try:
             made = decode(stored)
         except (Exception, SystemExit) as error:
@@ -2612,8 +2818,31 @@ class Body:
         except TypeError as error:
             raise self._unfit(f"what decode gave: {error}".replace(".__init__()", "()")) from None
 
+    def _upgraded(self, stored: str | bytes, unfit: CodecError) -> Any:
+        """The payload object that `upgrade` makes of a stored payload that does not fit."""
+        fields, upgrade = None, self.options.upgrade
+        if upgrade is not None:
+            with contextlib.suppress(ValueError, TypeError):
+                fields = load_json(stored)
+        if upgrade is None or not isinstance(fields, dict):
+            raise PayloadError(self.name, unfit.problems) from None
+        try:
+            return self.signature.payload.decode(json_of_any.encode(upgrade(fields)))
+        except CodecError as error:
+            raise self._unfit(f"what upgrade gave: {error}") from None
+        except (Exception, SystemExit) as error:
+            raise self._unfit(f"upgrade raised {_first_line(error)}") from error
+
     def _unfit(self, problem: str) -> PayloadError:
         return PayloadError(self.name, (problem,))
+
+
+def _code_text(code: Any) -> str:
+    """A text about the code of a function that is another one when the function does something
+    else, wherever it stands."""
+    if not isinstance(code, types.CodeType):
+        return repr(code) if isinstance(code, str | bytes | int | float) else type(code).__name__
+    return f"{code.co_code.hex()} {code.co_names} {[*map(_code_text, code.co_consts)]}"
 
 
 def _first_line(error: BaseException) -> str:
@@ -2709,7 +2938,26 @@ class Bound(Generic[R]):
         return printable(f"<Bound {self.name}{payload}>")
 
 
-@attrs.frozen(eq=False, repr=False)
+class Method:
+    """A method of definitions that `help()` and editors show with each one's own parameters."""
+
+    def __init__(self, function: Any) -> None:
+        self._function = function
+
+    def __get__(self, definition: AnyDefinition | None, owner: type | None = None) -> Any:
+        if definition is None:
+            return self._function
+        bound = types.MethodType(definition.body.method(self._function), definition)
+        if definition.options is definition.body.options:  # A cycle, so not in copies.
+            vars(definition)[bound.__name__] = bound
+        return bound
+
+
+def _with_its_parameters(method: T) -> T:
+    return typing.cast(T, Method(method))
+
+
+@attrs.frozen(eq=False, repr=False, slots=False)
 class Definition(Generic[P, R, C]):
     """A function with a name, types and options, ready to be enqueued.
 
@@ -2718,6 +2966,16 @@ class Definition(Generic[P, R, C]):
 
     body: Body
     options: Options
+    __name__: typing.ClassVar[str]
+    __qualname__: typing.ClassVar[str]
+    __wrapped__: typing.ClassVar[Any]
+
+    def __attrs_post_init__(self) -> None:
+        vars(self).update(self.body.names)
+
+    def __get__(self, instance: object, owner: type | None = None) -> Definition[P, R, C]:
+        """Itself, also as an attribute of a class; as `help()` expects of a function."""
+        return self
 
     @property
     def name(self) -> str:
@@ -2736,8 +2994,9 @@ class Definition(Generic[P, R, C]):
         Raises:
             OptionError: an option is unknown, or its value cannot be used.
         """
-        return attrs.evolve(self, options=self.options.for_job(choices))
+        return Definition(self.body, self.options.for_job(choices))
 
+    @_with_its_parameters
     def bind(self, *args: P.args, **kwargs: P.kwargs) -> Bound[R]:
         """A job that is not enqueued yet, its payload checked.
 
@@ -2750,6 +3009,7 @@ class Definition(Generic[P, R, C]):
             raise PayloadError(self.name, (str(error),)) from None
         return _bound(self.body, self.options, self.body.encode(payload))
 
+    @_with_its_parameters
     def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
         """Puts a job into the file. When this returns, the job survives `kill -9` and power loss.
 
@@ -2760,6 +3020,7 @@ class Definition(Generic[P, R, C]):
         job: Job[R] = self._home.enqueue(self.bind(*args, **kwargs))
         return job
 
+    @_with_its_parameters
     async def aenqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
         """`enqueue` for coroutines: the event loop goes on meanwhile, also while others hold the
         file's write lock. If its task is cancelled meanwhile, the job is enqueued all the same.
@@ -2881,33 +3142,40 @@ def _no_job() -> Context[Any]:
     return Context(job, None)
 
 
-def _in_no_file(id: int | Job[Any], timeout: Duration | None = None) -> NoReturn:
+def _in_no_file(id: int | Job[Any], timeout: Duration | None = None, **given: Any) -> NoReturn:
     raise JobNotFoundError(id.id if isinstance(id, Job) else id)
 
 
 NOWHERE: Any = types.SimpleNamespace(
-    **dict.fromkeys(("get", "aget", "wait", "why", "result"), _in_no_file), errors=lambda id: ()
+    **dict.fromkeys(("get", "aget", "wait", "why", "result", "cancel", "retry"), _in_no_file),
+    **dict.fromkeys(("hold", "release", "change", "delete"), _in_no_file),
+    errors=lambda id: (),
 )
 """The source of jobs that are in no file or cannot be read again."""
 
 
 @attrs.define(eq=False, repr=False, slots=False)
 class Registry:
-    """The definitions of one program. Frozen once work starts, since running workers would not
-    know those added later."""
+    """The definitions of one program. While nodes run, none is added, since they would not know
+    it."""
 
     by_name: dict[str, AnyDefinition] = attrs.field(factory=dict)
-    frozen: bool = False
+    nodes: list[str] = attrs.field(factory=list)
+    """The names of the nodes that run in this process."""
 
-    def add(self, definition: AnyDefinition) -> None:
-        """Registers a definition under its name."""
-        body = definition.body
-        if self.frozen:
-            raise DefinitionError(body.name, "defined after work had started: define it before")
-        if taken := self.by_name.get(body.name):
+    def add(self, definition: AnyDefinition) -> AnyDefinition | None:
+        """Registers a definition under its name. One of the same code that was loaded before is
+        replaced, and returned."""
+        body, taken = definition.body, self.by_name.get(definition.name)
+        if taken is definition:
+            return None
+        if self.nodes:
+            raise DefinitionError(body.name, f"defined {AFTER_START}")
+        if taken is not None and not body.replaces(taken.body):
             places = f"{taken.body.place} and at {body.place}"
             raise DefinitionError(body.name, f"defined twice, at {places}: give one another name=")
         self.by_name[body.name] = definition
+        return taken
 
     def named(self, name: str) -> AnyDefinition:
         """The definition of this name."""
@@ -2919,7 +3187,8 @@ class Registry:
     def of(self, instance: object) -> AnyDefinition:
         """The definition of an instance's class."""
         definition = definition_of(type(instance))
-        if definition is not None and self.by_name.get(definition.name) is definition:
+        known = definition and self.by_name.get(definition.name)
+        if definition and known and (known is definition or known.body.replaces(definition.body)):
             return definition
         problem = "no definition: decorate its class with @jobs.define"
         raise DefinitionError(type(instance).__name__, problem)
@@ -2948,6 +3217,13 @@ _Async = Coroutine[Any, Any, R]
 _Defined = TypeVar("_Defined", bound=type | AnyDefinition)
 
 
+class Shown(property):
+    """A property of instances that `help()` and editors read; for the class itself it is `None`."""
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        return None if instance is None else super().__get__(instance, owner)
+
+
 @attrs.frozen(eq=False, repr=False)
 class Define:
     """Makes definitions: `@define`, `@define(queue="emails", …)`, or `define(f)`."""
@@ -2957,6 +3233,22 @@ class Define:
     _options: Options = Options()
     _then: Callable[[Any], object] | None = None
     """Called with each definition or class, even if it was defined before."""
+    __name__ = "define"
+
+    @Shown
+    def __doc__(self) -> str:
+        hints = typing.get_type_hints(DefinitionChoices, include_extras=True)
+        lines = [f"    {o}: {getattr(hint, '__metadata__', ['?'])[0]}" for o, hint in hints.items()]
+        about = inspect.cleandoc(type(self).__call__.__doc__ or "")
+        return "\n".join((about, "", "Options:", *lines))
+
+    @Shown
+    def __signature__(self) -> inspect.Signature:
+        *plain, _ = inspect.signature(type(self).__call__).parameters.values()
+        return inspect.Signature(plain[1:] + options_in(DefinitionChoices))
+
+    def __get__(self, instance: object, owner: type | None = None) -> Define:
+        return self
 
     @overload
     def __call__(self, code: _Defined, /) -> _Defined: ...  # type: ignore[overload-overlap]
@@ -3109,8 +3401,8 @@ class Middleware:
 
     runs: tuple[AroundRun, ...] = ()
     enqueues: tuple[AroundEnqueue, ...] = ()
-    frozen: bool = False
-    """Whether work has started: running workers would not have what is added now."""
+    nodes: list[str] = attrs.field(factory=list)
+    """The names of the nodes that run in this process: they would not have what is added now."""
 
     def run(self, layer: RunLayer) -> RunLayer:
         """Puts a function `(context, call_next)` around every run, in workers and in
@@ -3145,8 +3437,8 @@ class Middleware:
     def _check(self, layer: object) -> None:
         if not callable(layer):
             raise OptionError("middleware", f"expected a function, got {layer!r}")
-        if self.frozen:
-            raise OptionError("middleware", f"{layer!r} was added after work had started")
+        if self.nodes:
+            raise OptionError("middleware", f"{layer!r} was added {AFTER_START}")
 
 
 def _is_async(layer: Any) -> bool:
@@ -3170,7 +3462,7 @@ class Report(NamedTuple):
     """Whether the attempt was used up."""
     result: str | None = None
     kind: str = ""
-    """As in `Failure`, or "cancelled"; empty if nothing went wrong."""
+    """As in `Failure`, "cancelled" or "unfit"; empty if nothing went wrong."""
     type: str = ""
     message: str = ""
     traceback: str = ""
@@ -3190,6 +3482,7 @@ class Report(NamedTuple):
 
 
 GIVEN_BACK = Report(state="pending", counted=False)
+UNFIT = Report(state="blocked", counted=False, kind="unfit")
 Settlement = tuple[Claimed, Report]
 """An attempt that has ended. It is settled only while its claim still holds the job."""
 
@@ -3336,9 +3629,9 @@ class Executor:
             if self.forked:
                 self._exit_fork(claimed, error)
             took = (time.perf_counter_ns() - began) // 1000
-            given_back = self._ended_by_stop(claimed, asked, error)
-            report = self._failed(claimed, error, fits, given_back)._replace(
-                started_at=started_at, finished_at=self.clock(), took=took
+            unfit = not fits and issubclass(type(error), LitejobsError)
+            report = self._failed(claimed, error, unfit, asked)._replace(
+                started_at=0 if unfit else started_at, finished_at=self.clock(), took=took
             )
             hook = self.registry.options(claimed.name).on_failure
             # The supervisor decides about jobs that were asked to end, unless the node stops.
@@ -3352,15 +3645,20 @@ class Executor:
             return report
 
     def _failed(
-        self, claimed: Claimed, error: BaseException, fits: bool, given_back: bool
+        self, claimed: Claimed, error: BaseException, unfit: bool, asked: StopCheck
     ) -> Report:
-        """The report, without times, after an error in the handler or before it began."""
+        """The report, without times, after an error in the handler; or before it began, if the
+        payload is *unfit*: another attempt would find the same payload and definition."""
         options = self.registry.options(claimed.name)
+        given_back = self._ended_by_stop(claimed, asked, error)
+        if unfit:
+            if error.__cause__ is not None:  # Raised by `decode` or `upgrade`.
+                text = "the payload of job %d (%s) cannot be read"
+                logger.warning(text, claimed.id, claimed.name, exc_info=error.__cause__)
+            name, message, _ = describe(error)
+            return UNFIT._replace(type=name, message=message)
         try:
-            if not fits and isinstance(error, LitejobsError):
-                # Another attempt would find the same payload and the same definition.
-                report = Report(state="failed")
-            elif given_back:
+            if given_back:
                 report = GIVEN_BACK
                 if isinstance(error, Exception):  # Neither Interrupted nor a CancelledError.
                     problem = "job %d (%s) is given back; as its node stops, it raised %s: %s"
@@ -3772,7 +4070,10 @@ SCHEMA = f"""
         schedule     TEXT,                               -- the schedule that enqueued it
         grace        INTEGER,                            -- microseconds; NULL: as defined
         tags         TEXT,                               -- JSON: a list of texts
-        meta         TEXT                                -- JSON: an object
+        meta         TEXT,                               -- JSON: an object
+        unfit_at     INTEGER,                            -- when its payload did not fit; NULL: it
+                                                         -- is blocked by its key, if at all
+        refused      TEXT                                -- fingerprints that it did not fit
     ) STRICT;
 
     CREATE INDEX litejobs_ready ON litejobs_job (queue, name, node, priority DESC, run_at)
@@ -3786,6 +4087,7 @@ SCHEMA = f"""
     CREATE UNIQUE INDEX litejobs_unique ON litejobs_job (unique_key) WHERE {HOLDS};
     CREATE INDEX litejobs_key ON litejobs_job (state, key, priority DESC, run_at) WHERE {KEYED};
     CREATE INDEX litejobs_expiry ON litejobs_job (expires_at) WHERE expires_at IS NOT NULL;
+    CREATE INDEX litejobs_unfit ON litejobs_job (name, refused) WHERE unfit_at IS NOT NULL;
     CREATE INDEX litejobs_tags ON litejobs_job (tags) WHERE tags IS NOT NULL;
     CREATE INDEX litejobs_held ON litejobs_job (queue, holder) WHERE state = 'running';
 
@@ -3834,7 +4136,7 @@ SCHEMA = f"""
         workers      INTEGER NOT NULL,
         queues       TEXT,                               -- JSON; NULL: all
         started_at   INTEGER NOT NULL,
-        names        TEXT,                               -- JSON: the definitions that it has
+        names        TEXT,                               -- JSON: fingerprints of definitions
         recall       INTEGER                             -- rises when it is to take jobs back
     ) STRICT;
 
@@ -4940,7 +5242,7 @@ def _kept_for(state: str) -> str:
 
 
 _CANCELLED = f"""
-    state = 'cancelled', cancel_at = NULL, finished_at = :now,
+    state = 'cancelled', cancel_at = NULL, unfit_at = NULL, finished_at = :now,
     prune_at = :now + {_kept_for("'cancelled'")}
 """
 
@@ -5087,7 +5389,7 @@ def admissible(tx: Transaction, key: str) -> tuple[int, Group] | None:
     first = tx.execute(
         f"""
         SELECT id, key_limit, queue, name FROM litejobs_job INDEXED BY litejobs_key
-        WHERE {KEYED} AND state = 'blocked' AND key = ?
+        WHERE {KEYED} AND state = 'blocked' AND key = ? AND unfit_at IS NULL
         ORDER BY priority DESC, run_at, id LIMIT 1
         """,
         (key,),
@@ -5487,9 +5789,19 @@ VERBS: Mapping[str, Steps] = {
             """,
         ),
         ("retrying",): (_set(f"state = {_READY}, run_at = :now"),),
+        ("blocked",): (
+            _set(
+                f"state = {_READY}, run_at = min(run_at, :now), unfit_at = NULL, refused = NULL",
+                "unfit_at IS NOT NULL",
+            ),
+        ),
     },
     "delete": {(*WAITING, *FINISHED): DELETION},
-    "hold": {tuple(state for state in WAITING if state != "paused"): (_set("state = 'paused'"),)},
+    "hold": {
+        tuple(state for state in WAITING if state != "paused"): (
+            _set("state = 'paused', unfit_at = NULL"),
+        )
+    },
     "release": {("paused",): (_set(f"state = {_WAITS}"),)},
 }
 Rework = Callable[[str, object], str | bytes]
@@ -5529,13 +5841,18 @@ def change_options(
     file: File, match: Match, columns: Mapping[str, Any], rework: Rework | None
 ) -> Moved:
     """Sets columns of waiting jobs, and gives them the payloads that *rework* makes."""
-    sets = [f"{column} = :{column}" for column in columns] or ["state = state"]
+    sets = [f"{column} = :{column}" for column in columns]
+    cases, waits = "", _WAITS.replace("run_at", ":run_at") if "run_at" in columns else _WAITS
+    if rework is not None:
+        sets += ["unfit_at = NULL", "refused = NULL"]
+        cases = f"WHEN unfit_at IS NOT NULL THEN {waits}"
     if "run_at" in columns:
-        sets.append(f"""state = CASE
-            WHEN state IN ('retrying', 'paused') THEN state
+        cases += f"""
+            WHEN state IN ('retrying', 'paused') OR unfit_at IS NOT NULL THEN state
             WHEN state = 'blocked' AND key IS NULL THEN state
             WHEN state = 'pending' AND :run_at <= :now THEN state
-            ELSE {_WAITS.replace("run_at", ":run_at")} END""")
+            WHEN TRUE THEN {waits}"""
+    sets.append(f"state = CASE {cases or 'WHEN TRUE THEN state'} ELSE state END")
     return bulk(file, match, {WAITING: (_set(", ".join(sets)),)}, rework, **columns)
 
 
@@ -5929,7 +6246,8 @@ def _insert_one(tx: Transaction, job: NewJob) -> tuple[int, bool]:
         kept = {"name", "enqueued_at", "state", "unique_key", "unique_scope", "schedule"}
         sets = "".join(f"{column} = :{column}, " for column in job.columns if column not in kept)
         state = "state = CASE WHEN state = 'paused' THEN state ELSE :state END"
-        sql = f"UPDATE litejobs_job SET {sets} {state}, payload = :payload WHERE id = :id"
+        sets += f"{state}, unfit_at = NULL, refused = NULL, payload = :payload"
+        sql = f"UPDATE litejobs_job SET {sets} WHERE id = :id"
         change_jobs(tx, [id], sql, **job.columns, payload=payload)
     return id, True
 
@@ -5941,7 +6259,9 @@ def _unique_key_holder(tx: Transaction, key: str | None) -> tuple[int, str | byt
         return None
     row = tx.execute(
         f"""
-        SELECT id, payload, claim > 0 OR finished_at IS NOT NULL, unique_until,
+        SELECT id, payload,
+            claim > 0 AND (unfit_at IS NULL OR attempt > 0) OR finished_at IS NOT NULL,
+            unique_until,
             CASE WHEN {_UNSTARTED} THEN expires_at END
         FROM litejobs_job INDEXED BY litejobs_unique
         WHERE unique_key = ? AND {HOLDS}
@@ -6379,12 +6699,21 @@ class Subscription:
     queues: frozenset[str] | None
     node: str
     paused: frozenset[str] = frozenset()
+    fingerprints: Mapping[str, str] = attrs.field(factory=dict)
+    """Of the definitions, by name."""
 
     @property
     def as_json(self) -> tuple[str, str | None]:
-        """Its names and its queues."""
+        """Its names, each with its fingerprint, and its queues."""
+        names = {name: self.fingerprints.get(name, "") for name in sorted(self.names)}
         queues = None if self.queues is None else json.dumps(sorted(self.queues))
-        return json.dumps(sorted(self.names)), queues
+        return json.dumps(names), queues
+
+    @property
+    def bindings(self) -> dict[str, Any]:
+        """The values that SQL terms about its jobs refer to."""
+        names, queues = self.as_json
+        return {"names": names, "queues": queues, "node": self.node}
 
     def __contains__(self, lane: Lane) -> bool:
         queue, name, node = lane
@@ -6688,6 +7017,7 @@ NAME_TIMEOUT = 1.0
 def _names_in(text: str | None) -> tuple[str, ...] | None:
     with contextlib.suppress(ValueError):
         names = None if text is None else load_json(text)
+        names = [*names] if isinstance(names, dict) else names
         if names is None or (type(names) is list and {*map(type, names)} <= {str}):
             return None if names is None else tuple(names)
     raise apsw.CorruptError(f"a node does not list names: {short_repr(text)}")
@@ -7351,6 +7681,24 @@ PROBLEMS: Sequence[tuple[Level, str, str, str, str]] = (
         """,
     ),
     (
+        "warning", "definition {0!r}", "{1} blocked, such as {2}: {3}",
+        "run a definition that they fit, such as one with `upgrade=`, or `litejobs change …` them",
+        f"""
+        SELECT name, {_JOB_COUNT}, min(id), error FROM litejobs_job INDEXED BY litejobs_unfit
+        WHERE unfit_at IS NOT NULL AND state = 'blocked' GROUP BY name
+        """,
+    ),
+    (
+        "warning", "definition {0!r}", "has not the same parameters in the nodes {1}",
+        "each job runs where its payload fits; end the nodes of the older program",
+        """
+        SELECT known.key, group_concat(node.name, ', ')
+        FROM litejobs_node AS node, json_each(node.names) AS known
+        WHERE node.id IN (SELECT value FROM json_each(:live))
+        GROUP BY known.key HAVING count(DISTINCT substr(known.value, 1, 8)) > 1
+        """,
+    ),
+    (
         "warning", "schedule {0!r}", "{who} has its definition {1!r}",
         "start a program that defines it, or remove the schedule",
         f"""
@@ -7392,7 +7740,7 @@ PROBLEMS: Sequence[tuple[Level, str, str, str, str]] = (
         "`litejobs doctor … --repair` lets the first one in",
         f"""
         SELECT key, min(id), {_JOB_COUNT} FROM litejobs_job AS blocked
-        WHERE key IS NOT NULL AND state = 'blocked' AND NOT EXISTS (
+        WHERE key IS NOT NULL AND state = 'blocked' AND unfit_at IS NULL AND NOT EXISTS (
             SELECT 1 FROM litejobs_job
             WHERE key = blocked.key AND key IS NOT NULL AND state IN ('pending', 'running')
         ) GROUP BY key
@@ -7591,6 +7939,8 @@ def _explanation(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> str:
         return f"{runs} since {_when(job.started_at)}{asked}"
     if job.state == "pending":
         return _pending_reason(tx, live, job)
+    if job.state == "blocked" and job.unfit_at is not None:
+        return f"{job.error}; it goes on once a node has a definition that it fits"
     if job.state == "blocked" and job.key is not None:
         sql = """
             SELECT id FROM litejobs_job
@@ -7837,6 +8187,26 @@ class Store:
                 with self.file.transaction() as tx:
                     admitted += admit_blocked(tx, [key])
 
+    def release_unfit(self, subscription: Subscription, node: int, most: int) -> int:
+        """Makes blocked jobs ready that did not fit other definitions than these; returns how many.
+        While another node has other definitions, and may refuse them once more, at *most* so
+        many."""
+        with self.file.transaction(read_only=True) as tx:
+            unfit = (
+                "SELECT 1 FROM litejobs_job INDEXED BY litejobs_unfit WHERE unfit_at IS NOT NULL"
+            )
+            if tx.execute(f"{unfit} LIMIT 1").get is None:
+                return 0
+            bindings = {**subscription.bindings, "id": node}
+            if not tx.execute(_RIVALS, bindings).get:
+                most = BATCH
+            ids = _column(tx, f"{_RELEASABLE} LIMIT {most}", bindings)
+        if not ids:
+            return 0
+        with self.file.transaction() as tx:
+            term = "state = 'blocked' AND unfit_at IS NOT NULL"
+            return change_jobs(tx, ids, _set(f"state = {_WAITS}, unfit_at = NULL", term))
+
     def prune(self, now: int) -> int:
         """Deletes one batch of jobs whose retention is over; returns how many."""
         due = """
@@ -7919,13 +8289,13 @@ class Store:
 
     def has_work(self, subscription: Subscription) -> bool:
         """Whether a job of the subscription is pending in a queue that is not paused, or running or
-        retrying in any queue."""
+        retrying in any queue; or blocked by its payload, which none of its definitions refused."""
         with self.file.transaction(read_only=True) as tx:
             paused = {name for name, known in read_settings(tx).items() if known.paused}
             if Ready(attrs.evolve(subscription, paused=frozenset(paused))).scan(tx):
                 return True
             served = """
-                name IN (SELECT value FROM json_each(:names)) AND node IN ('', :node)
+                name IN (SELECT key FROM json_each(:names)) AND node IN ('', :node)
                 AND (:queues IS NULL OR queue IN (SELECT value FROM json_each(:queues)))
             """
             sql = f"""
@@ -7933,11 +8303,25 @@ class Store:
                 UNION ALL
                 SELECT 1 FROM litejobs_job
                 WHERE state IN ('scheduled', 'retrying') AND state = 'retrying' AND {served}
+                UNION ALL {_RELEASABLE}
                 LIMIT 1
             """
-            names, queues = subscription.as_json
-            bindings = {"names": names, "queues": queues, "node": subscription.node}
-            return tx.execute(sql, bindings).get is not None
+            return tx.execute(sql, subscription.bindings).get is not None
+
+
+_RELEASABLE = """
+    SELECT job.id FROM json_each(:names) AS known
+    CROSS JOIN litejobs_job AS job INDEXED BY litejobs_unfit ON job.name = known.key
+    WHERE unfit_at IS NOT NULL AND NOT instr(refused, ' ' || known.value || ' ')
+        AND state = 'blocked' AND node IN ('', :node)
+        AND (:queues IS NULL OR queue IN (SELECT value FROM json_each(:queues)))
+"""
+"""A query for jobs that no definition of a subscription has refused."""
+_RIVALS = """
+    SELECT 1 FROM litejobs_node AS node, json_each(node.names) AS theirs
+    JOIN json_each(:names) AS known ON known.key = theirs.key AND known.value <> theirs.value
+    WHERE node.id <> :id LIMIT 1
+"""
 
 
 def _keep_progress(tx: Transaction, progress: Mapping[tuple[int, int], Reported]) -> None:
@@ -8028,9 +8412,24 @@ def _settle(
 
 
 def _store_failures(tx: Transaction, settlements: list[Settlement]) -> None:
-    """Stores failed attempts: of a job that is retried for weeks, the first and the last ones."""
+    """Stores failed attempts: of a job that is retried for weeks, the first and the last ones. Of
+    a job whose payload does not fit, stores the fingerprint of its definition in this node."""
     for claimed, report in settlements:
-        if report.kind == "cancelled":
+        if report.kind == "unfit":
+            tx.execute(
+                """
+                UPDATE litejobs_job SET unfit_at = ?1, refused = (
+                    SELECT substr(replace(ifnull(refused, ' '), fingerprint, ' '), -200)
+                        || substr(fingerprint, 2)
+                    FROM (SELECT ' ' || ifnull((
+                        SELECT value FROM litejobs_node AS node, json_each(node.names) AS known
+                        WHERE node.id = holder AND known.key = litejobs_job.name
+                    ), '') || ' ' AS fingerprint)
+                ) WHERE id = ?2 AND claim = ?3 AND state = 'running'
+                """,
+                (tx.now, claimed.id, claimed.claim),
+            )
+        if report.kind in ("cancelled", "unfit"):
             continue
         facts = report._asdict() | {"attempt": claimed.attempt, "omitted": None}
         tx.execute(
@@ -8069,14 +8468,14 @@ def _store_failures(tx: Transaction, settlements: list[Settlement]) -> None:
 ################################################################################
 
 EventKind = Literal[
-    "enqueued", "started", "completed", "retrying", "failed", "cancelled", "timed_out", "crashed",
-    "schedule_fired", "queue_paused", "queue_resumed", "node_joined", "node_left",
+    "enqueued", "started", "completed", "retrying", "failed", "cancelled", "blocked", "timed_out",
+    "crashed", "schedule_fired", "queue_paused", "queue_resumed", "node_joined", "node_left",
 ]  # fmt: skip
 EVENT_KINDS: tuple[EventKind, ...] = typing.get_args(EventKind)
 _LEVELS: Mapping[EventKind, int] = {
     **dict.fromkeys(("enqueued", "started", "completed"), logging.DEBUG),
     **dict.fromkeys(("retrying", "cancelled", "queue_paused", "queue_resumed"), logging.INFO),
-    **dict.fromkeys(("timed_out", "crashed", "failed"), logging.WARNING),
+    **dict.fromkeys(("blocked", "timed_out", "crashed", "failed"), logging.WARNING),
 }
 """The log level of each kind; nodes and schedules have more detailed log lines of their own."""
 QUEUE_LIMIT = 10_000
@@ -8438,7 +8837,7 @@ FREEZE_HINT = (
 def load_program(
     places: Mapping[str, tuple[str, str]],
     make_state: Callable[[], Any] | None,
-    home: Callable[[], Any],
+    home: Callable[[], LiteJobs],
     clock: Clock,
     around: tuple[AroundRun, ...],
     paths: Mapping[Path, Path],
@@ -8460,13 +8859,15 @@ def load_program(
             raise DefinitionError(name, f"not at {module}.{path} when a worker looked there")
         registry.add(definition)
     IMPORTING.reset(token)
-    registry.frozen = True
+    registry.nodes.append("this worker's")
     gc.freeze()  # Loaded code stays: the garbage collector need not look at it.
+    source = home()
+    source.registry = registry
     for body in {definition.body for definition in registry}:
-        body.home = body.home or home()
+        body.home = body.home or source
     if log_level is not None:
         log_to_stderr(log_level)  # Unless the program has set up logging itself.
-    return executor(registry, make_state, clock, NOWHERE, around)
+    return executor(registry, make_state, clock, source, around)
 
 
 @contextlib.contextmanager
@@ -9574,6 +9975,8 @@ def final_report(
     """The report of a job that was asked to end, or whose worker died by a *crash*. The reason to
     end counts more than how it ended, except when the node stops."""
     claimed, options = run.claimed, registry.options(run.claimed.name)
+    if report.state == "blocked" and run.reason != "cancel":
+        return report
     if run.reason == "cancel":
         return report._replace(
             state="cancelled", counted=True, result=None,
@@ -9630,6 +10033,9 @@ MEMORY_CHECK = 0.1
 """Seconds between checks of the memory of workers that run a job with `max_memory`."""
 RETRY_SOON = 0.05
 """Seconds until the next try if a worker held the lock of its board."""
+RELEASED, RELEASE_PAUSE = 8, 0.05
+"""For each idle worker, how many jobs that other nodes refused are made ready at a time; seconds
+until the next ones are."""
 FROZEN_AFTER = 1.0
 """Seconds by which the supervisor's loop has to be late for the node to count as stopped, as by
 SIGSTOP, `docker pause` or a laptop that sleeps. That time counts towards no timeout."""
@@ -9716,6 +10122,7 @@ class Supervisor:
             "check_commits": (POLL_INTERVAL, self._check_commits),
             "check_workers": (POLL_INTERVAL, self._check_workers),
             "requests": (math.inf, self._check_requests),
+            "release_unfit": (1.0, self._release_unfit),
             **DUTIES,
         }
         self._duties = Duties(
@@ -9724,9 +10131,16 @@ class Supervisor:
         self._wakeup = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._wakeup.bind(("127.0.0.1", 0))
         self._wakeup.setblocking(False)
+        self.registry.nodes.append(self.subscription.node)
 
     def run(self) -> None:
         """Works until it is stopped, or until nothing is left to do."""
+        try:
+            self._run()
+        finally:
+            self.registry.nodes.remove(self.subscription.node)
+
+    def _run(self) -> None:
         with contextlib.ExitStack() as unjoined:
             for opened in (self._wakeup, self._selector, self.store.file):
                 unjoined.callback(opened.close)
@@ -9931,7 +10345,8 @@ class Supervisor:
                         name, report = run.claimed.name, Report(*fields)
                         expected = self._durations.get(name, report.took)
                         self._durations[name] = expected + 0.2 * (report.took - expected)
-                        self._announce(run, report.started_at)
+                        if report.state != "blocked":
+                            self._announce(run, report.started_at)
                         if run.reason is not None:
                             report = final_report(run, report, self.registry, self._rng)
                         self._settle(run, report)
@@ -9975,6 +10390,16 @@ class Supervisor:
         self._duties.make_due("stage", "expire", "requests")
         # Ticks a little later, since this is called for each enqueue.
         self._duties.make_due("fire", within=FIRE_DELAY)
+
+    def _release_unfit(self, duties: Duties) -> float | None:
+        """Makes jobs ready whose payloads did not fit the definitions of other nodes: as many as
+        idle workers take at once, if such a node might take and refuse them again."""
+        idle = sum(not worker.plain for worker in self.pool.available())
+        most = RELEASED * idle or 1
+        if self._stops or not self.store.release_unfit(self.subscription, self._node, most):
+            return None
+        self._wake()
+        return RELEASE_PAUSE if idle else None
 
     # Settle and claim
 
@@ -10352,10 +10777,12 @@ class LiteJobs:
     clock: Clock = attrs.field(default=system_clock, kw_only=True)
     registry: Registry = attrs.field(factory=Registry, init=False)
     define: Define = attrs.field(init=False)
-    middleware: Middleware = attrs.field(factory=Middleware, init=False)
+    middleware: Middleware = attrs.field(init=False)
     events: Events = attrs.field(factory=Events, init=False)
     store: Store = attrs.field(init=False)
-    _declared: dict[str, tuple[Schedule, object, str]] = attrs.field(factory=dict, init=False)
+    _declared: dict[str, tuple[Schedule, object, str, object]] = attrs.field(
+        factory=dict, init=False
+    )
     target: str | None = attrs.field(default=None, init=False)
     """The file of the program that was named on the command line."""
     _made_in: str | None = attrs.field(default=None, init=False)
@@ -10373,6 +10800,7 @@ class LiteJobs:
         if self.state is not None and not callable(self.state):
             raise OptionError("state", "expected a function that makes the state")
         self.define = Define(self.register)
+        self.middleware = Middleware(nodes=self.registry.nodes)
         self._made_in = sys._getframe(2).f_globals.get("__file__")
         self.store = Store(File(self._path, self.durability, clock=self.clock))
 
@@ -10391,7 +10819,10 @@ class LiteJobs:
         for given in definitions:
             if (definition := definition_of(given)) is None:
                 raise DefinitionError(repr(given), "no definition: decorate it with @define")
-            self.registry.add(definition)
+            if (replaced := self.registry.add(definition)) is not None:
+                # The schedules that were declared with it are declared anew, or are gone.
+                run = replaced.body.loaded_by
+                self._declared = {k: v for k, v in self._declared.items() if v[3] is not run}
             definition.body.home = self
 
     def on(self, *kinds: EventKind) -> Callable[[AnyListener], AnyListener]:
@@ -10670,15 +11101,15 @@ class LiteJobs:
     def as_completed(
         self, jobs: Iterable[int | Job[R]], timeout: Duration | None = None, *, bar: bool = False
     ) -> Iterator[Job[R]]:
-        """Yields each job once it has completed, failed or been cancelled. With *bar*, the terminal
-        shows a progress bar.
+        """Yields each job once it has completed, failed or been cancelled; a `Job` that was given
+        is refreshed, and is what is yielded. With *bar*, the terminal shows a progress bar.
 
         Raises:
             WaitTimeoutError: *timeout* passed before all had ended.
             JobNotFoundError: one was deleted or pruned.
         """
-        left = {*map(id_of, jobs)}
-        total = len(left)
+        given = {id_of(job): job for job in jobs}
+        left, total = {*given}, len(given)
         limit = math.inf if timeout is None else duration(timeout, "timeout").total_seconds()
         give_up = time.monotonic() + limit
         for pause in poll_intervals():
@@ -10689,7 +11120,8 @@ class LiteJobs:
             for job in found:
                 if job.finished:
                     left.remove(job.id)
-                    yield job
+                    own = given[job.id]
+                    yield own._update(job) if isinstance(own, Job) else job
             if not left:
                 return
             time_left = give_up - time.monotonic()
@@ -10911,13 +11343,14 @@ class LiteJobs:
             owner: Any = work if isinstance(work, Bound) else definition_of(work)
             title = (owner or self.registry.of(work)).name if name is None else name
             check_name(title, "name")
-            if self.registry.frozen:
-                problem = f"schedule {title!r} declared after work had started"
-                raise OptionError("name", f"{problem}: declare it before, or use schedule().set()")
-            if taken := self._declared.get(title):
+            if self.registry.nodes:
+                problem = f"schedule {title!r} declared {AFTER_START}"
+                raise OptionError("name", f"{problem}; or use schedule().set()")
+            taken, run = self._declared.get(title), running_module()
+            if taken and (taken[2] != module or taken[3] is run):
                 problem = f"schedule {title!r} declared twice, in {taken[2]} and in {module}"
                 raise OptionError("name", f"{problem}: give one another name=")
-            self._declared[title] = attrs.evolve(schedule, name=title), work, module
+            self._declared[title] = attrs.evolve(schedule, name=title), work, module, run
             return ScheduleHandle(title, self)
 
         return attrs.evolve(self.define, then=declare) if work is None else declare(work)
@@ -10927,7 +11360,7 @@ class LiteJobs:
         program = program_of(self.target, self._made_in)
         schedules = [
             self._with_work(attrs.evolve(schedule, origin=json.dumps({program: module})), work)
-            for schedule, work, module in self._declared.values()
+            for schedule, work, module, _ in self._declared.values()
         ]
         for schedule in schedules:
             self.registry.named(schedule.definition)
@@ -10935,8 +11368,11 @@ class LiteJobs:
 
     def _with_work(self, schedule: Schedule, work: object) -> Schedule:
         """The schedule with the definition, payload and options of what it enqueues."""
-        if isinstance(work, type) and definition_of(work):
-            work = work()
+        own = definition_of(work)
+        if own is not None and own.options is own.body.options:
+            # It may have been loaded again since.
+            own = self.registry.by_name.get(own.name, own)
+            work = own.body.code() if own.body.is_class else own
         bound = work.bind() if isinstance(work, Definition) else self.bind(work)
         options = bound.options
         merges = options.unique is not None and callable(options.unique.on_conflict)
@@ -11013,9 +11449,20 @@ class LiteJobs:
                 signal.signal(number, handler or signal.SIG_DFL)
 
     def start(self, workers: int | None = None, **options: Unpack[NodeOptions]) -> Pool:
-        """Like `work`, but in the background, until the end of a `with` statement: for programs
-        that have a main loop."""
-        return Pool(self._supervisor(workers, **options))
+        """Like `work`, but in the background, for programs that have a main loop: the node is at
+        work when this returns, and until `stop()` of what it returns, the end of a `with`
+        statement, or the exit of the program.
+
+        In an interactive session, such as a notebook, it first stops the one that was started
+        before on this file with the same *queues* and *node*: so a cell can be run again.
+
+        Raises: like `work`.
+        """
+        place = self.path, repr(options.get("queues")), options.get("node")
+        for pool in [*_POOLS] if hasattr(sys, "ps1") else ():
+            if pool.place == place:
+                pool.stop()
+        return Pool(self._supervisor(workers, **options), place)
 
     def _supervisor(
         self,
@@ -11081,7 +11528,6 @@ class LiteJobs:
         return program
 
     def _subscription(self, queues: Iterable[str] | None, node: str | None) -> Subscription:
-        self.registry.frozen = self.middleware.frozen = True
         if not self.registry.by_name:
             raise DefinitionError("(none)", "there is nothing to run: use @jobs.define first")
         if isinstance(queues, str):
@@ -11092,7 +11538,9 @@ class LiteJobs:
         # Containers may have one host name, and then each has a process 1.
         unique = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
         name = unique if node is None else check_name(node, "node")
-        return Subscription(frozenset(d.name for d in self.registry), chosen, name)
+        fingerprints = {own.name: own.body.fingerprint for own in self.registry}
+        names = frozenset(fingerprints)
+        return Subscription(names, chosen, name, fingerprints=fingerprints)
 
     def drain(self, *, queues: Iterable[str] | None = None) -> int:
         """Runs jobs in this process, one after another, until none is due; returns the number of
@@ -11102,6 +11550,8 @@ class LiteJobs:
         whose retention is over (not in a test)."""
         subscription = self._subscription(queues, None)
         with contextlib.ExitStack() as closing:
+            self.registry.nodes.append(subscription.node)
+            closing.callback(self.registry.nodes.remove, subscription.node)
             own = self.registry, self.state, self.clock, self, self.middleware.runs
             runs = closing.enter_context(executor(*own))
             known = self.registry.listing()
@@ -11160,7 +11610,8 @@ def run_due(duties: Duties, executor: Executor, subscription: Subscription, prun
         if interrupted:
             raise KeyboardInterrupt
         if not done.claimed:
-            if done.complete and not ended:  # Otherwise a retry may be due at once.
+            # Otherwise a retry may be due at once.
+            if done.complete and not (ended or store.release_unfit(subscription, node, BATCH)):
                 store.nodes.check_listed(node)
                 return attempts
             ended = ()
@@ -11345,28 +11796,28 @@ class ScheduleHandle:
         self._jobs.store.schedules.remove(self.name)
 
 
-@functools.cache
-def _options_in(typed: str) -> list[inspect.Parameter]:
-    return [
-        inspect.Parameter(
-            name, inspect.Parameter.KEYWORD_ONLY, default=..., annotation=hint.__forward_arg__
-        )
-        for name, hint in globals()[typed].__annotations__.items()
-    ]
+class Changes(Changeable, total=False):
+    """What can be changed of a waiting job; `None` means the same as in `enqueue`. A duration as
+    *expires* counts from when the job is due, if that is changed too, else from now."""
+
+    payload: Annotated[Mapping[str, Any], FIELDS]
 
 
-def _spell_out_options(owner: Any) -> None:
-    """Makes `help()` show the options that methods take as a TypedDict."""
-    for method in filter(inspect.isfunction, vars(owner).values()):
-        for hint in method.__annotations__.values():
-            if method is inspect.unwrap(method) and str(hint).startswith("Unpack["):
-                signature = inspect.signature(method)
-                parameters = [*signature.parameters.values()][:-1] + _options_in(hint[7:-1])
-                vars(method)["__signature__"] = signature.replace(parameters=parameters)
+def _spelled_out(method: Any, typed: str) -> inspect.Signature:
+    """The signature of a method with the options that it takes as a TypedDict."""
+    del method.__signature__
+    made = inspect.signature(method)
+    *others, _ = made.parameters.values()
+    method.__signature__ = made.replace(parameters=others + options_in(globals()[typed]))
+    return typing.cast(inspect.Signature, method.__signature__)
 
 
-for _owner in (Definition, Bound, LiteJobs, Queue, ScheduleHandle):
-    _spell_out_options(_owner)
+for _owner in (Job, Definition, Bound, LiteJobs, Queue, ScheduleHandle):
+    for _method in filter(inspect.isfunction, vars(_owner).values()):
+        for _hint in map(str, _method.__annotations__.values()):
+            if _hint.startswith("Unpack[") and not hasattr(_method, "__wrapped__"):
+                _make = functools.partial(_spelled_out, _method, _hint[7:-1])
+                _method.__signature__ = LazySignature(_make)  # type: ignore[attr-defined]
 
 
 def module_name(name: str) -> str:
@@ -11390,16 +11841,6 @@ def program_of(target: str | None, made_in: str | None) -> str:
     if places[0] in (places[-1], *places[-1].parents):
         del places[1:]
     return "+".join(map(str, places))
-
-
-class Changes(Changeable, total=False):
-    """What can be changed of a waiting job; `None` means the same as in `enqueue`. A duration as
-    *expires* counts from when the job is due, if that is changed too, else from now."""
-
-    payload: Annotated[Mapping[str, Any], FIELDS]
-
-
-json_of_any: Final = Codec[Any](Any)
 
 
 def columns_of(choices: Choices, now: int) -> dict[str, Any]:
@@ -11450,22 +11891,32 @@ def _refuse_while_importing() -> None:
         raise LitejobsError(f"this copy of the program was started as a worker: {FREEZE_HINT}")
 
 
+_POOLS: weakref.WeakSet[Pool] = weakref.WeakSet()
+"""The nodes in the background of this process."""
+
+
 @attrs.define(eq=False, repr=False, slots=False)
 class Pool:
-    """A node in the background, from `with jobs.start(…) as pool:`."""
+    """A node in the background, which `jobs.start(…)` has started. It works until `stop`, the end
+    of a `with` statement, or the exit of the program, even if nothing refers to it any more."""
 
     _supervisor: Supervisor
-    _thread: threading.Thread | None = None
+    place: object = None
+    """What no other node in the background of an interactive session has: see `start`."""
+    _thread: threading.Thread = attrs.field(init=False)
     _error: BaseException | None = None
 
-    def __enter__(self) -> Pool:
+    def __attrs_post_init__(self) -> None:
+        if not self._supervisor.pool.threads:
+            # At exit it waits for all children; what registers later is called before.
+            importlib.import_module("multiprocessing.util")
         self._thread = threading.Thread(target=self._run, name="litejobs", daemon=True)
         self._thread.start()
         atexit.register(self.stop)
+        _POOLS.add(self)
         self._supervisor.joined.wait()
         if self._error is not None:
-            self.__exit__(None)
-        return self
+            self.wait()
 
     def _run(self) -> None:
         try:
@@ -11475,13 +11926,13 @@ class Pool:
             logger.exception("the node ended")
         finally:
             self._supervisor.joined.set()
+            atexit.unregister(self.stop)
 
     def wait(self, timeout: Duration | None = None) -> bool:
         """Waits until the node has ended by itself; returns whether it has.
 
         Raises: the error that ended the node, if any.
         """
-        assert self._thread is not None, "enter it with a with statement first"
         self._thread.join(None if timeout is None else duration(timeout, "timeout").total_seconds())
         if self._error is not None:
             error, self._error = self._error, None
@@ -11489,11 +11940,14 @@ class Pool:
         return not self._thread.is_alive()
 
     def stop(self) -> None:
-        """Stops the node: running jobs may end within the grace, and no others start."""
-        if self._thread is not None and self._thread.is_alive():
+        """Stops the node: running jobs may end within the grace, and no others start. Does nothing
+        if it has ended."""
+        if self._thread.is_alive():
             self._supervisor.stop()
             self._thread.join()
-        atexit.unregister(self.stop)
+
+    def __enter__(self) -> Pool:
+        return self
 
     def __exit__(self, *error: object) -> None:
         self.stop()
@@ -11622,15 +12076,16 @@ class Recorder:
             raise OptionError("errors", f"expected 'raise' or 'keep', got {errors!r}")
         with self.jobs.store.file.transaction(read_only=True) as tx:
             last = max([number for number, _, _ in read_failures(tx, "TRUE")], default=0)
+        before = self._unfit()
         attempts = self.jobs.drain()
-        # It was frozen for workers; here are none, and a test may define more.
-        self.jobs.registry = attrs.evolve(self.jobs.registry, frozen=False)
         with self.jobs.store.file.transaction(read_only=True) as tx:
             failed = read_failures(tx, "id > :number", last)
         new = [(self.jobs.get(id), failure) for _, id, failure in failed]
         self.failures += new
-        if new and errors == "raise":
-            lines = [f"{len(new)} failed"]
+        unfit = self._unfit().items() - before.items()
+        if (new or unfit) and errors == "raise":
+            lines = [f"{len(new) + len(unfit)} failed"]
+            lines += [f"job {id} is blocked: {error}" for id, error in sorted(unfit)]
             for job, failure in new:
                 call = f"{_call(job.name, self._arguments(job))}, attempt {failure.attempt}"
                 lines.append(f"job {job.id}, {call}:\n{failure.traceback.rstrip()}")
@@ -11653,6 +12108,11 @@ class Recorder:
             self.clock.turn_to(from_micros(due))
         turns = f"{MAX_TURNS:,} turns of the clock to {self.clock.now}"
         raise AssertionError(f"there is no end to it, after {turns}; {self._summary()}")
+
+    def _unfit(self) -> dict[int, str | None]:
+        """Why jobs are blocked whose payload does not fit, by id."""
+        blocked = self.jobs.find(state="blocked", limit=2**31 - 1)
+        return {job.id: job.error for job in blocked if job.unfit_at is not None}
 
     def _check(self) -> None:
         if self.jobs.store is not self._store:
@@ -11704,9 +12164,9 @@ def recording(jobs: LiteJobs, clock: TurnedClock | None = None) -> Iterator[Reco
     before += [(definition.body, "home", definition.body.home) for definition in jobs.registry]
     with tempfile.TemporaryDirectory(prefix="litejobs-", ignore_cleanup_errors=True) as folder:
         jobs.durability, jobs.clock, jobs.tested = "fast", clock, True
-        # The copies share their content with the originals, but are frozen separately.
-        jobs.registry = attrs.evolve(jobs.registry, frozen=False)
-        jobs.middleware = attrs.evolve(jobs.middleware, frozen=False)
+        # The copies share their content with the originals, but not what runs.
+        jobs.registry = attrs.evolve(jobs.registry, nodes=[])
+        jobs.middleware = attrs.evolve(jobs.middleware, nodes=jobs.registry.nodes)
         jobs.store = Store(File(Path(folder, "jobs.db"), jobs.durability, clock=clock))
         for definition in jobs.registry:
             definition.body.home = jobs

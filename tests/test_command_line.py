@@ -329,6 +329,7 @@ class TestShow:
             "state": "completed", "attempt": 1, "max_attempts": 5, "payload": {"to": "Ada"},
             "progress": None, "result": "Ada", "error": None, "errors": [], "timeout": None,
             "key": None, "expires_at": None, "schedule": None, "tags": [], "meta": {},
+            "unfit_at": None,
         }  # fmt: skip
         (failure,) = command("show", file, 2, "--json").json["errors"]
         assert (failure["kind"], failure["type"], failure["message"]) == (

@@ -1328,6 +1328,71 @@ def test_nodes_without_a_name_are_told_apart_and_each_gets_what_is_for_all(
     assert [job.state for job in done] == ["completed"] * 2
 
 
+# In the background
+
+FORGETFUL = """
+import gc, os, sys
+from litejobs import LiteJobs
+
+jobs = LiteJobs("jobs.db")
+
+@jobs.define
+def pid() -> int:
+    return os.getpid()
+
+if __name__ == "__main__":
+    jobs.start(**{sys.argv[1]: 1})
+    gc.collect()
+    job = pid.enqueue()
+    print(job.result(60) == os.getpid(), job.state, flush=True)
+    if sys.argv[2] == "raise":
+        raise ValueError("oops")
+    sys.exit(3)
+"""
+
+
+@pytest.mark.parametrize(
+    ("where", "end"), [("threads", "raise"), ("threads", "exit"), ("workers", "raise")]
+)
+def test_a_node_that_the_program_forgot_works_and_is_stopped_at_exit(
+    programs: Programs, where: str, end: str
+) -> None:
+    programs.write(forgetful=FORGETFUL)
+    code, output, errors = programs.run("forgetful.py", where, end)
+    assert output == f"{where == 'threads'} completed\n"
+    assert (code, "ValueError: oops" in errors) == ((1, True) if end == "raise" else (3, False))
+    assert sorted(os.listdir(programs.folder)) == ["forgetful.py", "jobs.db", "stderr.txt"], (
+        "it has left the list, and closed the file"
+    )
+
+
+def test_a_node_in_the_background_works_before_and_without_a_with_and_stops_any_number_of_times(
+    jobs: LiteJobs,
+) -> None:
+    pool = jobs.start(threads=1)
+    assert [node.workers for node in jobs.nodes()] == [1]
+    assert trouble.whoami.enqueue().result(PATIENT) == os.getpid()
+    with pool:
+        assert trouble.whoami.enqueue().result(PATIENT) == os.getpid()
+    pool.stop()
+    pool.stop()
+    assert pool.wait()
+    assert jobs.nodes() == []
+
+
+def test_a_notebook_whose_cell_is_run_again_has_one_node(
+    jobs: LiteJobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "ps1", "In : ", raising=False)
+    with jobs.start(threads=1, queues=["other"]), jobs.start(threads=1) as first:
+        assert len(jobs.nodes()) == 2, "one for other queues is another one"
+        again = LiteJobs(jobs.path)
+        again.define(name="later")(lambda: None)
+        with again, again.start(threads=2):
+            assert first.wait(0), "the first one has been stopped"
+            assert sorted(node.workers for node in jobs.nodes()) == [1, 2]
+
+
 # Forks
 
 
