@@ -146,6 +146,7 @@ __all__ = [
     "Definition",
     "DefinitionError",
     "DuplicateError",
+    "ErrorGroup",
     "Event",
     "Exponential",
     "Fail",
@@ -468,20 +469,19 @@ def check_one_of(value: T, known: Iterable[Any], what: str) -> T:
     return value
 
 
-_VARYING = r"""(?x)
-    (?<!\w)(?:'[^']*'|"[^"]*"|`[^`]*`)(?!\w)                  # a quoted text,
-    | \b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b       # a UUID,
-    | (?<![\w/\\])(?:[A-Za-z]:|~|\.{1,2})?(?:[/\\][^\s/\\'",:;()]+)+   # a path,
-    | \b0x[0-9a-f]+\b | \b(?=[a-f]*\d)[0-9a-f]{8,}\b        # hexadecimal digits,
-    | \d+(?:[.,:]\d+)*                                      # a number
+_VARYING = r"""(?xi)
+    ( (?<!\w)(?:'[^']*'|"[^"]*"|`[^`]*`)(?!\w)                  # A quoted text,
+    | (?<![\w/\\])(?:[a-z]:|~|\.{1,2})?(?:[/\\][^\s/\\'",:;()]+)+ )   # a path;
+    | \b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b         # a UUID,
+    | \b0x[0-9a-f]+\b | \b(?=[a-f]*\d)[0-9a-f]{8,}\b          # hexadecimal digits,
+    | \d+(?:[.,:]\d+)*                                        # a number.
 """
 
 
 def generalized(error: str) -> str:
-    """The text of an error without what differs from case to case: numbers become N, quoted texts,
-    paths, hexadecimal digits and UUIDs an ellipsis."""
-    text = re.sub(_VARYING, lambda found: "N" if found[0][0].isdigit() else "…", error, flags=re.I)
-    return text[:500]
+    """The text of an error without what differs from case to case: quoted texts and paths become
+    an ellipsis, and numbers, also hexadecimal ones and UUIDs, N."""
+    return re.sub(_VARYING, lambda found: "…" if found[1] else "N", error[:2000])[:500]
 
 
 def error_group(name: object, error: object) -> str:
@@ -5220,9 +5220,9 @@ _WAITS = f"CASE WHEN run_at > :now THEN 'scheduled' ELSE {_READY} END"
 """The state of a job that waits until it is due and its key has a slot (a SQL expression)."""
 _UNSTARTED = "attempt = 0 AND state IN ('scheduled', 'blocked', 'paused', 'pending', 'retrying')"
 """Which jobs may expire (a SQL term)."""
+_KEPT = attrs.asdict(DEFAULT_RETENTION)
 _KEPT_BY_DEFAULT = " ".join(
-    f"WHEN '{state}' THEN {kept // MICROSECOND}"
-    for state, kept in attrs.asdict(DEFAULT_RETENTION).items()
+    f"WHEN '{state}' THEN {kept // MICROSECOND}" for state, kept in _KEPT.items()
 )
 Group = tuple[State, str, str]
 """State, queue and name: what jobs are counted by."""
@@ -5729,6 +5729,93 @@ def count_by_queue(tx: Transaction) -> dict[str, dict[str, int]]:
             raise apsw.CorruptError(problem)
         counts.setdefault(queue, {})[state] = number
     return counts
+
+
+@attrs.frozen
+class ErrorGroup:
+    """Dead letters of one definition with like errors: they differ in numbers, quoted texts and
+    paths only."""
+
+    group: str
+    """A short id, which stays the same: `retry(group=…)`."""
+    name: str
+    """The definition's name."""
+    error: str
+    """The error, with N for numbers and … for quoted texts and paths."""
+    number: int
+    """How many of the dead letters that were read."""
+    first_at: datetime
+    last_at: datetime
+    example: int
+    """The id of the newest one."""
+
+
+def group_errors(tx: Transaction, match: Match, limit: int) -> list[ErrorGroup]:
+    """The groups of the newest *limit* dead letters that match, the largest first."""
+    sql = f"""
+        WITH found (job) AS MATERIALIZED ({_ids_of(match)})
+        SELECT name, error, id, coalesce(finished_at, enqueued_at)
+        FROM found CROSS JOIN litejobs_job ON id = job
+    """
+    groups: defaultdict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
+    rows: Any = tx.execute(sql, {**match.bindings, "limit": limit})
+    for name, error, id, at in rows:
+        groups[str(name), generalized(str(error or ""))].append((id, as_integer(at) or 0))
+    found = (
+        ErrorGroup(
+            error_group(name, error), name, error, len(each),
+            from_micros(min(at for _, at in each)), from_micros(max(at for _, at in each)),
+            max(each)[0],
+        )
+        for (name, error), each in groups.items()
+    )  # fmt: skip
+    return sorted(found, key=lambda group: (-group.number, group.name, group.error))
+
+
+FOLLOWED = 1_000
+"""How many of the newest jobs are looked at again, whatever they do."""
+COMMIT_DELAY = 5 * SECOND
+"""How late it may be committed that a job ended, for others to follow it."""
+_ENDED_SINCE = f"""
+    WITH kept (length) AS (
+        VALUES {", ".join(f"({kept // MICROSECOND})" for kept in _KEPT.values())}
+        UNION SELECT value FROM litejobs_definition, json_each(
+            CASE WHEN json_valid(retention) THEN retention ELSE '{{}}' END
+        ) WHERE typeof(value) = 'integer'
+    )
+    SELECT id FROM kept CROSS JOIN litejobs_job INDEXED BY litejobs_prune
+    ON prune_at IS NOT NULL AND prune_at > :since + length AND prune_at <= :now + length
+    WHERE finished_at > :since
+"""
+"""The jobs that ended since a moment: there is an index of when they will be pruned, and the
+lengths of time in between are few."""
+
+
+def follow(file: File) -> Iterator[set[int]]:
+    """At each step, the ids of the jobs that may have changed since the last one: new and running
+    ones, and those with a new failure or end. Each step reads little, however large the file is.
+    (Of older jobs that have a retention of their own, the end may be missed.)"""
+    with file.transaction(read_only=True) as tx:
+        since = tx.now
+        job = _one_number(tx, "SELECT max(id) FROM litejobs_job") or 0
+        attempt = _one_number(tx, "SELECT max(id) FROM litejobs_attempt") or 0
+    version, newest = file.changes(), list[int]()
+    while True:
+        yield set()
+        if (changed := file.changes()) == version:
+            continue
+        version = changed
+        with file.transaction(read_only=True) as tx:
+            new = _column(tx, "SELECT id FROM litejobs_job WHERE id > ? ORDER BY id", (job,))
+            failures = "SELECT id, job FROM litejobs_attempt WHERE id > ? ORDER BY id"
+            failed: list[Any] = tx.execute(failures, (attempt,)).fetchall()
+            running = "SELECT id FROM litejobs_job INDEXED BY litejobs_held WHERE state = 'running'"
+            found = {*newest, *new, *(of for _, of in failed), *_column(tx, running)}
+            found.update(_column(tx, _ENDED_SINCE, {"since": since, "now": tx.now}))
+            since = max(since, tx.now - COMMIT_DELAY)
+        newest = [*newest, *new][-FOLLOWED:]
+        job, attempt = max([job, *new]), max([attempt, *(row[0] for row in failed)])
+        yield found
 
 
 def oldest_due(tx: Transaction) -> dict[str, datetime]:
@@ -7587,6 +7674,8 @@ def compact(file: File) -> Compacted:
     def size() -> int:
         return sum(os.stat(f"{file.path}{end}").st_size for end in ("", "-wal"))
 
+    with file.transaction():
+        pass  # Refuses a file that may only be read.
     with file.second_connection() as connection:
         before = size()
         connection.pragma("temp_store", "default")  # The file may not fit into memory.
@@ -8544,6 +8633,36 @@ def attempt_ended(claimed: Claimed, report: Report, node: str) -> Iterator[Event
     for kind in (ended_by, report.state):
         if kind in EVENT_KINDS:
             yield attrs.evolve(started, kind=kind, took=took, error=report.error)
+
+
+def history(job: Job[Any], failures: Iterable[Failure]) -> Iterator[tuple[Event, Failure | None]]:
+    """What has happened to a job, as far as the file keeps it, with the failed attempts."""
+    common: Any = {"job": job.id, "name": job.name, "queue": job.queue}
+    yield Event("enqueued", job.enqueued_at, **common), None
+    last = None
+    for failure in failures:
+        last = failure
+        common |= {"attempt": failure.attempt, "worker": failure.worker}
+        yield Event("started", failure.started_at, **common), None
+        ended_by = {"timeout": "timed_out", "exception": None}.get(failure.kind, "crashed")
+        final = job.state == "failed" and failure.finished_at == job.finished_at
+        took, error = failure.finished_at - failure.started_at, f"{failure.type}: {failure.message}"
+        for kind in (ended_by, "failed" if final else "retrying"):
+            if kind is not None:
+                facts: Any = {"took": took, "error": error.partition("\n")[0], **common}
+                event = Event(typing.cast("EventKind", kind), failure.finished_at, **facts)
+                yield event, None if kind == ended_by else failure
+    if job.state == "failed" and last is not None and last.finished_at == job.finished_at:
+        return
+    common |= {"attempt": job.attempt, "worker": None}
+    if job.started_at is not None and (last is None or job.started_at > last.started_at):
+        yield Event("started", job.started_at, **common), None
+    if job.finished_at is not None and job.state in EVENT_KINDS:
+        if job.started_at is not None:
+            common |= {"took": job.finished_at - job.started_at}
+        if job.state != "completed":
+            common |= {"error": job.error}
+        yield Event(typing.cast("EventKind", job.state), job.finished_at, **common), None
 
 
 @attrs.define(eq=False, repr=False, slots=False)
@@ -11088,6 +11207,17 @@ class LiteJobs:
             found = read_failures(tx, "job = :number", id_of(id))
         return tuple(failure for _, _, failure in found)
 
+    def error_groups(self, *, limit: int = 10_000, **filters: Unpack[Filters]) -> list[ErrorGroup]:
+        """The newest *limit* dead letters that match all filters, grouped by definition and error,
+        the largest group first. `retry(group=…)` retries all of a group, also older ones.
+
+        Raises: like `find`.
+        """
+        match = attrs.evolve(matching({"state": "failed", **filters}), before=None)
+        at_least_one(limit, "limit")
+        with self.store.file.transaction(read_only=True) as tx:
+            return group_errors(tx, match, limit)
+
     def wait(self, id: int | Job[Any], timeout: Duration | None = None) -> Job[Any]:
         """Waits until a job has completed, failed or been cancelled.
 
@@ -12350,7 +12480,8 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
                         command.set_defaults(several=(name, again))
                 elif settings:
                     where = flags if settings.get("action") == "store_true" else command
-                    where.add_argument(f"--{flag}", dest=f"{group}{name}", **settings)
+                    short = ["-f"] if name == "follow" else []
+                    where.add_argument(*short, f"--{flag}", dest=f"{group}{name}", **settings)
     return parser
 
 
@@ -12621,19 +12752,133 @@ def _failed_attempts(errors: Sequence[Failure], all: bool, screen: Screen) -> It
             lines.append(f"\n{failure.omitted} failed attempts are not kept")
         when = f"{_cell(failure.started_at, screen)}, worker {failure.worker}"
         lines.append("\n" + printable(f"attempt {failure.attempt}: {failure.kind} ({when})"))
-        # Indented, so that no line of an exception's message looks like one of litejobs.
-        message = failure.traceback.rstrip() or f"{failure.type}: {failure.message}"
-        lines.append("    " + message.replace("\n", "\n    "))
-        measured = {
-            "exit code": failure.exit_code,
-            "CPU time": None if failure.cpu is None else f"{failure.cpu.total_seconds():.3f} s",
-            "peak memory": failure.memory and _bytes(failure.memory),
-        }
-        known = [f"{what}: {value}" for what, value in measured.items() if value is not None]
-        lines += [", ".join(known)] if known else []
-        if failure.output:
-            lines.append("output:\n    " + failure.output.rstrip().replace("\n", "\n    "))
+        lines += _details(failure)
     yield from lines
+
+
+def _details(failure: Failure) -> list[str]:
+    """Traceback, measurements and output of a failed attempt, indented, so that no line of an
+    exception's message looks like one of litejobs."""
+    message = failure.traceback.rstrip() or f"{failure.type}: {failure.message}"
+    lines = ["    " + message.replace("\n", "\n    ")]
+    measured = {
+        "exit code": failure.exit_code,
+        "CPU time": None if failure.cpu is None else f"{failure.cpu.total_seconds():.3f} s",
+        "peak memory": failure.memory and _bytes(failure.memory),
+    }
+    known = [f"{what}: {value}" for what, value in measured.items() if value is not None]
+    lines += [", ".join(known)] if known else []
+    if failure.output:
+        lines.append("output:\n    " + failure.output.rstrip().replace("\n", "\n    "))
+    return lines
+
+
+POLL = 0.2
+"""Seconds between two looks of `logs --follow` and `tail`."""
+
+
+def _event(event: Event, failure: Failure | None = None, detailed: bool = False) -> Output:
+    value = {k: v for k, v in attrs.asdict(event).items() if v is not None}
+    if failure is not None and detailed:
+        value["failure"] = attrs.asdict(failure)
+
+    def text(screen: Screen) -> Iterator[Line]:
+        local = screen.width and not screen.utc
+        exact = f"{event.at:%Y-%m-%dT%H:%M:%SZ}"
+        at = f"{event.at.astimezone():%Y-%m-%d %H:%M:%S}" if local else exact
+        yield [(f"{at}  ", "dim"), (str(event), _STYLES.get(event.kind, ""))]
+        if failure is not None and detailed:
+            yield from _details(failure)
+
+    return value, text, 0
+
+
+def _new_events() -> Callable[[Event], bool]:
+    """A function that says whether an event is not yet known. (An attempt seems to start anew when
+    it is known when exactly it did; one of the same number after an end is another one.)"""
+    seen, ended = dict[Any, datetime](), dict[Any, datetime]()
+
+    def is_new(event: Event) -> bool:
+        key, end = (event.job, event.kind, event.attempt), ended.get(event.job, EPOCH)
+        if key in seen and not seen[key] <= end < event.at:
+            return False
+        seen[key] = event.at
+        if event.kind not in ("enqueued", "started"):
+            ended[event.job] = event.at
+        for known in (seen, ended):
+            while len(known) > 50 * FOLLOWED:
+                del known[next(iter(known))]
+        return True
+
+    return is_new
+
+
+def _logs(
+    jobs: LiteJobs,
+    id: int,
+    *,
+    follow: Annotated[bool, "go on until the job has ended"] = False,
+) -> Iterator[Output]:
+    is_new, told = _new_events(), ""
+    while True:
+        job = jobs.get(id)
+        for event, failure in history(job, job.errors):
+            if failure is not None and failure.omitted:
+                some = f"{failure.omitted} failed attempts are not kept"
+                yield {"omitted": failure.omitted}, some, 0
+            if is_new(event):
+                yield _event(event, failure, True)
+        with contextlib.suppress(OptionError):  # Another program may have written the progress.
+            if job.progress and job.state != "completed" and str(job.progress) != told:
+                told = str(job.progress)
+                yield {"progress": attrs.asdict(job.progress)}, f"progress: {told}", 0
+        if not follow or job.finished:
+            return
+        time.sleep(POLL)
+
+
+def _tail(jobs: LiteJobs, **filters: Unpack[Filters]) -> Iterator[Output]:
+    match = matching(filters)
+    states, match, start = match.states, attrs.evolve(match, states=None), jobs.clock()
+    is_new = _new_events()
+    for ids in follow(jobs.store.file):
+        wanted = ids if match.ids is None else ids.intersection(match.ids)
+        if not ids:
+            time.sleep(POLL)
+        if not wanted:
+            continue
+        page = attrs.evolve(match, ids=tuple(wanted))
+        with jobs.store.file.transaction(read_only=True) as tx:
+            found = find_jobs(tx, page, len(wanted), jobs)
+        events = [
+            event
+            for job in found
+            for event, _ in history(job, job.errors if job.error else ())
+            if to_micros(event.at) >= start
+        ]
+        for event in sorted(events, key=lambda event: event.at):
+            leads_to = {"enqueued": WAITING, "started": ("running",)}.get(event.kind, (event.kind,))
+            if is_new(event) and (states is None or {*leads_to}.intersection(states)):
+                yield _event(event)
+
+
+def _errors(
+    jobs: LiteJobs,
+    *,
+    limit: Annotated[int, "how many of the newest dead letters are read"] = 10_000,
+    **filters: Unpack[Filters],
+) -> Output:
+    groups = jobs.error_groups(limit=limit, **filters)
+    rows = _values(jobs, groups, _ERRORS)
+
+    def text(screen: Screen) -> Iterator[Line]:
+        yield from _table(rows, _ERRORS, screen)
+        if (read := sum(group.number for group in groups)) == limit:
+            yield f"These are the newest {read} dead letters: --limit reads more."
+        if screen.width and rows:
+            yield f"All of a group: litejobs retry {screen.arguments[1]} --group {groups[0].group}"
+
+    return rows, text, int(not rows)
 
 
 class BulkChoices(Filters, total=False):
@@ -12940,6 +13185,10 @@ _NODES: _Columns = {
     "id": "", "name": "name", "pid": "pid", "state": "state", "started_at": "since",
     "workers": "workers", "running": "running jobs", "queues": "queues",
 }  # fmt: skip
+_ERRORS: _Columns = {
+    "group": "group", "number": "number", "name": "name", "error": "error", "last_at": "last",
+    "first_at": "first", "example": "example",
+}  # fmt: skip
 _HELD: _Columns = {"id": "job", "name": "name", "node": "node", "started_at": "since"}
 _SCHEDULES: _Columns = {
     "name": "name", "state": "state", "expression": "expression", "words": "in words",
@@ -13144,6 +13393,9 @@ _COMMANDS: Mapping[str, tuple[Any, ...]] = {
     "list": (_list, "list jobs, newest first"),
     "show": (_show, "show one job with its failed attempts"),
     "why": (_why, "say why a job is not running"),
+    "logs": (_logs, "show what has happened to a job, with its failures and their output"),
+    "tail": (_tail, "follow what happens to jobs, until it is interrupted"),
+    "errors": (_errors, "group dead letters by definition and error"),
     "retry": (functools.partial(_bulk, "retry"), "let failed and cancelled jobs start again"),
     "cancel": (functools.partial(_bulk, "cancel"), "cancel waiting and running jobs"),
     "delete": (functools.partial(_bulk, "delete"), "delete jobs that are not running"),
