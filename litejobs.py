@@ -2263,9 +2263,18 @@ class DefinitionChoices(Choices, total=False):
     """The only exceptions after which it is tried again; each with its backoff, if given."""
     fail_on: Errors
     """Exceptions after which it is not."""
+    on_success: Callable[[Context[Any], Any], Any] | None
+    """Called in the worker with what the handler has returned. It is part of the attempt, and its
+    time counts towards the timeout; what it raises is logged, and the job is completed."""
     on_failure: Callable[[Context[Any], BaseException], Any] | None
     """Called in the worker when a job has failed for good by an exception: not after a timeout,
-    a crash, too much memory, or the loss of the node."""
+    a crash, too much memory, or the loss of the node. What it raises is logged."""
+    on_end: Callable[[Context[Any], Failure | None], Any] | None
+    """Called when a job that was started has ended, in whatever way, and the file says so: with its
+    last `Failure` if it failed, else with `None`; `context.job` is the job as it ended. It runs in
+    any worker of the node that settled the job, or took it over from a lost node, within the job's
+    timeout. It is called once, or never, if that node is killed just then or has no worker left;
+    what it raises, or a crash in it, is logged and changes nothing."""
     encode: Callable[[Any], bytes] | None
     """Makes of a payload (an instance, or a function's arguments by name, with its defaults) the
     bytes that are stored instead of JSON, and that nothing but *decode* reads."""
@@ -2414,7 +2423,9 @@ class Options:
     max_memory: int | None = _option(None, _check_memory)
     retry_on: Mapping[type[BaseException], Backoff | None] | None = _option(None, _check_errors)
     fail_on: Mapping[type[BaseException], Backoff | None] = _option({}, _check_errors)
+    on_success: Callable[[Context[Any], Any], Any] | None = _option(None, _check_function)
     on_failure: Callable[[Context[Any], BaseException], Any] | None = _option(None, _check_function)
+    on_end: Callable[[Context[Any], Failure | None], Any] | None = _option(None, _check_function)
     encode: Callable[[Any], bytes] | None = _option(None, _check_function)
     decode: Callable[[bytes], Any] | None = _option(None, _check_function)
     given: frozenset[str] = frozenset()
@@ -2915,6 +2926,10 @@ class Registry:
         """The options of a definition; the defaults, if there is none of this name."""
         return self.by_name[name].options if name in self.by_name else Options()
 
+    def with_on_end(self) -> frozenset[str]:
+        """The names of the definitions that have an `on_end`."""
+        return frozenset(own.name for own in self if own.options.on_end is not None)
+
     def listing(self) -> list[dict[str, Any]]:
         """What nodes store of each definition: its name, the columns of its options, the time
         after which its jobs expire, its limits, and what is hidden of them."""
@@ -3179,6 +3194,9 @@ class Report(NamedTuple):
 GIVEN_BACK = Report(state="pending", counted=False)
 Settlement = tuple[Claimed, Report]
 """An attempt that has ended. It is settled only while its claim still holds the job."""
+Ended = tuple[tuple[Any, ...], tuple[Any, ...] | None]
+"""What `on_end` is told of a job that has ended: the rest of its row, after what was claimed, and
+the row of its last failure, if it has failed."""
 
 
 def report_of_error(
@@ -3252,10 +3270,14 @@ class Executor:
         claimed: Claimed,
         asked: StopCheck = lambda: None,
         progress: ReportProgress = lambda claimed, progress: None,
+        ended: Ended | None = None,
     ) -> Report:
         """Runs one attempt, with its own copy of the context variables. The report says what
-        the handler raised."""
-        attempt = self._attempt(claimed, asked, progress, self._compose, self._run_blocking)
+        the handler raised. If the job has *ended*, its `on_end` is called instead."""
+        if ended is None:
+            attempt = self._attempt(claimed, asked, progress, self._compose, self._run_blocking)
+        else:
+            attempt = self._call_on_end(claimed, asked, ended, self._run_blocking)
         try:
             contextvars.copy_context().run(attempt.send, None)
         except StopIteration as ended:
@@ -3271,9 +3293,12 @@ class Executor:
         claimed: Claimed,
         asked: StopCheck,
         progress: ReportProgress = lambda claimed, progress: None,
+        ended: Ended | None = None,
     ) -> Report:
         """The same for a coroutine, in the running event loop. A cancelled task is reported,
         too."""
+        if ended is not None:
+            return await self._call_on_end(claimed, asked, ended, _identity)
         return await self._attempt(claimed, asked, progress, compose_async, _identity)
 
     async def _attempt(
@@ -3301,7 +3326,8 @@ class Executor:
             return Context(job, self.state, deadline, why_asked, report)
 
         try:
-            body = self.registry.named(claimed.name).body
+            definition = self.registry.named(claimed.name)
+            body = definition.body
             payload, (_, codec, call) = body.decode(claimed.payload), body.signature
             fits = True
             if self.around:
@@ -3318,7 +3344,11 @@ class Executor:
                 self._exit_fork(claimed)
             took = (time.perf_counter_ns() - began) // 1000
             report = Report(started_at, self.clock(), took, result=result, message=lost)
-            return report._replace(state="pending", counted=False) if given_back else report
+            if given_back:
+                return report._replace(state="pending", counted=False)
+            if definition.options.on_success and asked() not in ("timeout", "cancel"):
+                await self._call("on_success", claimed, wait, lambda: (make_context(), value))
+            return report
         except BaseException as error:
             if self.forked:
                 self._exit_fork(claimed, error)
@@ -3327,16 +3357,46 @@ class Executor:
             report = self._failed(claimed, error, fits, given_back)._replace(
                 started_at=started_at, finished_at=self.clock(), took=took
             )
-            hook = self.registry.options(claimed.name).on_failure
+            hook, raised = self.registry.options(claimed.name).on_failure, error
             # The supervisor decides about jobs that were asked to end, unless the node stops.
             if hook is not None and report.state == "failed" and asked() in (None, "stop"):
-                try:
-                    value = hook(make_context(), error)
-                    if inspect.iscoroutine(value):
-                        await wait(value)
-                except BaseException:
-                    logger.exception("on_failure failed for job %d (%s)", claimed.id, claimed.name)
+                await self._call("on_failure", claimed, wait, lambda: (make_context(), raised))
             return report
+
+    async def _call_on_end(
+        self, claimed: Claimed, asked: StopCheck, ended: Ended, wait: Callable[..., Awaitable[Any]]
+    ) -> Report:
+        began = time.perf_counter_ns()
+
+        def arguments() -> tuple[Context[Any], Failure | None]:
+            rest, failure = ended
+            job: Job[Any] = Job(*claimed, *rest, source=self.source)
+            context = Context(job, self.state, None, asked)
+            return context, None if failure is None else Failure(*failure)
+
+        await self._call("on_end", claimed, wait, arguments)
+        return GIVEN_BACK._replace(took=(time.perf_counter_ns() - began) // 1000)
+
+    async def _call(
+        self,
+        hook: str,
+        claimed: Claimed,
+        wait: Callable[[Coroutine[Any, Any, Any]], Awaitable[Any]],
+        arguments: Callable[[], tuple[Any, ...]],
+    ) -> None:
+        """Calls a function that a definition has for what comes after; logs what it raises."""
+        problem: BaseException | None = None
+        try:
+            value = getattr(self.registry.options(claimed.name), hook)(*arguments())
+            if inspect.iscoroutine(value):
+                await wait(value)
+        except BaseException as error:
+            problem = error
+        if self.forked:
+            self._exit_fork(claimed, problem)
+        if problem is not None:
+            about = hook, claimed.id, claimed.name
+            logger.error("%s failed for job %d (%s)", *about, exc_info=problem)
 
     def _failed(
         self, claimed: Claimed, error: BaseException, fits: bool, given_back: bool
@@ -7734,6 +7794,26 @@ class Store:
         with self.file.transaction(read_only=True) as tx:
             _forget_statistics(tx.connection)
 
+    def read_ended(
+        self, claims: Mapping[int, int | None], names: frozenset[str]
+    ) -> Iterator[tuple[Claimed, Ended]]:
+        """Those of these jobs, by id and claim (`None`: any), that have one of these *names* and
+        have ended."""
+        ended = f"SELECT {_JOB} FROM litejobs_job WHERE id IN carray(?) AND +state IN {FINISHED}"
+        last = f"""
+            SELECT {_FAILURE} FROM litejobs_attempt
+            WHERE job = ?1 AND (SELECT state FROM litejobs_job WHERE id = ?1) = 'failed'
+            ORDER BY id DESC LIMIT 1
+        """
+        with self.file.transaction(read_only=True) as tx:
+            for row in tx.execute(ended, (_carray(claims),)).fetchall():
+                claimed, rest = (
+                    Claimed._make(row[: len(Claimed._fields)]),
+                    row[len(Claimed._fields) :],
+                )
+                if claimed.name in names and claims[claimed.id] in (None, claimed.claim):
+                    yield claimed, (rest, tx.execute(last, (claimed.id,)).fetchone())
+
     # Queues and nodes
 
     def queues(self) -> dict[str, QueueSettings]:
@@ -8175,6 +8255,7 @@ def take_over(duties: Duties, id: int, node: str, pid: int) -> None:
         crashed = Event("crashed", now, node, job, name, queue, attempt, error=error)
         duties.events.dispatch(crashed)
         if given_up:
+            duties.ended[job] = None
             duties.events.dispatch(attrs.evolve(crashed, kind="failed"))
 
 
@@ -8220,6 +8301,8 @@ class Duties:
     on_ready: Callable[[], None] = lambda: None
     """Called when there may be jobs to claim."""
     table: Mapping[str, tuple[float, Duty]] = DUTIES
+    ended: dict[int, int | None] = attrs.field(factory=dict)
+    """The jobs that may have ended since `take_ended`, by id and claim (`None`: any)."""
     _due: defaultdict[str, float] = attrs.field(factory=lambda: defaultdict(float))
     """By the monotonic clock."""
     _logged: dict[str, tuple[float, float]] = attrs.field(factory=dict)
@@ -8264,6 +8347,15 @@ class Duties:
         if changed:
             self.on_ready()
         return None if due is None else min(1.0, max(0, due - now) / 1e6)
+
+    def take_ended(self, names: frozenset[str]) -> list[tuple[Claimed, Ended]]:
+        """The jobs of definitions of these *names* that have ended since the last call."""
+        claims, self.ended = self.ended, {}
+        try:
+            return list(self.store.read_ended(claims, names)) if claims else []
+        except FileError as error:
+            self.log("calling on_end", error)
+            return []
 
     def fired(self, schedule: Schedule, jobs: list[int]) -> None:
         """Emits that a schedule has enqueued jobs."""
@@ -8780,7 +8872,7 @@ def work(
         try:
             executor = closing.enter_context(make())
             runner = JobRunner(channel, board, executor, make_restore(connection), cpu_clock)
-            batches: Iterator[Any] = (jobs for _, jobs in runner.messages())
+            batches: Iterator[Any] = (fields for _, *fields in runner.messages())
             if board.concurrency:
                 batches = closing.enter_context(runner.async_loop())
         except BaseException as error:
@@ -8788,7 +8880,7 @@ def work(
             return
         channel.send("ready")
         for batch in batches:
-            if not runner.run(batch):
+            if not runner.run(*batch):
                 break
 
 
@@ -8826,8 +8918,9 @@ class JobRunner:
                     return
                 yield message
 
-    def run(self, batch: list[tuple[int, tuple[Any, ...]]]) -> bool:
-        """Runs a batch of jobs; false if the worker cannot go on after one of them."""
+    def run(self, batch: list[tuple[int, tuple[Any, ...]]], ended: Ended | None = None) -> bool:
+        """Runs a batch of jobs, or calls the `on_end` of one that has *ended*; false if the worker
+        cannot go on after one of them."""
         channel, board, restore, cpu_clock = self.channel, self.board, self.restore, self.cpu_clock
         if not restore():
             return False
@@ -8844,7 +8937,7 @@ class JobRunner:
                 channel.send("reports")
                 unnotified, notified_at = 0, began
             asked = functools.partial(board.why_asked, number)
-            report = self.executor.run(Claimed._make(fields), asked, self.progress)
+            report = self.executor.run(Claimed._make(fields), asked, self.progress, ended)
             if report.took > SHORT_RUN or report.kind:
                 if report.kind or asked():  # Then the supervisor may settle it as failed.
                     cpu, memory = board.cpu_since(began, cpu_clock()), peak_memory(os.getpid())
@@ -8900,7 +8993,7 @@ class JobRunner:
             try:
                 for what, *fields in self.messages():
                     if what == "run":
-                        batches.put(*fields)
+                        batches.put(fields)
                     else:
                         act = self._begin if what == "begin" else self._cancel
                         self._loop.call_soon_threadsafe(act, *fields)
@@ -8920,14 +9013,16 @@ class JobRunner:
                 self._loop.call_soon_threadsafe(self._loop.stop)
                 thread.join()
 
-    def _begin(self, jobs: list[tuple[int, int, tuple[Any, ...]]]) -> None:
+    def _begin(
+        self, jobs: list[tuple[int, int, tuple[Any, ...]]], ended: Ended | None = None
+    ) -> None:
         if not self._tasks:
             with self.board.held():  # So that no plain job begins meanwhile.
                 if not self.board.running:
                     self.restore()
         for number, place, fields in jobs:
             claimed = Claimed._make(fields)
-            task = self._loop.create_task(self._run(number, place, claimed))
+            task = self._loop.create_task(self._run(number, place, claimed, ended))
             self._tasks[number] = task, claimed
             task.add_done_callback(functools.partial(self._ended, number))
 
@@ -8940,13 +9035,13 @@ class JobRunner:
             if task.cancel():
                 self.executor.noticed.add(claimed[:2])
 
-    async def _run(self, number: int, place: int, claimed: Claimed) -> Report:
+    async def _run(self, number: int, place: int, claimed: Claimed, ended: Ended | None) -> Report:
         asked = functools.partial(self.board.why_asked, number, place)
         if asked():
             return GIVEN_BACK
         self.board.begin(number, place)
         OUTPUT.set(written := [b""])
-        report = await self.executor.run_async(claimed, asked, self.progress)
+        report = await self.executor.run_async(claimed, asked, self.progress, ended)
         if report.kind or asked():
             memory, output = peak_memory(os.getpid()), last_lines(written[0])
             report = report._replace(memory=memory, output=output)
@@ -9057,6 +9152,8 @@ class Run:
     """Whether its "started" event was emitted."""
     slow_after: float = 0.0
     """Seconds of running after which it is logged as slow again."""
+    ended: Ended | None = None
+    """If the job has ended already, and this only calls its `on_end`: nothing is to be settled."""
 
 
 @attrs.define(eq=False, repr=False, slots=False)
@@ -9123,7 +9220,7 @@ class Worker:
         return False
 
     def hand_over(self, runs: list[Run]) -> None:
-        """Sends jobs to it."""
+        """Sends jobs to it, or one that has ended, for its `on_end`."""
         now = time.monotonic()
         if not self.runs:
             self.progress_at = now
@@ -9136,11 +9233,12 @@ class Worker:
                 self.load += run.expected
                 plain.append((run.number, run.claimed[:]))
         self.plain += len(plain)
+        ended = () if runs[0].ended is None else (runs[0].ended,)
         if plain:
-            self.channel.send("run", plain)
+            self.channel.send("run", plain, *ended)
         if beside:
             self.check_at = min(self.check_at, now + ASYNC_CHECK)
-            self.channel.send("begin", beside)
+            self.channel.send("begin", beside, *ended)
 
     def take(self, number: int) -> Run | None:
         """Removes a job that it has in hand."""
@@ -9333,6 +9431,10 @@ class WorkerPool:
         """The workers that may be given jobs; a spare one only when another ends."""
         ready = [each for each in self.workers if each.ready and (each.jobs_left > 0 or each.runs)]
         return [worker for worker in ready[: self.size] if worker.jobs_left > 0]
+
+    def at_work(self) -> list[Worker]:
+        """The workers that were not asked to end, also those that have run all jobs that they may."""
+        return [each for each in self.workers if each.ready and each.exit_by == math.inf]
 
     def runs(self) -> list[Run]:
         """The jobs that all workers have in hand."""
@@ -9530,6 +9632,7 @@ class Supervisor:
     """Receives the datagrams that wake the node; their content is ignored."""
     _selector: selectors.BaseSelector = attrs.field(factory=selectors.DefaultSelector)
     _async_names: frozenset[str] = attrs.field(init=False)
+    _with_on_end: frozenset[str] = attrs.field(init=False)
     _duties: Duties = attrs.field(init=False)
     _node: int = 0
     _numbers: Iterator[int] = attrs.field(factory=lambda: itertools.count(1))
@@ -9548,6 +9651,8 @@ class Supervisor:
     """The kinds of events that have listeners, as of this round of the loop."""
     _ended_events: list[Event] = attrs.field(factory=list)
     """The events to emit when all is settled."""
+    _ended: deque[tuple[Claimed, Ended]] = attrs.field(factory=deque)
+    """The jobs that have ended and whose `on_end` no worker has been given yet."""
     _progress: dict[tuple[int, int], Reported] = attrs.field(factory=dict)
     """Progress that is not in the file yet, by id and claim."""
     _changes: int = 0
@@ -9579,6 +9684,7 @@ class Supervisor:
 
         self.store.file.may_wait = self._may_wait
         self._async_names = frozenset(own.name for own in self.registry if own.body.is_async)
+        self._with_on_end = self.registry.with_on_end()
         if not self._async_names:
             self.pool.concurrency = 0
         FORK_HOOKS[self.pool] = WorkerPool.close_in_fork
@@ -9616,6 +9722,7 @@ class Supervisor:
                 self._watch()
                 self._listen()
                 self._unless_locked(self._duties.do_due, self._exchange)
+                self._call_on_end()
         finally:
             self._leave()
 
@@ -9677,6 +9784,7 @@ class Supervisor:
 
     def _done(self) -> bool:
         busy = bool(self._pending) or any(worker.runs for worker in self.pool.workers)
+        busy = busy or bool(self._ended and (self.pool.at_work() or not self._stops))
         if self._stops:
             # It must end even if threads do not, or results cannot be settled on a full disk.
             rest = 0.0 if self.pool.threads else self.grace + 1.0
@@ -9743,6 +9851,10 @@ class Supervisor:
             closing.callback(self.store.leave, self._node)
             self._settle_last()
             self._emit_ended()
+            self._ended.extend(self._duties.take_ended(self._with_on_end))
+            for claimed, _ in self._ended:
+                problem = "on_end of job %d (%s) is not called: the node has ended"
+                logger.warning(problem, claimed.id, claimed.name)
 
     # Spawn and listen
 
@@ -9797,7 +9909,7 @@ class Supervisor:
         for message in worker.receive(dead):
             match message:
                 case ("report", number, fields):
-                    if run := worker.take(number):
+                    if (run := worker.take(number)) and run.ended is None:
                         name, report = run.claimed.name, Report(*fields)
                         expected = self._durations.get(name, report.took)
                         self._durations[name] = expected + 0.2 * (report.took - expected)
@@ -9858,9 +9970,36 @@ class Supervisor:
         if not self._pending:
             self._exchange_by = min(self._exchange_by, time.monotonic() + SETTLE_WITHIN)
         self._pending.append((run.claimed, report))
+        if run.claimed.name in self._with_on_end:
+            self._duties.ended[run.claimed.id] = run.claimed.claim
+
+    def _call_on_end(self) -> None:
+        """Has workers with room call the `on_end` of jobs that have ended, once all is settled."""
+        if self._duties.ended and not self._pending:
+            self._ended.extend(self._duties.take_ended(self._with_on_end))
+        while self._ended and (workers := self.pool.at_work()):
+            claimed, ended = self._ended[0]
+            expected, place = estimate(claimed.name, self._durations), 0
+            if claimed.name in self._async_names:
+                worker = max(workers, key=lambda worker: len(worker.free))
+                fits = bool(worker.free)
+                place = worker.free.pop() if fits else 0
+            else:
+                worker = min(workers, key=load_of)
+                fits = has_room(worker.plain, load_of(worker), expected)
+            if not fits:
+                return
+            self._ended.popleft()
+            run = Run(next(self._numbers), claimed, worker, expected, place)
+            run.announced, run.ended = True, ended
+            worker.hand_over([run])
 
     def _give_back(self, run: Run) -> None:
         """Makes a job ready again that has not begun, unless it was cancelled."""
+        if run.ended is not None:
+            self._ended.append((run.claimed, run.ended))
+            self._exchange_by = 0.0  # So that the loop goes on, and gives it to another worker.
+            return
         self._settle(run, not_begun(self.clock(), run.claimed.id in self._cancelled))
 
     def _settle_crashed(self, run: Run) -> None:
@@ -9868,6 +10007,13 @@ class Supervisor:
         there, since it is unknown which one was to blame. If the node has killed the worker,
         only jobs that were asked to end have failed; the others are given back."""
         worker, now = run.worker, self.clock()
+        if run.ended is not None:
+            why = run.reason or exit_description(
+                worker.process.exitcode if worker.is_process else 0
+            )
+            problem = "on_end of job %d (%s) did not end: %s"
+            logger.error(problem, run.claimed.id, run.claimed.name, why)
+            return
         began = worker.board.began(run)
         took = (time.monotonic_ns() - began) // 1000
         exit_code = worker.process.exitcode if worker.is_process else 0
@@ -10949,7 +11095,7 @@ def run_due(duties: Duties, executor: Executor, subscription: Subscription, prun
     # Without a handler, logging would print events that are warnings to stderr.
     emit = events.emit if logger.hasHandlers() else events.dispatch
     ended: Sequence[tuple[Claimed, Report]] = ()
-    attempts, interrupted = 0, False
+    attempts, interrupted, with_on_end = 0, False, executor.registry.with_on_end()
 
     def choose(ready: Ready) -> list[int]:
         room = 0 if interrupted or not store.nodes.is_listed(node) else 1
@@ -10977,6 +11123,10 @@ def run_due(duties: Duties, executor: Executor, subscription: Subscription, prun
             if report.kind or events.wants("completed"):
                 for event in attempt_ended(settled, report, subscription.node):
                     emit(event)
+            if settled.name in with_on_end:
+                duties.ended[settled.id] = settled.claim
+        for claimed, what in duties.take_ended(with_on_end):
+            executor.run(claimed, ended=what)
         if interrupted:
             raise KeyboardInterrupt
         if not done.claimed:
