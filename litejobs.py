@@ -9433,7 +9433,7 @@ class WorkerPool:
         return [worker for worker in ready[: self.size] if worker.jobs_left > 0]
 
     def at_work(self) -> list[Worker]:
-        """The workers that were not asked to end, also those that have run all jobs that they may."""
+        """The workers that were not asked to end, even if they may run no more jobs."""
         return [each for each in self.workers if each.ready and each.exit_by == math.inf]
 
     def runs(self) -> list[Run]:
