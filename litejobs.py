@@ -715,8 +715,11 @@ def _or_none(value: str | None) -> str | None:
 
 @attrs.frozen(repr=False, slots=False)
 class Job(Generic[R]):
-    """A job as it was when it was read: a frozen snapshot of its row. Its fields are columns, in
-    the order in which they are read; those of `Claimed` come first."""
+    """A job as it was when it was read. What waits for it or changes it (`wait`, `result`, `await`,
+    `refresh`, `cancel` …) reads it again: the fields of this object are then as they are in the
+    file, and it is what the method returns. They cannot be set."""
+
+    # The fields are columns, in the order in which they are read; those of `Claimed` come first.
 
     id: int
     """Unique in the file, and never used again."""
@@ -767,6 +770,9 @@ class Job(Generic[R]):
     """JSON text."""
     stored_progress: str | None = attrs.field(default=None, alias="progress")
     """JSON text."""
+    unfit_at: datetime | None = attrs.field(default=None, converter=maybe_moment)
+    """Since when it is blocked because its payload does not fit its definition; `error` says why.
+    `None` if it is not."""
     _source: LiteJobs = attrs.field(kw_only=True, eq=False)
     duplicate: bool = attrs.field(default=False, kw_only=True)
     """Whether it existed already and holds the unique key of a job that was to be enqueued."""
@@ -810,22 +816,77 @@ class Job(Generic[R]):
         return self.state in FINISHED
 
     def refresh(self) -> Job[R]:
-        """The job as it is now.
+        """Reads the job again, as it is now.
 
         Raises:
             JobNotFoundError: it was deleted or pruned.
         """
-        return self._source.get(self.id)
+        return self._update(self._source.get(self.id))
+
+    def _update(self, now: Job[Any]) -> Job[R]:
+        """Takes the fields over from the same job as it is *now*."""
+        vars(self).update({**vars(now), "duplicate": self.duplicate})
+        return self
 
     def wait(self, timeout: Duration | None = None) -> Job[R]:
-        """Waits until the job has completed, failed or been cancelled, and returns it as it is
-        then.
+        """Waits until the job has completed, failed or been cancelled.
 
         Raises:
             WaitTimeoutError: *timeout* passed first.
             JobNotFoundError: it was deleted or pruned.
         """
-        return self if self.finished else self._source.wait(self.id, timeout)
+        return self if self.finished else self._source.wait(self, timeout)
+
+    def cancel(self) -> Job[R]:
+        """Cancels the job if it waits. If it runs, it is asked to end, and killed after its grace:
+        `wait` then says how it ended.
+
+        Raises:
+            JobNotFoundError: it was deleted or pruned. (So do those below.)
+        """
+        self._source.cancel(self.id)
+        return self.refresh()
+
+    def retry(self) -> Job[R]:
+        """Makes the job ready again, with all its attempts, if it failed or was cancelled; due now,
+        if it waits for its backoff."""
+        self._source.retry(self.id)
+        return self.refresh()
+
+    def hold(self) -> Job[R]:
+        """Pauses the job, if it waits, until it is released."""
+        self._source.hold(self.id)
+        return self.refresh()
+
+    def release(self) -> Job[R]:
+        """Lets the job become ready again when it is due, if it is held."""
+        self._source.release(self.id)
+        return self.refresh()
+
+    def change(self, **to: Unpack[Changes]) -> Job[R]:
+        """Changes options of the job while it waits; the fields of a *payload* replace those of
+        that name: `job.change(priority=10, payload={"copies": 2})`.
+
+        Raises:
+            OptionError: it is running or finished, or there is no such option.
+            PayloadError: the payload would no longer fit.
+        """
+        if not self._source.change(self.id, to=to).moved:
+            problem = f"job {self.id} ({self.name}) is {self.refresh().state}"
+            raise OptionError("state", f"{problem}: only waiting jobs can be changed")
+        return self.refresh()
+
+    def delete(self) -> Job[R]:
+        """Deletes the job and its history, and returns it as it was.
+
+        Raises:
+            OptionError: it is running: cancel it first.
+        """
+        self.refresh()
+        if not self._source.delete(self.id).moved:
+            problem = f"job {self.id} ({self.name}) is {self.state}: cancel it before it is deleted"
+            raise OptionError("state", problem)
+        return self
 
     def result(self, timeout: Duration | None = None) -> R:
         """What the handler returned, rebuilt with its declared type. Waits like `wait`:
@@ -856,10 +917,13 @@ class Job(Generic[R]):
             intervals = poll_intervals()
             while not job.finished:
                 await asyncio.sleep(next(intervals))
-                job = job.refresh()
+                job._update(await job._source.aget(job.id))
             return job
 
         return wait(self).__await__()
+
+    def __hash__(self) -> int:
+        return hash(self.id)
 
     def __repr__(self) -> str:
         return printable(f"<Job {self.id} {self.name} {self.state}>")
@@ -1606,6 +1670,9 @@ class Codec(Generic[T]):
         return _without_defaults(form) if self.omit_defaults else form
 
 
+json_of_any: Final = Codec[Any](Any)
+
+
 def unencodable(kind: Any) -> str | None:
     """Why values of the type *kind* cannot be stored as JSON; `None` if they can."""
     try:
@@ -1678,21 +1745,53 @@ HIDDEN = "hidden"
 @functools.cache
 def hides(kind: Any) -> bool:
     """Whether this class, or one that its values may contain, has a field whose `repr` is off."""
+    try:
+        return any(hidden_fields(typing.get_origin(each) or each) for each in _types_in(kind))
+    except (NameError, TypeError):
+        return True  # Unknown: better to hide.
+
+
+def _types_in(kind: Any) -> Iterator[Any]:
+    """A type and those that its values may contain, each once."""
     left, seen = [kind], set()
     while left:
-        if (kind := _unwrap(left.pop())) in seen or typing.get_origin(kind) is Literal:
+        if (kind := _unwrap(left.pop())) in seen:
             continue
         seen.add(kind)
-        cls = typing.get_origin(kind) or kind
-        if hidden_fields(cls):
-            return True
-        left += typing.get_args(kind)
-        if typing.is_typeddict(cls) or cols.is_namedtuple(cls) or _is_attrs_or_dataclass(cls):
-            try:
-                left += typing.get_type_hints(cls, include_extras=True).values()
-            except (NameError, TypeError):
-                return True  # Unknown: better to hide.
-    return False
+        yield kind
+        if typing.get_origin(kind) is not Literal:
+            left += [*typing.get_args(kind), *_field_types(kind).values()]
+
+
+def _field_types(kind: Any) -> dict[str, Any]:
+    """The types of the fields of a class, by name."""
+    cls = typing.get_origin(kind) or kind
+    if typing.is_typeddict(cls) or cols.is_namedtuple(cls) or _is_attrs_or_dataclass(cls):
+        return typing.get_type_hints(cls, include_extras=True)
+    return {}
+
+
+def shape_of(kind: Any) -> str:
+    """A text about a type and those in it that is another one when other JSON may fit: the fields
+    with their types, those that may be left out, and the values of enums."""
+    lines = []
+    for each in _types_in(kind):
+        cls = typing.get_origin(each) or each
+        fields = getattr(cls, "__attrs_attrs__", None)
+        fields = fields or getattr(cls, "__dataclass_fields__", {}).values()
+        unset = attrs.NOTHING, dataclasses.MISSING
+        optional = {
+            field.name
+            for field in fields
+            if not any(field.default is each for each in unset)
+            or getattr(field, "default_factory", dataclasses.MISSING) is not dataclasses.MISSING
+        }
+        optional |= {*getattr(cls, "__optional_keys__", ()), *getattr(cls, "_field_defaults", ())}
+        types = _field_types(each)
+        shown = [f"{name}{'?' * (name in optional)}: {types[name]!r}" for name in types]
+        lines.append(f"{shown or each} {getattr(cls, '__members__', '')}")
+    # Without modules, since a program may be imported by several names, and without addresses.
+    return re.sub(r"[\w<>]+\.| at 0x\w+", "", "\n".join(lines))
 
 
 def hidden_fields(cls: Any) -> set[str]:
@@ -2279,6 +2378,9 @@ class DefinitionChoices(Choices, total=False):
     """Makes of a payload (an instance, or a function's arguments by name, with its defaults) the
     bytes that are stored instead of JSON, and that nothing but *decode* reads."""
     decode: Callable[[bytes], Any] | None
+    upgrade: Callable[[dict[str, Any]], Mapping[str, Any]] | None
+    """Called with the fields, as JSON values, of a stored payload that does not fit: of an older
+    version, say. It returns those that are used instead, which have to fit."""
 
 
 Check = Callable[[Any, str], Any]
@@ -2428,6 +2530,7 @@ class Options:
     on_end: Callable[[Context[Any], Failure | None], Any] | None = _option(None, _check_function)
     encode: Callable[[Any], bytes] | None = _option(None, _check_function)
     decode: Callable[[bytes], Any] | None = _option(None, _check_function)
+    upgrade: Callable[[dict[str, Any]], Mapping[str, Any]] | None = _option(None, _check_function)
     given: frozenset[str] = frozenset()
     """Those that were set, by the definition or later: they override the defaults of a queue."""
 
@@ -2502,6 +2605,7 @@ STORED: Mapping[str, Callable[[Any], Any]] = {
 makes the value in it."""
 CHOICES = tuple(Choices.__annotations__)
 _DEFINITION_ATTRIBUTE = "__litejobs_definition__"
+AFTER_START = "after work had started: do it before, or stop the node first"
 
 
 class Signature(NamedTuple):
@@ -2512,6 +2616,15 @@ class Signature(NamedTuple):
     """`None` if the code is annotated to return nothing."""
     call: Callable[[Any, Callable[[], Context[Any]]], Any]
     """Calls the code with a payload object and, if it takes one, a context made on demand."""
+
+
+def running_module() -> object:
+    """The code of the module, or of the notebook's cell, that is being executed: another object
+    each time that it is loaded or run."""
+    frame = sys._getframe(1)
+    while frame.f_code.co_name != "<module>" and frame.f_back is not None:
+        frame = frame.f_back
+    return frame.f_code
 
 
 @attrs.define(eq=False, repr=False, slots=False)
@@ -2526,6 +2639,7 @@ class Body:
     """The definition's own, whose backoff may be a function: rows keep only curves."""
     home: Any = None
     """The LiteJobs that it is registered with."""
+    loaded_by: object = attrs.field(factory=running_module, init=False)
     _signatures: list[Signature] = attrs.field(factory=list, init=False)
 
     @property
@@ -2538,6 +2652,11 @@ class Body:
         """Whether its jobs run many at a time, in the event loop of a worker."""
         code: Any = self.code
         return inspect.iscoroutinefunction(code.run if self.is_class else code)
+
+    def replaces(self, old: Body) -> bool:
+        """Whether it is the same code, loaded again: by `importlib.reload`, or in a notebook."""
+        same = (self.module, self.code.__qualname__) == (old.module, old.code.__qualname__)
+        return same and self.loaded_by is not old.loaded_by
 
     @functools.cached_property
     def signature(self) -> Signature:
@@ -2568,6 +2687,20 @@ class Body:
             return frozenset({"payload", "result"})  # Unknown: better to hide.
         found = {f"payload.{f.alias}" for f in fields if f.repr is not True or hides(f.type)}
         return frozenset(found | {"result"} if result and hides(result.kind) else found)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Eight digits for its parameters, then eight for the code of each of `upgrade` and
+        `decode`. A payload that did not fit is tried again by a definition with another one."""
+        import zlib
+
+        try:
+            texts = [shape_of(self.kind)]
+        except (DefinitionError, NameError, TypeError) as error:
+            texts = [str(error)]
+        functions = self.options.upgrade, self.options.decode
+        texts += [_code_text(getattr(each, "__code__", None)) for each in functions if each]
+        return "".join(f"{zlib.crc32(text.encode(errors='replace')):08x}" for text in texts)
 
     def arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The payload object made of arguments."""
@@ -2610,7 +2743,7 @@ class Body:
             try:
                 return codec.decode(stored)
             except CodecError as unfit:
-                raise PayloadError(self.name, unfit.problems) from None
+                return self._upgraded(stored, unfit)
         try:
             made = decode(stored)
         except (Exception, SystemExit) as error:
@@ -2623,8 +2756,31 @@ class Body:
         except TypeError as error:
             raise self._unfit(f"what decode gave: {error}".replace(".__init__()", "()")) from None
 
+    def _upgraded(self, stored: str | bytes, unfit: CodecError) -> Any:
+        """The payload object that `upgrade` makes of a stored payload that does not fit."""
+        fields, upgrade = None, self.options.upgrade
+        if upgrade is not None:
+            with contextlib.suppress(ValueError, TypeError):
+                fields = load_json(stored)
+        if upgrade is None or not isinstance(fields, dict):
+            raise PayloadError(self.name, unfit.problems) from None
+        try:
+            return self.signature.payload.decode(json_of_any.encode(upgrade(fields)))
+        except CodecError as error:
+            raise self._unfit(f"what upgrade gave: {error}") from None
+        except (Exception, SystemExit) as error:
+            raise self._unfit(f"upgrade raised {_first_line(error)}") from error
+
     def _unfit(self, problem: str) -> PayloadError:
         return PayloadError(self.name, (problem,))
+
+
+def _code_text(code: Any) -> str:
+    """A text about the code of a function that is another one when the function does something
+    else, wherever it stands."""
+    if not isinstance(code, types.CodeType):
+        return repr(code) if isinstance(code, str | bytes | int | float) else type(code).__name__
+    return f"{code.co_code.hex()} {code.co_names} {[*map(_code_text, code.co_consts)]}"
 
 
 def _first_line(error: BaseException) -> str:
@@ -2768,10 +2924,23 @@ class Definition(Generic[P, R, C]):
             PayloadError: the arguments do not fit the function's parameters.
             FileError: the file cannot be used; its leaves say in which way.
         """
+        job: Job[R] = self._home.enqueue(self.bind(*args, **kwargs))
+        return job
+
+    async def aenqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
+        """`enqueue` for coroutines: the event loop goes on meanwhile, also while others hold the
+        file's write lock. If its task is cancelled meanwhile, the job is enqueued all the same.
+
+        Raises: like `enqueue`.
+        """
+        job: Job[R] = await self._home.aenqueue(self.bind(*args, **kwargs))
+        return job
+
+    @property
+    def _home(self) -> Any:
         if self.body.home is None:
             raise DefinitionError(self.name, "belongs to no queue yet: jobs.register(it) first")
-        job: Job[R] = self.body.home.enqueue(self.bind(*args, **kwargs))
-        return job
+        return self.body.home
 
     def __repr__(self) -> str:
         return printable(f"<Definition {self.name} at {self.body.place}>")
@@ -2879,33 +3048,40 @@ def _no_job() -> Context[Any]:
     return Context(job, None)
 
 
-def _in_no_file(id: int | Job[Any], timeout: Duration | None = None) -> NoReturn:
+def _in_no_file(id: int | Job[Any], timeout: Duration | None = None, **given: Any) -> NoReturn:
     raise JobNotFoundError(id.id if isinstance(id, Job) else id)
 
 
 NOWHERE: Any = types.SimpleNamespace(
-    **dict.fromkeys(("get", "wait", "why", "result"), _in_no_file), errors=lambda id: ()
+    **dict.fromkeys(("get", "aget", "wait", "why", "result", "cancel", "retry"), _in_no_file),
+    **dict.fromkeys(("hold", "release", "change", "delete"), _in_no_file),
+    errors=lambda id: (),
 )
 """The source of jobs that are in no file or cannot be read again."""
 
 
 @attrs.define(eq=False, repr=False, slots=False)
 class Registry:
-    """The definitions of one program. Frozen once work starts, since running workers would not
-    know those added later."""
+    """The definitions of one program. While nodes run, none is added, since they would not know
+    it."""
 
     by_name: dict[str, AnyDefinition] = attrs.field(factory=dict)
-    frozen: bool = False
+    nodes: list[str] = attrs.field(factory=list)
+    """The names of the nodes that run in this process."""
 
-    def add(self, definition: AnyDefinition) -> None:
-        """Registers a definition under its name."""
-        body = definition.body
-        if self.frozen:
-            raise DefinitionError(body.name, "defined after work had started: define it before")
-        if taken := self.by_name.get(body.name):
+    def add(self, definition: AnyDefinition) -> AnyDefinition | None:
+        """Registers a definition under its name. One of the same code that was loaded before is
+        replaced, and returned."""
+        body, taken = definition.body, self.by_name.get(definition.name)
+        if taken is definition:
+            return None
+        if self.nodes:
+            raise DefinitionError(body.name, f"defined {AFTER_START}")
+        if taken is not None and not body.replaces(taken.body):
             places = f"{taken.body.place} and at {body.place}"
             raise DefinitionError(body.name, f"defined twice, at {places}: give one another name=")
         self.by_name[body.name] = definition
+        return taken
 
     def named(self, name: str) -> AnyDefinition:
         """The definition of this name."""
@@ -2917,7 +3093,8 @@ class Registry:
     def of(self, instance: object) -> AnyDefinition:
         """The definition of an instance's class."""
         definition = definition_of(type(instance))
-        if definition is not None and self.by_name.get(definition.name) is definition:
+        known = definition and self.by_name.get(definition.name)
+        if definition and known and (known is definition or known.body.replaces(definition.body)):
             return definition
         problem = "no definition: decorate its class with @jobs.define"
         raise DefinitionError(type(instance).__name__, problem)
@@ -3111,8 +3288,8 @@ class Middleware:
 
     runs: tuple[AroundRun, ...] = ()
     enqueues: tuple[AroundEnqueue, ...] = ()
-    frozen: bool = False
-    """Whether work has started: running workers would not have what is added now."""
+    nodes: list[str] = attrs.field(factory=list)
+    """The names of the nodes that run in this process: they would not have what is added now."""
 
     def run(self, layer: RunLayer) -> RunLayer:
         """Puts a function `(context, call_next)` around every run, in workers and in
@@ -3147,8 +3324,8 @@ class Middleware:
     def _check(self, layer: object) -> None:
         if not callable(layer):
             raise OptionError("middleware", f"expected a function, got {layer!r}")
-        if self.frozen:
-            raise OptionError("middleware", f"{layer!r} was added after work had started")
+        if self.nodes:
+            raise OptionError("middleware", f"{layer!r} was added {AFTER_START}")
 
 
 def _is_async(layer: Any) -> bool:
@@ -3172,7 +3349,7 @@ class Report(NamedTuple):
     """Whether the attempt was used up."""
     result: str | None = None
     kind: str = ""
-    """As in `Failure`, or "cancelled"; empty if nothing went wrong."""
+    """As in `Failure`, "cancelled" or "unfit"; empty if nothing went wrong."""
     type: str = ""
     message: str = ""
     traceback: str = ""
@@ -3192,6 +3369,7 @@ class Report(NamedTuple):
 
 
 GIVEN_BACK = Report(state="pending", counted=False)
+UNFIT = Report(state="blocked", counted=False, kind="unfit")
 Settlement = tuple[Claimed, Report]
 """An attempt that has ended. It is settled only while its claim still holds the job."""
 Ended = tuple[tuple[Any, ...], tuple[Any, ...] | None]
@@ -3353,9 +3531,9 @@ class Executor:
             if self.forked:
                 self._exit_fork(claimed, error)
             took = (time.perf_counter_ns() - began) // 1000
-            given_back = self._ended_by_stop(claimed, asked, error)
-            report = self._failed(claimed, error, fits, given_back)._replace(
-                started_at=started_at, finished_at=self.clock(), took=took
+            unfit = not fits and issubclass(type(error), LitejobsError)
+            report = self._failed(claimed, error, unfit, asked)._replace(
+                started_at=0 if unfit else started_at, finished_at=self.clock(), took=took
             )
             hook, raised = self.registry.options(claimed.name).on_failure, error
             # The supervisor decides about jobs that were asked to end, unless the node stops.
@@ -3399,15 +3577,20 @@ class Executor:
             logger.error("%s failed for job %d (%s)", *about, exc_info=problem)
 
     def _failed(
-        self, claimed: Claimed, error: BaseException, fits: bool, given_back: bool
+        self, claimed: Claimed, error: BaseException, unfit: bool, asked: StopCheck
     ) -> Report:
-        """The report, without times, after an error in the handler or before it began."""
+        """The report, without times, after an error in the handler; or before it began, if the
+        payload is *unfit*: another attempt would find the same payload and definition."""
         options = self.registry.options(claimed.name)
+        given_back = self._ended_by_stop(claimed, asked, error)
+        if unfit:
+            if error.__cause__ is not None:  # Raised by `decode` or `upgrade`.
+                text = "the payload of job %d (%s) cannot be read"
+                logger.warning(text, claimed.id, claimed.name, exc_info=error.__cause__)
+            name, message, _ = describe(error)
+            return UNFIT._replace(type=name, message=message)
         try:
-            if not fits and isinstance(error, LitejobsError):
-                # Another attempt would find the same payload and the same definition.
-                report = Report(state="failed")
-            elif given_back:
+            if given_back:
                 report = GIVEN_BACK
                 if isinstance(error, Exception):  # Neither Interrupted nor a CancelledError.
                     problem = "job %d (%s) is given back; as its node stops, it raised %s: %s"
@@ -3819,7 +4002,10 @@ SCHEMA = f"""
         schedule     TEXT,                               -- the schedule that enqueued it
         grace        INTEGER,                            -- microseconds; NULL: as defined
         tags         TEXT,                               -- JSON: a list of texts
-        meta         TEXT                                -- JSON: an object
+        meta         TEXT,                               -- JSON: an object
+        unfit_at     INTEGER,                            -- when its payload did not fit; NULL: it
+                                                         -- is blocked by its key, if at all
+        refused      TEXT                                -- fingerprints that it did not fit
     ) STRICT;
 
     CREATE INDEX litejobs_ready ON litejobs_job (queue, name, node, priority DESC, run_at)
@@ -3833,6 +4019,7 @@ SCHEMA = f"""
     CREATE UNIQUE INDEX litejobs_unique ON litejobs_job (unique_key) WHERE {HOLDS};
     CREATE INDEX litejobs_key ON litejobs_job (state, key, priority DESC, run_at) WHERE {KEYED};
     CREATE INDEX litejobs_expiry ON litejobs_job (expires_at) WHERE expires_at IS NOT NULL;
+    CREATE INDEX litejobs_unfit ON litejobs_job (name, refused) WHERE unfit_at IS NOT NULL;
     CREATE INDEX litejobs_tags ON litejobs_job (tags) WHERE tags IS NOT NULL;
     CREATE INDEX litejobs_held ON litejobs_job (queue, holder) WHERE state = 'running';
 
@@ -3881,7 +4068,7 @@ SCHEMA = f"""
         workers      INTEGER NOT NULL,
         queues       TEXT,                               -- JSON; NULL: all
         started_at   INTEGER NOT NULL,
-        names        TEXT,                               -- JSON: the definitions that it has
+        names        TEXT,                               -- JSON: fingerprints of definitions
         recall       INTEGER                             -- rises when it is to take jobs back
     ) STRICT;
 
@@ -4922,7 +5109,7 @@ def _kept_for(state: str) -> str:
 
 
 _CANCELLED = f"""
-    state = 'cancelled', cancel_at = NULL, finished_at = :now,
+    state = 'cancelled', cancel_at = NULL, unfit_at = NULL, finished_at = :now,
     prune_at = :now + {_kept_for("'cancelled'")}
 """
 
@@ -5069,7 +5256,7 @@ def admissible(tx: Transaction, key: str) -> tuple[int, Group] | None:
     first = tx.execute(
         f"""
         SELECT id, key_limit, queue, name FROM litejobs_job INDEXED BY litejobs_key
-        WHERE {KEYED} AND state = 'blocked' AND key = ?
+        WHERE {KEYED} AND state = 'blocked' AND key = ? AND unfit_at IS NULL
         ORDER BY priority DESC, run_at, id LIMIT 1
         """,
         (key,),
@@ -5411,6 +5598,25 @@ def count_by_queue(tx: Transaction) -> dict[str, dict[str, int]]:
     return counts
 
 
+def oldest_due(tx: Transaction) -> dict[str, datetime]:
+    """By queue, since when the first of its jobs has been due, if one waits."""
+    found: Any = tx.execute(
+        """
+        SELECT queue, min(run_at) FROM (
+            SELECT queue, run_at FROM litejobs_job INDEXED BY litejobs_ready
+                WHERE state = 'pending'
+            UNION ALL SELECT * FROM (
+                SELECT queue, run_at FROM litejobs_job INDEXED BY litejobs_due
+                WHERE state IN ('scheduled', 'retrying') AND run_at <= ?
+                ORDER BY run_at LIMIT 10000
+            )
+        ) GROUP BY queue
+        """,
+        (tx.now,),
+    )
+    return {queue: from_micros(as_integer(moment) or 0) for queue, moment in found}
+
+
 def read_failures(tx: Transaction, term: str, number: int = 0) -> list[tuple[int, int, Failure]]:
     """Row id, job id and failure of the attempts for which a SQL *term* holds, oldest first."""
     sql = f"SELECT id, job, {_FAILURE} FROM litejobs_attempt WHERE {term} ORDER BY id"
@@ -5450,9 +5656,19 @@ VERBS: Mapping[str, Steps] = {
             """,
         ),
         ("retrying",): (_set(f"state = {_READY}, run_at = :now"),),
+        ("blocked",): (
+            _set(
+                f"state = {_READY}, run_at = min(run_at, :now), unfit_at = NULL, refused = NULL",
+                "unfit_at IS NOT NULL",
+            ),
+        ),
     },
     "delete": {(*WAITING, *FINISHED): DELETION},
-    "hold": {tuple(state for state in WAITING if state != "paused"): (_set("state = 'paused'"),)},
+    "hold": {
+        tuple(state for state in WAITING if state != "paused"): (
+            _set("state = 'paused', unfit_at = NULL"),
+        )
+    },
     "release": {("paused",): (_set(f"state = {_WAITS}"),)},
 }
 Rework = Callable[[str, object], str | bytes]
@@ -5492,13 +5708,18 @@ def change_options(
     file: File, match: Match, columns: Mapping[str, Any], rework: Rework | None
 ) -> Moved:
     """Sets columns of waiting jobs, and gives them the payloads that *rework* makes."""
-    sets = [f"{column} = :{column}" for column in columns] or ["state = state"]
+    sets = [f"{column} = :{column}" for column in columns]
+    cases, waits = "", _WAITS.replace("run_at", ":run_at") if "run_at" in columns else _WAITS
+    if rework is not None:
+        sets += ["unfit_at = NULL", "refused = NULL"]
+        cases = f"WHEN unfit_at IS NOT NULL THEN {waits}"
     if "run_at" in columns:
-        sets.append(f"""state = CASE
-            WHEN state IN ('retrying', 'paused') THEN state
+        cases += f"""
+            WHEN state IN ('retrying', 'paused') OR unfit_at IS NOT NULL THEN state
             WHEN state = 'blocked' AND key IS NULL THEN state
             WHEN state = 'pending' AND :run_at <= :now THEN state
-            ELSE {_WAITS.replace("run_at", ":run_at")} END""")
+            WHEN TRUE THEN {waits}"""
+    sets.append(f"state = CASE {cases or 'WHEN TRUE THEN state'} ELSE state END")
     return bulk(file, match, {WAITING: (_set(", ".join(sets)),)}, rework, **columns)
 
 
@@ -5892,7 +6113,8 @@ def _insert_one(tx: Transaction, job: NewJob) -> tuple[int, bool]:
         kept = {"name", "enqueued_at", "state", "unique_key", "unique_scope", "schedule"}
         sets = "".join(f"{column} = :{column}, " for column in job.columns if column not in kept)
         state = "state = CASE WHEN state = 'paused' THEN state ELSE :state END"
-        sql = f"UPDATE litejobs_job SET {sets} {state}, payload = :payload WHERE id = :id"
+        sets += f"{state}, unfit_at = NULL, refused = NULL, payload = :payload"
+        sql = f"UPDATE litejobs_job SET {sets} WHERE id = :id"
         change_jobs(tx, [id], sql, **job.columns, payload=payload)
     return id, True
 
@@ -5904,7 +6126,9 @@ def _unique_key_holder(tx: Transaction, key: str | None) -> tuple[int, str | byt
         return None
     row = tx.execute(
         f"""
-        SELECT id, payload, claim > 0 OR finished_at IS NOT NULL, unique_until,
+        SELECT id, payload,
+            claim > 0 AND (unfit_at IS NULL OR attempt > 0) OR finished_at IS NOT NULL,
+            unique_until,
             CASE WHEN {_UNSTARTED} THEN expires_at END
         FROM litejobs_job INDEXED BY litejobs_unique
         WHERE unique_key = ? AND {HOLDS}
@@ -6342,12 +6566,21 @@ class Subscription:
     queues: frozenset[str] | None
     node: str
     paused: frozenset[str] = frozenset()
+    fingerprints: Mapping[str, str] = attrs.field(factory=dict)
+    """Of the definitions, by name."""
 
     @property
     def as_json(self) -> tuple[str, str | None]:
-        """Its names and its queues."""
+        """Its names, each with its fingerprint, and its queues."""
+        names = {name: self.fingerprints.get(name, "") for name in sorted(self.names)}
         queues = None if self.queues is None else json.dumps(sorted(self.queues))
-        return json.dumps(sorted(self.names)), queues
+        return json.dumps(names), queues
+
+    @property
+    def bindings(self) -> dict[str, Any]:
+        """The values that SQL terms about its jobs refer to."""
+        names, queues = self.as_json
+        return {"names": names, "queues": queues, "node": self.node}
 
     def __contains__(self, lane: Lane) -> bool:
         queue, name, node = lane
@@ -6651,6 +6884,7 @@ NAME_TIMEOUT = 1.0
 def _names_in(text: str | None) -> tuple[str, ...] | None:
     with contextlib.suppress(ValueError):
         names = None if text is None else load_json(text)
+        names = [*names] if isinstance(names, dict) else names
         if names is None or (type(names) is list and {*map(type, names)} <= {str}):
             return None if names is None else tuple(names)
     raise apsw.CorruptError(f"a node does not list names: {short_repr(text)}")
@@ -6802,6 +7036,18 @@ class Nodes:
         """)
         with _translated_errors(self.file.path):
             return [from_row(Node, row) for row in rows]
+
+    def held(self, node: int) -> list[dict[str, Any]]:
+        """Id, name and start of the jobs that a node holds, the longest running first. Short ones
+        may wait in the hands of a worker."""
+        rows = self.file.read(
+            """
+            SELECT id, name, started_at FROM litejobs_job
+            WHERE state = 'running' AND holder = ? ORDER BY started_at, id
+            """,
+            (node,),
+        )
+        return [{"id": i, "name": n, "started_at": maybe_moment(at)} for i, n, at in rows]
 
     def others(self, node: int) -> list[tuple[int, str, int]]:
         """Ids, names and process ids of the other nodes that are listed, in the order in which
@@ -7103,6 +7349,26 @@ class Meter:
             tx.execute(f"DELETE {outdated}", (old,))
         return True
 
+    def last_hour(self, tx: Transaction) -> dict[str, tuple[int, timedelta | None]]:
+        """By queue, how many jobs ended in the last hour, and the median of how long they had
+        waited."""
+        ended: Counter[str] = Counter()
+        waited: defaultdict[str, dict[int, int]] = defaultdict(dict)
+        rows: Any = tx.execute(
+            """
+            SELECT queue, measure, bucket, sum(number) FROM litejobs_metric
+            WHERE span = 60 AND time > ? AND measure IN ('completed', 'failed', 'waiting')
+            GROUP BY 1, 2, 3
+            """,
+            (tx.now - SPANS["hour"],),
+        )
+        for queue, measure, bucket, number in rows:
+            if measure == "waiting":
+                waited[queue][as_integer(bucket) or 0] = as_integer(number) or 0
+            else:
+                ended[queue] += as_integer(number) or 0
+        return {queue: (ended[queue], quantile(waited[queue], 0.5)) for queue in ended}
+
     def read(self, span: Span, queue: str | None, name: str | None, limit: int) -> list[Metric]:
         """The metrics of the last spans, the current one at the end."""
         length = SPANS[span]
@@ -7282,6 +7548,24 @@ PROBLEMS: Sequence[tuple[Level, str, str, str, str]] = (
         """,
     ),
     (
+        "warning", "definition {0!r}", "{1} blocked, such as {2}: {3}",
+        "run a definition that they fit, such as one with `upgrade=`, or `litejobs change …` them",
+        f"""
+        SELECT name, {_JOB_COUNT}, min(id), error FROM litejobs_job INDEXED BY litejobs_unfit
+        WHERE unfit_at IS NOT NULL AND state = 'blocked' GROUP BY name
+        """,
+    ),
+    (
+        "warning", "definition {0!r}", "has not the same parameters in the nodes {1}",
+        "each job runs where its payload fits; end the nodes of the older program",
+        """
+        SELECT known.key, group_concat(node.name, ', ')
+        FROM litejobs_node AS node, json_each(node.names) AS known
+        WHERE node.id IN (SELECT value FROM json_each(:live))
+        GROUP BY known.key HAVING count(DISTINCT substr(known.value, 1, 8)) > 1
+        """,
+    ),
+    (
         "warning", "schedule {0!r}", "{who} has its definition {1!r}",
         "start a program that defines it, or remove the schedule",
         f"""
@@ -7323,7 +7607,7 @@ PROBLEMS: Sequence[tuple[Level, str, str, str, str]] = (
         "`litejobs doctor … --repair` lets the first one in",
         f"""
         SELECT key, min(id), {_JOB_COUNT} FROM litejobs_job AS blocked
-        WHERE key IS NOT NULL AND state = 'blocked' AND NOT EXISTS (
+        WHERE key IS NOT NULL AND state = 'blocked' AND unfit_at IS NULL AND NOT EXISTS (
             SELECT 1 FROM litejobs_job
             WHERE key = blocked.key AND key IS NOT NULL AND state IN ('pending', 'running')
         ) GROUP BY key
@@ -7521,6 +7805,8 @@ def _explanation(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> str:
         return f"{runs} since {_when(job.started_at)}{asked}"
     if job.state == "pending":
         return _pending_reason(tx, live, job)
+    if job.state == "blocked" and job.unfit_at is not None:
+        return f"{job.error}; it goes on once a node has a definition that it fits"
     if job.state == "blocked" and job.key is not None:
         sql = """
             SELECT id FROM litejobs_job
@@ -7767,6 +8053,26 @@ class Store:
                 with self.file.transaction() as tx:
                     admitted += admit_blocked(tx, [key])
 
+    def release_unfit(self, subscription: Subscription, node: int, most: int) -> int:
+        """Makes blocked jobs ready that did not fit other definitions than these; returns how many.
+        While another node has other definitions, and may refuse them once more, at *most* so
+        many."""
+        with self.file.transaction(read_only=True) as tx:
+            unfit = (
+                "SELECT 1 FROM litejobs_job INDEXED BY litejobs_unfit WHERE unfit_at IS NOT NULL"
+            )
+            if tx.execute(f"{unfit} LIMIT 1").get is None:
+                return 0
+            bindings = {**subscription.bindings, "id": node}
+            if not tx.execute(_RIVALS, bindings).get:
+                most = BATCH
+            ids = _column(tx, f"{_RELEASABLE} LIMIT {most}", bindings)
+        if not ids:
+            return 0
+        with self.file.transaction() as tx:
+            term = "state = 'blocked' AND unfit_at IS NOT NULL"
+            return change_jobs(tx, ids, _set(f"state = {_WAITS}, unfit_at = NULL", term))
+
     def prune(self, now: int) -> int:
         """Deletes one batch of jobs whose retention is over; returns how many."""
         due = """
@@ -7869,13 +8175,13 @@ class Store:
 
     def has_work(self, subscription: Subscription) -> bool:
         """Whether a job of the subscription is pending in a queue that is not paused, or running or
-        retrying in any queue."""
+        retrying in any queue; or blocked by its payload, which none of its definitions refused."""
         with self.file.transaction(read_only=True) as tx:
             paused = {name for name, known in read_settings(tx).items() if known.paused}
             if Ready(attrs.evolve(subscription, paused=frozenset(paused))).scan(tx):
                 return True
             served = """
-                name IN (SELECT value FROM json_each(:names)) AND node IN ('', :node)
+                name IN (SELECT key FROM json_each(:names)) AND node IN ('', :node)
                 AND (:queues IS NULL OR queue IN (SELECT value FROM json_each(:queues)))
             """
             sql = f"""
@@ -7883,11 +8189,25 @@ class Store:
                 UNION ALL
                 SELECT 1 FROM litejobs_job
                 WHERE state IN ('scheduled', 'retrying') AND state = 'retrying' AND {served}
+                UNION ALL {_RELEASABLE}
                 LIMIT 1
             """
-            names, queues = subscription.as_json
-            bindings = {"names": names, "queues": queues, "node": subscription.node}
-            return tx.execute(sql, bindings).get is not None
+            return tx.execute(sql, subscription.bindings).get is not None
+
+
+_RELEASABLE = """
+    SELECT job.id FROM json_each(:names) AS known
+    CROSS JOIN litejobs_job AS job INDEXED BY litejobs_unfit ON job.name = known.key
+    WHERE unfit_at IS NOT NULL AND NOT instr(refused, ' ' || known.value || ' ')
+        AND state = 'blocked' AND node IN ('', :node)
+        AND (:queues IS NULL OR queue IN (SELECT value FROM json_each(:queues)))
+"""
+"""A query for jobs that no definition of a subscription has refused."""
+_RIVALS = """
+    SELECT 1 FROM litejobs_node AS node, json_each(node.names) AS theirs
+    JOIN json_each(:names) AS known ON known.key = theirs.key AND known.value <> theirs.value
+    WHERE node.id <> :id LIMIT 1
+"""
 
 
 def _keep_progress(tx: Transaction, progress: Mapping[tuple[int, int], Reported]) -> None:
@@ -7978,9 +8298,24 @@ def _settle(
 
 
 def _store_failures(tx: Transaction, settlements: list[Settlement]) -> None:
-    """Stores failed attempts: of a job that is retried for weeks, the first and the last ones."""
+    """Stores failed attempts: of a job that is retried for weeks, the first and the last ones. Of
+    a job whose payload does not fit, stores the fingerprint of its definition in this node."""
     for claimed, report in settlements:
-        if report.kind == "cancelled":
+        if report.kind == "unfit":
+            tx.execute(
+                """
+                UPDATE litejobs_job SET unfit_at = ?1, refused = (
+                    SELECT substr(replace(ifnull(refused, ' '), fingerprint, ' '), -200)
+                        || substr(fingerprint, 2)
+                    FROM (SELECT ' ' || ifnull((
+                        SELECT value FROM litejobs_node AS node, json_each(node.names) AS known
+                        WHERE node.id = holder AND known.key = litejobs_job.name
+                    ), '') || ' ' AS fingerprint)
+                ) WHERE id = ?2 AND claim = ?3 AND state = 'running'
+                """,
+                (tx.now, claimed.id, claimed.claim),
+            )
+        if report.kind in ("cancelled", "unfit"):
             continue
         facts = report._asdict() | {"attempt": claimed.attempt, "omitted": None}
         tx.execute(
@@ -8019,14 +8354,14 @@ def _store_failures(tx: Transaction, settlements: list[Settlement]) -> None:
 ################################################################################
 
 EventKind = Literal[
-    "enqueued", "started", "completed", "retrying", "failed", "cancelled", "timed_out", "crashed",
-    "schedule_fired", "queue_paused", "queue_resumed", "node_joined", "node_left",
+    "enqueued", "started", "completed", "retrying", "failed", "cancelled", "blocked", "timed_out",
+    "crashed", "schedule_fired", "queue_paused", "queue_resumed", "node_joined", "node_left",
 ]  # fmt: skip
 EVENT_KINDS: tuple[EventKind, ...] = typing.get_args(EventKind)
 _LEVELS: Mapping[EventKind, int] = {
     **dict.fromkeys(("enqueued", "started", "completed"), logging.DEBUG),
     **dict.fromkeys(("retrying", "cancelled", "queue_paused", "queue_resumed"), logging.INFO),
-    **dict.fromkeys(("timed_out", "crashed", "failed"), logging.WARNING),
+    **dict.fromkeys(("blocked", "timed_out", "crashed", "failed"), logging.WARNING),
 }
 """The log level of each kind; nodes and schedules have more detailed log lines of their own."""
 QUEUE_LIMIT = 10_000
@@ -8400,7 +8735,7 @@ FREEZE_HINT = (
 def load_program(
     places: Mapping[str, tuple[str, str]],
     make_state: Callable[[], Any] | None,
-    home: Callable[[], Any],
+    home: Callable[[], LiteJobs],
     clock: Clock,
     around: tuple[AroundRun, ...],
     paths: Mapping[Path, Path],
@@ -8422,13 +8757,15 @@ def load_program(
             raise DefinitionError(name, f"not at {module}.{path} when a worker looked there")
         registry.add(definition)
     IMPORTING.reset(token)
-    registry.frozen = True
+    registry.nodes.append("this worker's")
     gc.freeze()  # Loaded code stays: the garbage collector need not look at it.
+    source = home()
+    source.registry = registry
     for body in {definition.body for definition in registry}:
-        body.home = body.home or home()
+        body.home = body.home or source
     if log_level is not None:
         log_to_stderr(log_level)  # Unless the program has set up logging itself.
-    return executor(registry, make_state, clock, NOWHERE, around)
+    return executor(registry, make_state, clock, source, around)
 
 
 @contextlib.contextmanager
@@ -9546,6 +9883,8 @@ def final_report(
     """The report of a job that was asked to end, or whose worker died by a *crash*. The reason to
     end counts more than how it ended, except when the node stops."""
     claimed, options = run.claimed, registry.options(run.claimed.name)
+    if report.state == "blocked" and run.reason != "cancel":
+        return report
     if run.reason == "cancel":
         return report._replace(
             state="cancelled", counted=True, result=None,
@@ -9602,6 +9941,9 @@ MEMORY_CHECK = 0.1
 """Seconds between checks of the memory of workers that run a job with `max_memory`."""
 RETRY_SOON = 0.05
 """Seconds until the next try if a worker held the lock of its board."""
+RELEASED, RELEASE_PAUSE = 8, 0.05
+"""For each idle worker, how many jobs that other nodes refused are made ready at a time; seconds
+until the next ones are."""
 FROZEN_AFTER = 1.0
 """Seconds by which the supervisor's loop has to be late for the node to count as stopped, as by
 SIGSTOP, `docker pause` or a laptop that sleeps. That time counts towards no timeout."""
@@ -9692,6 +10034,7 @@ class Supervisor:
             "check_commits": (POLL_INTERVAL, self._check_commits),
             "check_workers": (POLL_INTERVAL, self._check_workers),
             "requests": (math.inf, self._check_requests),
+            "release_unfit": (1.0, self._release_unfit),
             **DUTIES,
         }
         self._duties = Duties(
@@ -9700,9 +10043,16 @@ class Supervisor:
         self._wakeup = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._wakeup.bind(("127.0.0.1", 0))
         self._wakeup.setblocking(False)
+        self.registry.nodes.append(self.subscription.node)
 
     def run(self) -> None:
         """Works until it is stopped, or until nothing is left to do."""
+        try:
+            self._run()
+        finally:
+            self.registry.nodes.remove(self.subscription.node)
+
+    def _run(self) -> None:
         with contextlib.ExitStack() as unjoined:
             for opened in (self._wakeup, self._selector, self.store.file):
                 unjoined.callback(opened.close)
@@ -9913,7 +10263,8 @@ class Supervisor:
                         name, report = run.claimed.name, Report(*fields)
                         expected = self._durations.get(name, report.took)
                         self._durations[name] = expected + 0.2 * (report.took - expected)
-                        self._announce(run, report.started_at)
+                        if report.state != "blocked":
+                            self._announce(run, report.started_at)
                         if run.reason is not None:
                             report = final_report(run, report, self.registry, self._rng)
                         self._settle(run, report)
@@ -9957,6 +10308,16 @@ class Supervisor:
         self._duties.make_due("stage", "expire", "requests")
         # Ticks a little later, since this is called for each enqueue.
         self._duties.make_due("fire", within=FIRE_DELAY)
+
+    def _release_unfit(self, duties: Duties) -> float | None:
+        """Makes jobs ready whose payloads did not fit the definitions of other nodes: as many as
+        idle workers take at once, if such a node might take and refuse them again."""
+        idle = sum(not worker.plain for worker in self.pool.available())
+        most = RELEASED * idle or 1
+        if self._stops or not self.store.release_unfit(self.subscription, self._node, most):
+            return None
+        self._wake()
+        return RELEASE_PAUSE if idle else None
 
     # Settle and claim
 
@@ -10323,6 +10684,33 @@ PAGE_SIZE = 500
 """Jobs that `iterate` reads at a time."""
 MAX_WORKERS = 10_000
 """Workers of a node, and async jobs that a worker may run at a time."""
+ASYNC_THREADS = 16
+"""Threads in which a `LiteJobs` does what coroutines await: so many of these can share a commit."""
+
+
+def awaitable(
+    method: Callable[Concatenate[LiteJobs, P], R],
+) -> Callable[Concatenate[LiteJobs, P], Coroutine[Any, Any, R]]:
+    """The method for coroutines, its name with an `a` before it: it runs in another thread."""
+
+    async def run(jobs: LiteJobs, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        import asyncio  # Late: few programs need it.
+
+        call = functools.partial(contextvars.copy_context().run, method, jobs, *args, **kwargs)
+        started = jobs.async_threads().submit(call)
+        started.cancel = lambda: False  # What is begun is done, even if nobody awaits it any more.
+        result: R = await asyncio.wrap_future(started)
+        return result
+
+    functools.update_wrapper(run, method)
+    name = method.__name__
+    run.__name__, run.__qualname__ = f"a{name}", f"LiteJobs.a{name}"
+    run.__doc__ = f"""`{name}` for coroutines: the event loop goes on meanwhile, also while others
+        hold the file's write lock. If its task is cancelled meanwhile, it is done all the same.
+
+        Raises: like `{name}`.
+        """
+    return run
 
 
 @attrs.define(eq=False, repr=False, slots=False)
@@ -10341,10 +10729,12 @@ class LiteJobs:
     clock: Clock = attrs.field(default=system_clock, kw_only=True)
     registry: Registry = attrs.field(factory=Registry, init=False)
     define: Define = attrs.field(init=False)
-    middleware: Middleware = attrs.field(factory=Middleware, init=False)
+    middleware: Middleware = attrs.field(init=False)
     events: Events = attrs.field(factory=Events, init=False)
     store: Store = attrs.field(init=False)
-    _declared: dict[str, tuple[Schedule, object, str]] = attrs.field(factory=dict, init=False)
+    _declared: dict[str, tuple[Schedule, object, str, object]] = attrs.field(
+        factory=dict, init=False
+    )
     target: str | None = attrs.field(default=None, init=False)
     """The file of the program that was named on the command line."""
     _made_in: str | None = attrs.field(default=None, init=False)
@@ -10353,6 +10743,8 @@ class LiteJobs:
     """Whether `recording` has given it another file and clock."""
     log_level: int | None = attrs.field(default=None, init=False)
     """The level at which workers log to stderr, unless the program sets up logging itself."""
+    _async_threads: Any = attrs.field(default=None, init=False)
+    """The ThreadPoolExecutor for `awaitable` methods, once one was awaited."""
 
     def __attrs_post_init__(self) -> None:
         if self.durability not in typing.get_args(Durability):
@@ -10360,6 +10752,7 @@ class LiteJobs:
         if self.state is not None and not callable(self.state):
             raise OptionError("state", "expected a function that makes the state")
         self.define = Define(self.register)
+        self.middleware = Middleware(nodes=self.registry.nodes)
         self._made_in = sys._getframe(2).f_globals.get("__file__")
         self.store = Store(File(self._path, self.durability, clock=self.clock))
 
@@ -10378,7 +10771,10 @@ class LiteJobs:
         for given in definitions:
             if (definition := definition_of(given)) is None:
                 raise DefinitionError(repr(given), "no definition: decorate it with @define")
-            self.registry.add(definition)
+            if (replaced := self.registry.add(definition)) is not None:
+                # The schedules that were declared with it are declared anew, or are gone.
+                run = replaced.body.loaded_by
+                self._declared = {k: v for k, v in self._declared.items() if v[3] is not run}
             definition.body.home = self
 
     def on(self, *kinds: EventKind) -> Callable[[AnyListener], AnyListener]:
@@ -10417,7 +10813,10 @@ class LiteJobs:
             self.middleware.enqueue(trace_enqueue)
 
     def close(self) -> None:
-        """Closes the file; the next use opens it again."""
+        """Closes the file; the next use opens it again. Waits for what coroutines have begun."""
+        threads, self._async_threads = self._async_threads, None
+        if threads is not None:
+            threads.shutdown()
         self.events.close()
         self.store.file.close()
 
@@ -10429,6 +10828,18 @@ class LiteJobs:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    def async_threads(self) -> Any:
+        """The threads in which `awaitable` methods run, made when first used."""
+        if self._async_threads is None:
+            from concurrent.futures import ThreadPoolExecutor
+
+            self._async_threads = ThreadPoolExecutor(ASYNC_THREADS, "litejobs")
+            FORK_HOOKS[self] = LiteJobs._forget_threads
+        return self._async_threads
+
+    def _forget_threads(self) -> None:
+        self._async_threads = None  # A forked child does not have them.
 
     # Enqueue
 
@@ -10460,6 +10871,9 @@ class LiteJobs:
         _refuse_while_importing()
         given = [*works]
         return self._enqueue_inside(self.middleware.enqueues if given else (), given)
+
+    aenqueue = awaitable(enqueue)  # type: ignore[var-annotated]
+    aenqueue_many = awaitable(enqueue_many)
 
     def _enqueue_inside(
         self, layers: Sequence[AroundEnqueue], works: Iterable[Bound[Any] | object]
@@ -10562,6 +10976,9 @@ class LiteJobs:
         with self.store.file.transaction(read_only=True) as tx:
             return find_jobs(tx, match, limit, self)
 
+    aget = awaitable(get)
+    afind = awaitable(find)
+
     def iterate(self, **filters: Unpack[Filters]) -> Iterator[Job[Any]]:
         """All jobs that match, newest first, read page by page. No transaction stays open, and jobs
         that are enqueued meanwhile are left out.
@@ -10636,15 +11053,15 @@ class LiteJobs:
     def as_completed(
         self, jobs: Iterable[int | Job[R]], timeout: Duration | None = None, *, bar: bool = False
     ) -> Iterator[Job[R]]:
-        """Yields each job once it has completed, failed or been cancelled. With *bar*, the terminal
-        shows a progress bar.
+        """Yields each job once it has completed, failed or been cancelled; a `Job` that was given
+        is refreshed, and is what is yielded. With *bar*, the terminal shows a progress bar.
 
         Raises:
             WaitTimeoutError: *timeout* passed before all had ended.
             JobNotFoundError: one was deleted or pruned.
         """
-        left = {*map(id_of, jobs)}
-        total = len(left)
+        given = {id_of(job): job for job in jobs}
+        left, total = {*given}, len(given)
         limit = math.inf if timeout is None else duration(timeout, "timeout").total_seconds()
         give_up = time.monotonic() + limit
         for pause in poll_intervals():
@@ -10655,7 +11072,8 @@ class LiteJobs:
             for job in found:
                 if job.finished:
                     left.remove(job.id)
-                    yield job
+                    own = given[job.id]
+                    yield own._update(job) if isinstance(own, Job) else job
             if not left:
                 return
             time_left = give_up - time.monotonic()
@@ -10877,13 +11295,14 @@ class LiteJobs:
             owner: Any = work if isinstance(work, Bound) else definition_of(work)
             title = (owner or self.registry.of(work)).name if name is None else name
             check_name(title, "name")
-            if self.registry.frozen:
-                problem = f"schedule {title!r} declared after work had started"
-                raise OptionError("name", f"{problem}: declare it before, or use schedule().set()")
-            if taken := self._declared.get(title):
+            if self.registry.nodes:
+                problem = f"schedule {title!r} declared {AFTER_START}"
+                raise OptionError("name", f"{problem}; or use schedule().set()")
+            taken, run = self._declared.get(title), running_module()
+            if taken and (taken[2] != module or taken[3] is run):
                 problem = f"schedule {title!r} declared twice, in {taken[2]} and in {module}"
                 raise OptionError("name", f"{problem}: give one another name=")
-            self._declared[title] = attrs.evolve(schedule, name=title), work, module
+            self._declared[title] = attrs.evolve(schedule, name=title), work, module, run
             return ScheduleHandle(title, self)
 
         return attrs.evolve(self.define, then=declare) if work is None else declare(work)
@@ -10893,7 +11312,7 @@ class LiteJobs:
         program = program_of(self.target, self._made_in)
         schedules = [
             self._with_work(attrs.evolve(schedule, origin=json.dumps({program: module})), work)
-            for schedule, work, module in self._declared.values()
+            for schedule, work, module, _ in self._declared.values()
         ]
         for schedule in schedules:
             self.registry.named(schedule.definition)
@@ -10901,8 +11320,11 @@ class LiteJobs:
 
     def _with_work(self, schedule: Schedule, work: object) -> Schedule:
         """The schedule with the definition, payload and options of what it enqueues."""
-        if isinstance(work, type) and definition_of(work):
-            work = work()
+        own = definition_of(work)
+        if own is not None and own.options is own.body.options:
+            # It may have been loaded again since.
+            own = self.registry.by_name.get(own.name, own)
+            work = own.body.code() if own.body.is_class else own
         bound = work.bind() if isinstance(work, Definition) else self.bind(work)
         options = bound.options
         merges = options.unique is not None and callable(options.unique.on_conflict)
@@ -10979,9 +11401,20 @@ class LiteJobs:
                 signal.signal(number, handler or signal.SIG_DFL)
 
     def start(self, workers: int | None = None, **options: Unpack[NodeOptions]) -> Pool:
-        """Like `work`, but in the background, until the end of a `with` statement: for programs
-        that have a main loop."""
-        return Pool(self._supervisor(workers, **options))
+        """Like `work`, but in the background, for programs that have a main loop: the node is at
+        work when this returns, and until `stop()` of what it returns, the end of a `with`
+        statement, or the exit of the program.
+
+        In an interactive session, such as a notebook, it first stops the one that was started
+        before on this file with the same *queues* and *node*: so a cell can be run again.
+
+        Raises: like `work`.
+        """
+        place = self.path, repr(options.get("queues")), options.get("node")
+        for pool in [*_POOLS] if hasattr(sys, "ps1") else ():
+            if pool.place == place:
+                pool.stop()
+        return Pool(self._supervisor(workers, **options), place)
 
     def _supervisor(
         self,
@@ -11047,7 +11480,6 @@ class LiteJobs:
         return program
 
     def _subscription(self, queues: Iterable[str] | None, node: str | None) -> Subscription:
-        self.registry.frozen = self.middleware.frozen = True
         if not self.registry.by_name:
             raise DefinitionError("(none)", "there is nothing to run: use @jobs.define first")
         if isinstance(queues, str):
@@ -11058,7 +11490,9 @@ class LiteJobs:
         # Containers may have one host name, and then each has a process 1.
         unique = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
         name = unique if node is None else check_name(node, "node")
-        return Subscription(frozenset(d.name for d in self.registry), chosen, name)
+        fingerprints = {own.name: own.body.fingerprint for own in self.registry}
+        names = frozenset(fingerprints)
+        return Subscription(names, chosen, name, fingerprints=fingerprints)
 
     def drain(self, *, queues: Iterable[str] | None = None) -> int:
         """Runs jobs in this process, one after another, until none is due; returns the number of
@@ -11068,6 +11502,8 @@ class LiteJobs:
         whose retention is over (not in a test)."""
         subscription = self._subscription(queues, None)
         with contextlib.ExitStack() as closing:
+            self.registry.nodes.append(subscription.node)
+            closing.callback(self.registry.nodes.remove, subscription.node)
             own = self.registry, self.state, self.clock, self, self.middleware.runs
             runs = closing.enter_context(executor(*own))
             known = self.registry.listing()
@@ -11130,7 +11566,8 @@ def run_due(duties: Duties, executor: Executor, subscription: Subscription, prun
         if interrupted:
             raise KeyboardInterrupt
         if not done.claimed:
-            if done.complete and not ended:  # Otherwise a retry may be due at once.
+            # Otherwise a retry may be due at once.
+            if done.complete and not (ended or store.release_unfit(subscription, node, BATCH)):
                 store.nodes.check_listed(node)
                 return attempts
             ended = ()
@@ -11316,6 +11753,13 @@ class ScheduleHandle:
 
 
 @functools.cache
+class Changes(Changeable, total=False):
+    """What can be changed of a waiting job; `None` means the same as in `enqueue`. A duration as
+    *expires* counts from when the job is due, if that is changed too, else from now."""
+
+    payload: Annotated[Mapping[str, Any], FIELDS]
+
+
 def _options_in(typed: str) -> list[inspect.Parameter]:
     return [
         inspect.Parameter(
@@ -11329,13 +11773,13 @@ def _spell_out_options(owner: Any) -> None:
     """Makes `help()` show the options that methods take as a TypedDict."""
     for method in filter(inspect.isfunction, vars(owner).values()):
         for hint in method.__annotations__.values():
-            if isinstance(hint, str) and hint.startswith("Unpack["):
+            if method is inspect.unwrap(method) and str(hint).startswith("Unpack["):
                 signature = inspect.signature(method)
                 parameters = [*signature.parameters.values()][:-1] + _options_in(hint[7:-1])
                 vars(method)["__signature__"] = signature.replace(parameters=parameters)
 
 
-for _owner in (Definition, Bound, LiteJobs, Queue, ScheduleHandle):
+for _owner in (Job, Definition, Bound, LiteJobs, Queue, ScheduleHandle):
     _spell_out_options(_owner)
 
 
@@ -11360,16 +11804,6 @@ def program_of(target: str | None, made_in: str | None) -> str:
     if places[0] in (places[-1], *places[-1].parents):
         del places[1:]
     return "+".join(map(str, places))
-
-
-class Changes(Changeable, total=False):
-    """What can be changed of a waiting job; `None` means the same as in `enqueue`. A duration as
-    *expires* counts from when the job is due, if that is changed too, else from now."""
-
-    payload: Annotated[Mapping[str, Any], FIELDS]
-
-
-json_of_any: Final = Codec[Any](Any)
 
 
 def columns_of(choices: Choices, now: int) -> dict[str, Any]:
@@ -11420,22 +11854,32 @@ def _refuse_while_importing() -> None:
         raise LitejobsError(f"this copy of the program was started as a worker: {FREEZE_HINT}")
 
 
+_POOLS: weakref.WeakSet[Pool] = weakref.WeakSet()
+"""The nodes in the background of this process."""
+
+
 @attrs.define(eq=False, repr=False, slots=False)
 class Pool:
-    """A node in the background, from `with jobs.start(…) as pool:`."""
+    """A node in the background, which `jobs.start(…)` has started. It works until `stop`, the end
+    of a `with` statement, or the exit of the program, even if nothing refers to it any more."""
 
     _supervisor: Supervisor
-    _thread: threading.Thread | None = None
+    place: object = None
+    """What no other node in the background of an interactive session has: see `start`."""
+    _thread: threading.Thread = attrs.field(init=False)
     _error: BaseException | None = None
 
-    def __enter__(self) -> Pool:
+    def __attrs_post_init__(self) -> None:
+        if not self._supervisor.pool.threads:
+            # At exit it waits for all children; what registers later is called before.
+            importlib.import_module("multiprocessing.util")
         self._thread = threading.Thread(target=self._run, name="litejobs", daemon=True)
         self._thread.start()
         atexit.register(self.stop)
+        _POOLS.add(self)
         self._supervisor.joined.wait()
         if self._error is not None:
-            self.__exit__(None)
-        return self
+            self.wait()
 
     def _run(self) -> None:
         try:
@@ -11445,13 +11889,13 @@ class Pool:
             logger.exception("the node ended")
         finally:
             self._supervisor.joined.set()
+            atexit.unregister(self.stop)
 
     def wait(self, timeout: Duration | None = None) -> bool:
         """Waits until the node has ended by itself; returns whether it has.
 
         Raises: the error that ended the node, if any.
         """
-        assert self._thread is not None, "enter it with a with statement first"
         self._thread.join(None if timeout is None else duration(timeout, "timeout").total_seconds())
         if self._error is not None:
             error, self._error = self._error, None
@@ -11459,11 +11903,14 @@ class Pool:
         return not self._thread.is_alive()
 
     def stop(self) -> None:
-        """Stops the node: running jobs may end within the grace, and no others start."""
-        if self._thread is not None and self._thread.is_alive():
+        """Stops the node: running jobs may end within the grace, and no others start. Does nothing
+        if it has ended."""
+        if self._thread.is_alive():
             self._supervisor.stop()
             self._thread.join()
-        atexit.unregister(self.stop)
+
+    def __enter__(self) -> Pool:
+        return self
 
     def __exit__(self, *error: object) -> None:
         self.stop()
@@ -11592,15 +12039,16 @@ class Recorder:
             raise OptionError("errors", f"expected 'raise' or 'keep', got {errors!r}")
         with self.jobs.store.file.transaction(read_only=True) as tx:
             last = max([number for number, _, _ in read_failures(tx, "TRUE")], default=0)
+        before = self._unfit()
         attempts = self.jobs.drain()
-        # It was frozen for workers; here are none, and a test may define more.
-        self.jobs.registry = attrs.evolve(self.jobs.registry, frozen=False)
         with self.jobs.store.file.transaction(read_only=True) as tx:
             failed = read_failures(tx, "id > :number", last)
         new = [(self.jobs.get(id), failure) for _, id, failure in failed]
         self.failures += new
-        if new and errors == "raise":
-            lines = [f"{len(new)} failed"]
+        unfit = self._unfit().items() - before.items()
+        if (new or unfit) and errors == "raise":
+            lines = [f"{len(new) + len(unfit)} failed"]
+            lines += [f"job {id} is blocked: {error}" for id, error in sorted(unfit)]
             for job, failure in new:
                 call = f"{_call(job.name, self._arguments(job))}, attempt {failure.attempt}"
                 lines.append(f"job {job.id}, {call}:\n{failure.traceback.rstrip()}")
@@ -11623,6 +12071,11 @@ class Recorder:
             self.clock.turn_to(from_micros(due))
         turns = f"{MAX_TURNS:,} turns of the clock to {self.clock.now}"
         raise AssertionError(f"there is no end to it, after {turns}; {self._summary()}")
+
+    def _unfit(self) -> dict[int, str | None]:
+        """Why jobs are blocked whose payload does not fit, by id."""
+        blocked = self.jobs.find(state="blocked", limit=2**31 - 1)
+        return {job.id: job.error for job in blocked if job.unfit_at is not None}
 
     def _check(self) -> None:
         if self.jobs.store is not self._store:
@@ -11674,9 +12127,9 @@ def recording(jobs: LiteJobs, clock: TurnedClock | None = None) -> Iterator[Reco
     before += [(definition.body, "home", definition.body.home) for definition in jobs.registry]
     with tempfile.TemporaryDirectory(prefix="litejobs-", ignore_cleanup_errors=True) as folder:
         jobs.durability, jobs.clock, jobs.tested = "fast", clock, True
-        # The copies share their content with the originals, but are frozen separately.
-        jobs.registry = attrs.evolve(jobs.registry, frozen=False)
-        jobs.middleware = attrs.evolve(jobs.middleware, frozen=False)
+        # The copies share their content with the originals, but not what runs.
+        jobs.registry = attrs.evolve(jobs.registry, nodes=[])
+        jobs.middleware = attrs.evolve(jobs.middleware, nodes=jobs.registry.nodes)
         jobs.store = Store(File(Path(folder, "jobs.db"), jobs.durability, clock=clock))
         for definition in jobs.registry:
             definition.body.home = jobs
@@ -11731,8 +12184,24 @@ else:
 # an argument is wrong; 3 the file cannot be used.
 ################################################################################
 
-Output = tuple[Any, str, int]
-"""What a command returns: a value for JSON, the same as text, and the exit code."""
+
+class Screen(NamedTuple):
+    """How text is shown: on a terminal, times in words and cut to its width; elsewhere, where a
+    script may read it, whole and in UTC."""
+
+    width: int | None
+    """Of the terminal; `None` elsewhere."""
+    utc: bool
+    console: Any
+    """rich's, if there are to be colours."""
+    arguments: Sequence[str]
+
+
+Line = str | Sequence[tuple[str, str]]
+"""A line, or its parts with their styles."""
+Output = tuple[Any, str | Callable[[Screen], Iterable[Line]], int]
+"""What a command returns: a value for JSON, the same as text, and the exit code. A command that
+goes on returns several."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -11745,6 +12214,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         (given[group] if group else given)[name] = dict(value) if fields else value
     verb, to, as_json = given.pop("verb"), given.pop("to"), given.pop("json", False)
     try:
+        screen = _screen(given.pop("color", "auto"), given.pop("utc", False), arguments)
         with contextlib.suppress(AttributeError):
             sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
         run, _, *columns = _COMMANDS[verb]
@@ -11752,15 +12222,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given |= {"to": to} if verb in ("change", "queue") else {}
         done = run(*jobs, *given.pop("ids", ()), **given)
         if columns:
-            rows = _values(jobs[0], done, _JOB_VALUES if verb == "list" else columns[0])
-            done = rows, _table(rows, columns[0]), int(not rows and verb != "queues")
-        value, text, code = done
-        if as_json:
-            # JSON escapes the other control characters below 128.
-            text = json.dumps(value, indent=2, default=_json_value).replace("\x7f", "\\u007f")
-        if text:
-            print(printable(text, keep="\n\t"), flush=True)
-        return typing.cast(int, code)
+            done = _listing(_values(jobs[0], done, columns[0]), columns[0])
+        code, once = 0, isinstance(done, tuple)
+        for value, text, result in [done] if once else done:
+            code = max(code, result)
+            if as_json:
+                indent = 2 if once else None
+                # JSON escapes the other control characters below 128.
+                text = json.dumps(value, indent=indent, default=_json_value)
+                text = text.replace("\x7f", "\\u007f")
+            _print(text, screen)
+        return code
     except (LitejobsError, OSError) as error:
         if isinstance(error, OSError):
             # If the reader is gone or the disk full, another flush at exit would fail, too.
@@ -11813,6 +12285,11 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
             command.add_argument("target", metavar="TARGET" if file else "PROGRAM", help=place)
         if verb not in ("new", "run"):
             command.add_argument("--json", action="store_true", help="print JSON")
+            about = "exact times in UTC, as where the output is no terminal"
+            command.add_argument("--utc", action="store_true", help=about)
+            when = ("auto", "always", "never")
+            command.add_argument("--color", choices=when, help="auto: on a terminal, with rich")
+            command.set_defaults(color="auto")
         flags = command.add_mutually_exclusive_group() if verb in ("run", "queue") else command
         parameters = inspect.signature(run, eval_str=True).parameters.values()
         for each in list(parameters)[verb != "new" :]:
@@ -12045,8 +12522,19 @@ def _payload(words: Sequence[str], body: Body | None = None) -> str:
 
 def _list(
     jobs: LiteJobs, *, limit: int = 50, before: int | None = None, **filters: Unpack[Filters]
-) -> list[Job[Any]]:
-    return jobs.find(limit=limit, before=before, **filters)
+) -> Output:
+    rows = _values(jobs, jobs.find(limit=limit, before=before, **filters))
+
+    def text(screen: Screen) -> Iterator[Line]:
+        yield from _table(rows, _JOBS, screen)
+        if screen.width and rows and len(rows) == limit:
+            match = matching(filters)
+            # Without an index, counting could take long.
+            of = "" if match.others else f" of {jobs.count(**filters)}"
+            given = re.sub(r" --before[ =]\S+", "", shlex.join(screen.arguments))
+            yield f"{len(rows)}{of}, next page: litejobs {given} --before {rows[-1]['id']}"
+
+    return rows, text, int(not rows)
 
 
 SHOWN_FAILURES = 5
@@ -12062,7 +12550,7 @@ def _show(
     errors = job.errors
     (values,) = _values(jobs, [job])
     shown = {
-        key: _json_value(value)
+        key: value
         for key, value in values.items()
         if not (value is None or (key in ("tags", "meta") and not value))
     }
@@ -12070,17 +12558,31 @@ def _show(
         shown["payload"] = f"<{len(job.stored_payload)} bytes>"
     with contextlib.suppress(OptionError):  # Another program may have written the progress.
         shown |= {"progress": str(job.progress)} if job.progress else {}
-    lines = [
-        f"{key + ':':14}{printable(value if isinstance(value, str) else json.dumps(value))}"
-        for key, value in shown.items()
-    ]
+
+    def text(screen: Screen) -> Iterator[Line]:
+        for key, value in shown.items():
+            if isinstance(value, datetime) and screen.width and not screen.utc:
+                value = f"{value.astimezone():%Y-%m-%d %H:%M:%S %Z} ({_in_words(value)})"
+            if isinstance(value, timedelta) and screen.width:
+                value = _cell(value, screen)
+            value = _json_value(value)
+            plain = value if isinstance(value, str) else json.dumps(value)
+            yield [(f"{key + ':':14}", "bold"), (printable(plain), _style(key, plain))]
+        yield from _failed_attempts(errors, all, screen)
+
+    return {**values, "errors": list(map(attrs.asdict, errors))}, text, 0
+
+
+def _failed_attempts(errors: Sequence[Failure], all: bool, screen: Screen) -> Iterator[Line]:
+    """What is known of failed attempts: of the last ones, or of *all*."""
+    lines: list[str] = []
     first = 0 if all else max(0, len(errors) - SHOWN_FAILURES)
     if more := first + sum(failure.omitted for failure in errors[:first]):
         lines.append(f"\n{more} earlier failed attempts: --all shows those that are kept")
     for failure in errors[first:]:
         if failure.omitted:
             lines.append(f"\n{failure.omitted} failed attempts are not kept")
-        when = f"{_cell(failure.started_at)} UTC, worker {failure.worker}"
+        when = f"{_cell(failure.started_at, screen)}, worker {failure.worker}"
         lines.append("\n" + printable(f"attempt {failure.attempt}: {failure.kind} ({when})"))
         # Indented, so that no line of an exception's message looks like one of litejobs.
         message = failure.traceback.rstrip() or f"{failure.type}: {failure.message}"
@@ -12094,7 +12596,7 @@ def _show(
         lines += [", ".join(known)] if known else []
         if failure.output:
             lines.append("output:\n    " + failure.output.rstrip().replace("\n", "\n    "))
-    return {**values, "errors": list(map(attrs.asdict, errors))}, "\n".join(lines), 0
+    yield from lines
 
 
 class BulkChoices(Filters, total=False):
@@ -12150,9 +12652,64 @@ def _why(jobs: LiteJobs, id: int) -> Output:
 def _stats(jobs: LiteJobs) -> Output:
     counts = jobs.stats()
     states = [state for state in STATES if any(state in queue for queue in counts.values())]
+    with jobs.store.file.transaction(read_only=True) as tx:
+        oldest, recent = oldest_due(tx), jobs.store.meter.last_hour(tx)
+    measured: dict[str, dict[str, Any]] = {
+        queue: {
+            "oldest_due": oldest.get(queue),
+            "median_wait": recent[queue][1] if queue in recent else None,
+            "per_minute": round(recent[queue][0] / 60, 2) if queue in recent else None,
+        }
+        for queue in sorted(counts)
+    }
     none = dict.fromkeys(states, 0)
-    rows = [{"queue": queue, **none, **counts[queue]} for queue in sorted(counts)]
-    return counts, _table(rows, {name: name for name in ("queue", *states)}), 0
+    rows = [{"queue": queue, **none, **counts[queue], **more} for queue, more in measured.items()]
+    headings = {**{name: name for name in ("queue", *states)}, **_OF_QUEUE}
+    return (
+        {queue: {**counts[queue], **measured[queue]} for queue in measured},
+        lambda screen: _table(rows, headings, screen),
+        0,
+    )
+
+
+def _nodes(jobs: LiteJobs) -> Output:
+    nodes = jobs.nodes()
+    rows, running = _values(jobs, nodes, _NODES), list[dict[str, Any]]()
+    for node, row in zip(nodes, rows, strict=True):
+        alive = jobs.store.nodes.is_alive(node.id, if_unknown=True)
+        held = jobs.store.nodes.held(node.id)
+        row |= {"state": "at work" if alive else "dead", "jobs": held}
+        running += [{"node": node.name, **job} for job in held]
+
+    def text(screen: Screen) -> Iterator[Line]:
+        yield from _table(rows, _NODES, screen)
+        if running:
+            yield ""
+            yield from _table(running, _HELD, screen)
+
+    return rows, text, int(not rows)
+
+
+def _metrics(
+    jobs: LiteJobs,
+    *,
+    span: Span = "minute",
+    limit: int = 24,
+    queue: str | None = None,
+    name: str | None = None,
+) -> Output:
+    rows = _values(jobs, jobs.metrics(span, limit=limit, queue=queue, name=name), _METRICS)
+    ended = [row["completed"] + row["failed"] for row in rows]
+    first = next((i for i, row in enumerate(rows) if any([*row.values()][1:])), len(rows) - 1)
+
+    def text(screen: Screen) -> Iterator[Line]:
+        yield from _table(rows[first:], _METRICS, screen)
+        if screen.width:
+            top, *_ = sorted(ended, reverse=True)
+            bars = "".join("▁▂▃▄▅▆▇█"[number * 7 // (top or 1)] for number in ended)
+            yield [("ended  ", ""), (bars, "green"), (f"  at most {top} in a {span}", "")]
+
+    return rows, text, 0
 
 
 def _queue(
@@ -12172,7 +12729,7 @@ def _queue(
     if pause or resume:
         (queue.pause if pause else queue.resume)()
     rows = _values(jobs, [queue.settings], _QUEUES)
-    return rows[0], _table(rows, _QUEUES), 0
+    return rows[0], lambda screen: _table(rows, _QUEUES, screen), 0
 
 
 def _fire(jobs: LiteJobs, name: str) -> Output:
@@ -12284,7 +12841,10 @@ def _new(
     return None, _NEXT.format(**texts), 0
 
 
-_JOB_VALUES = [name for name in JOB_COLUMNS if name not in ("claim", "backoff", "headers", "grace")]
+_JOB_VALUES = [
+    *(name for name in JOB_COLUMNS if name not in ("claim", "backoff", "headers", "grace")),
+    "took",
+]
 
 
 def _values(
@@ -12294,9 +12854,12 @@ def _values(
     stored, a node says are hidden."""
     all_hidden = jobs.store.nodes.hidden() | {own.name: own.body.hidden for own in jobs.registry}
 
-    computed = ("payload", "progress", "result", "words", "tags", "meta")
+    computed = ("payload", "progress", "result", "words", "tags", "meta", "took")
 
     def value(thing: Any, name: str) -> Any:
+        if name == "took":
+            end = from_micros(jobs.clock()) if thing.state == "running" else thing.finished_at
+            return end - thing.started_at if end and thing.started_at else None
         if name == "words":
             return f"({thing.problem})" if thing.problem else thing.timetable.words
         if name not in computed:
@@ -12319,58 +12882,164 @@ def _values(
 
 
 _Columns = Mapping[str, str]
-"""The values that a listing has in JSON, and the headings of those that its table shows."""
+"""The values that a listing has in JSON, and the headings of those that its table shows: those
+that a narrow terminal can do without are the last ones."""
 _JOBS: _Columns = {
-    "id": "id", "name": "name", "queue": "queue", "state": "state", "priority": "priority",
-    "attempt": "attempt", "run_at": "run at (UTC)", "error": "error",
+    name: name
+    for name in (
+        "id", "name", "state", "when", "took", "error", "payload", "progress", "queue",
+        "schedule", "attempt", "priority", "tags",
+    )
 }  # fmt: skip
 _QUEUES: _Columns = {
     "name": "queue", "paused": "state", "concurrency": "concurrency", "rate": "rate",
     "burst": "burst", "weight": "weight", "ageing": "ageing", "max_attempts": "max attempts",
     "timeout": "timeout",
 }  # fmt: skip
-_NODES: _Columns = {
-    "id": "", "name": "name", "pid": "pid", "started_at": "since (UTC)", "workers": "workers",
-    "queues": "queues", "running": "running jobs",
+_OF_QUEUE: _Columns = {
+    "oldest_due": "oldest due", "median_wait": "median wait", "per_minute": "per minute",
 }  # fmt: skip
+_NODES: _Columns = {
+    "id": "", "name": "name", "pid": "pid", "state": "state", "started_at": "since",
+    "workers": "workers", "running": "running jobs", "queues": "queues",
+}  # fmt: skip
+_HELD: _Columns = {"id": "job", "name": "name", "node": "node", "started_at": "since"}
 _SCHEDULES: _Columns = {
-    "name": "name", "expression": "expression", "words": "in words", "timezone": "zone",
-    "last_at": "last (UTC)", "next_at": "next (UTC)", "state": "state", "definition": "",
+    "name": "name", "state": "state", "expression": "expression", "words": "in words",
+    "next_at": "next", "last_at": "last", "timezone": "zone", "definition": "",
     "last_job": "", "misfire": "", "overlap": "", "origin": "", "problem": "", "payload": "",
 }  # fmt: skip
-_METRICS: _Columns = {
-    "start": "start (UTC)",
-    **{field.name: field.name.replace("_", " ") for field in attrs.fields(Metric)[1:]},
-}
-_CELLS: Mapping[str, Callable[[Mapping[str, Any]], object]] = {
-    "attempt": lambda job: f"{job['attempt']}/{job['max_attempts'] or '∞'}",
-    "error": lambda job: (job["error"] or "")[:80],
-    "paused": lambda queue: "paused" if queue["paused"] else "open",
-    "max_attempts": lambda queue: "inf" if queue["max_attempts"] is None else queue["max_attempts"],
-    "queues": lambda node: "all" if node["queues"] is None else ", ".join(node["queues"]),
-    "ageing": lambda queue: _json_value(queue["ageing"]),
-    "timeout": lambda queue: _json_value(queue["timeout"]),
-    "start": lambda span: f"{span['start']:%Y-%m-%d %H:%M}",
+_METRICS: _Columns = {field.name: field.name.replace("_", " ") for field in attrs.fields(Metric)}
+_CELLS: Mapping[str, Callable[[Mapping[str, Any], Screen], object]] = {
+    "when": lambda job, _: job[
+        {"running": "started_at"}.get(
+            job["state"], "finished_at" if job["finished_at"] else "run_at"
+        )
+    ],
+    "attempt": lambda job, _: f"{job['attempt']}/{job['max_attempts'] or '∞'}",
+    "error": lambda job, _: (job["error"] or "")[:80],
+    "payload": lambda job, _: json.dumps(job["payload"], ensure_ascii=False)[:80],
+    "tags": lambda job, _: " ".join(map(str, job["tags"] or ())),
+    "progress": lambda job, screen: (
+        "" if job["state"] == "completed" else _progress(job["progress"], screen)
+    ),
+    "paused": lambda queue, _: "paused" if queue["paused"] else "open",
+    "max_attempts": lambda queue, _: (
+        queue["max_attempts"] or "inf" if "max_attempts" in queue else ""
+    ),
+    "queues": lambda node, _: "all" if node["queues"] is None else ", ".join(node["queues"]),
+    "ageing": lambda queue, _: _json_value(queue["ageing"]),
+    "timeout": lambda queue, _: _json_value(queue.get("timeout")),
+    "start": lambda span, screen: (
+        f"{span['start']:%Y-%m-%dT%H:%MZ}"
+        if screen.utc or not screen.width
+        else f"{span['start'].astimezone():%Y-%m-%d %H:%M}"
+    ),
 }
 """How tables show some values."""
+_DULL = {"queue": "default", "priority": "0"}
+"""A column with nothing but this, or without values, is left out on a terminal."""
+_STYLES = {
+    "completed": "green", "failed": "red", "running": "cyan", "retrying": "yellow",
+    "cancelled": "dim", "blocked": "magenta", "paused": "magenta", "dead": "bold red",
+    "unusable": "bold red",
+}  # fmt: skip
+NARROW = 20
+"""Columns that are wider than this are cut before others are left out."""
 
 
-def _table(rows: Iterable[Mapping[str, Any]], columns: _Columns) -> str:
-    shown = {name: heading for name, heading in columns.items() if heading}
-    lines: list[list[object]] = [[*shown.values()]]
+def _listing(rows: Sequence[Mapping[str, Any]], columns: _Columns) -> Output:
+    code = int(not rows and columns is not _QUEUES)
+    return rows, lambda screen: _table(rows, columns, screen), code
+
+
+def _table(rows: Sequence[Mapping[str, Any]], columns: _Columns, screen: Screen) -> Iterator[Line]:
+    shown = [name for name, heading in columns.items() if heading]
+    lines: list[list[object]] = [[columns[name] for name in shown]]
     for row in rows:
-        lines.append(
-            [_CELLS.get(n, operator.itemgetter(n))(row) if n in row else "" for n in shown]
-        )
-    texts = [[printable(_cell(cell)) for cell in line] for line in lines]
-    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in texts)
+        cells = [_CELLS[n](row, screen) if n in _CELLS else row.get(n) for n in shown]
+        lines.append([*cells])
+    texts = [[printable(_cell(cell, screen)) for cell in line] for line in lines]
+    if screen.width and rows:
+        kept = [
+            place
+            for place, name in enumerate(shown)
+            if {line[place] for line in texts[1:]} - {"", _DULL.get(name)}
+        ]
+        texts = [[line[place] for place in kept] for line in texts]
+        shown = [shown[place] for place in kept]
+    widths = [max(map(_width, column)) for column in zip(*texts, strict=True)]
+    while screen.width and len(widths) > 1 and sum(widths) + 2 * len(widths) - 2 > screen.width:
+        widest = max(widths)
+        if widest > NARROW:
+            widths[widths.index(widest)] -= 1
+        else:
+            del widths[-1]
+    for number, line in enumerate(texts):
+        parts = [
+            (_fit(text, width) + "  ", "bold" if number == 0 else _style(name, text))
+            for name, text, width in zip(shown, line, widths, strict=False)
+        ]
+        while parts and not parts[-1][0].strip():
+            parts.pop()
+        yield [*parts[:-1], (parts[-1][0].rstrip(), parts[-1][1])] if parts else ""
 
 
-def _cell(value: object) -> str:
+def _style(name: str, text: str) -> str:
+    """The colour of a value."""
+    if name in ("state", "paused"):
+        return _STYLES.get(text, "")
+    return {"error": "red", "progress": "cyan"}.get(name, "")
+
+
+def _width(text: str) -> int:
+    """How many columns of a terminal a text takes."""
+    if text.isascii():
+        return len(text)
+    import unicodedata
+
+    wide = sum(unicodedata.east_asian_width(each) in "WF" for each in text)
+    return len(text) + wide - sum(map(bool, map(unicodedata.combining, text)))
+
+
+def _fit(text: str, width: int) -> str:
+    """The text, cut or filled up to a width."""
+    if _width(text) > width:
+        while _width(text) >= width:
+            text = text[:-1]
+        text += "…"
+    return text + " " * (width - _width(text))
+
+
+def _progress(stored: Any, screen: Screen) -> str:
+    try:
+        progress = Progress(**stored)
+    except (TypeError, OptionError):
+        return ""  # Another program may have written it.
+    if not screen.width or progress.share is None:
+        return str(progress)
+    full = round(progress.share * 10)
+    return f"{'█' * full}{'░' * (10 - full)} {progress.share:.0%} {progress.note}".rstrip()
+
+
+def _in_words(moment: datetime) -> str:
+    """How far a moment is from now; after a week, the date and time in the local zone."""
+    away = (moment - datetime.now(UTC)).total_seconds()
+    if abs(away) >= 7 * 86_400:
+        return f"{moment.astimezone():%Y-%m-%d %H:%M}"
+    units = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
+    unit, length = next((each for each in units if abs(away) >= each[1]), ("s", 1))
+    number = int(abs(away) / length)
+    if not number:
+        return "now"
+    return f"{number} {unit} ago" if away < 0 else f"in {number} {unit}"
+
+
+def _cell(value: object, screen: Screen) -> str:
     """A value in a table; a duration with three digits."""
     if isinstance(value, datetime):
-        return f"{value:%Y-%m-%d %H:%M:%S}"
+        exact = screen.utc or not screen.width
+        return f"{value:%Y-%m-%dT%H:%M:%SZ}" if exact else _in_words(value)
     if isinstance(value, float):
         return f"{value:g}"
     if not isinstance(value, timedelta):
@@ -12380,6 +13049,45 @@ def _cell(value: object) -> str:
         if micros >= length:
             return f"{micros / length:.3g} {unit}"
     return f"{micros} µs"
+
+
+def _screen(color: str, utc: bool, arguments: Sequence[str]) -> Screen:
+    """What stdout is. NO_COLOR is respected."""
+    import shutil
+
+    terminal, console = sys.stdout.isatty(), None
+    if color == "always" or (color == "auto" and terminal and not os.environ.get("NO_COLOR")):
+        try:
+            from rich.console import Console
+
+            console = Console(force_terminal=True if color == "always" else None, highlight=False)
+        except ImportError:
+            if color == "always":
+                problem = "colours need rich: pip install 'litejobs[cli]'"
+                raise OptionError("--color", problem) from None
+    return Screen(shutil.get_terminal_size().columns if terminal else None, utc, console, arguments)
+
+
+_ASCII = str.maketrans("…█░▁▂▃▄▅▆▇", "~#.1234567")
+
+
+def _print(text: str | Callable[[Screen], Iterable[Line]], screen: Screen) -> None:
+    """Prints what a command returned: text of others cannot control the terminal."""
+    for line in text(screen) if callable(text) else [text] if text else []:
+        parts = [(line, "")] if isinstance(line, str) else line
+        parts = [(printable(part, keep="\n\t"), style) for part, style in parts]
+        if screen.console is not None:
+            from rich.text import Text
+
+            with screen.console.capture() as captured:
+                screen.console.print(Text.assemble(*parts), soft_wrap=True, end="")
+            plain = captured.get()
+        else:
+            plain = "".join(part for part, _ in parts)
+        if not (sys.stdout.encoding or "").lower().startswith("utf"):
+            plain = plain.translate(_ASCII)
+        print(plain)
+    sys.stdout.flush()
 
 
 def _json_value(value: Any) -> Any:
@@ -12393,11 +13101,10 @@ def _bytes(size: int) -> str:
     return f"{size / MEBIBYTE:.1f} MiB" if size >= MEBIBYTE else f"{size / 1024:.0f} KiB"
 
 
-_MINUTES = functools.partial(LiteJobs.metrics, span="minute", limit=24)
 _COMMANDS: Mapping[str, tuple[Any, ...]] = {
     "run": (_run, "run jobs until stopped"),
     "enqueue": (_enqueue, "put a job into the file"),
-    "list": (_list, "list jobs, newest first", _JOBS),
+    "list": (_list, "list jobs, newest first"),
     "show": (_show, "show one job with its failed attempts"),
     "why": (_why, "say why a job is not running"),
     "retry": (functools.partial(_bulk, "retry"), "let failed and cancelled jobs start again"),
@@ -12409,8 +13116,8 @@ _COMMANDS: Mapping[str, tuple[Any, ...]] = {
     "stats": (_stats, "count jobs by queue and state"),
     "queues": (LiteJobs.queues, "list the queues that have settings", _QUEUES),
     "queue": (_queue, "show, pause, resume and set a queue"),
-    "nodes": (LiteJobs.nodes, "list the nodes", _NODES),
-    "metrics": (_MINUTES, "what nodes did by minute, hour or day; the last is now", _METRICS),
+    "nodes": (_nodes, "list the nodes with the jobs that they run"),
+    "metrics": (_metrics, "what nodes did by minute, hour or day; the last is now"),
     "schedules": (LiteJobs.schedules, "list schedules with their last and next times", _SCHEDULES),
     "fire": (_fire, "enqueue one job of a schedule now"),
     "pause-schedule": (functools.partial(_set_paused, "pause"), "pause a schedule, or all"),

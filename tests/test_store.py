@@ -330,6 +330,7 @@ class TestTheConnection:
         assert jobs.count() == 0
         assert path.exists()
 
+    @pytest.mark.posix
     def test_keeps_the_file_private_whatever_the_umask(self, path: Path) -> None:
         before = os.umask(0)
         try:
@@ -345,7 +346,7 @@ class TestTheConnection:
         store.nodes.release_lock(node)
         store.file.close()
 
-    @pytest.mark.skipif(sys.platform == "win32", reason="there are no modes")
+    @pytest.mark.posix
     def test_lets_a_colleague_who_may_use_it_ask_whether_a_node_lives(self, path: Path) -> None:
         store = Store(File(path))
         store.file.changes()
@@ -364,6 +365,7 @@ class TestTheConnection:
             assert jobs.drain() == 1
         assert [each.name for each in path.parent.iterdir()] == ["jobs.db"]
 
+    @pytest.mark.posix
     def test_refuses_a_symbolic_link(self, path: Path) -> None:
         target = path.with_name("target.db")
         target.touch()
@@ -372,6 +374,7 @@ class TestTheConnection:
             Store(File(path)).file.changes()
         assert target.stat().st_size == 0
 
+    @pytest.mark.posix
     def test_follows_links_of_folders(self, tmp_path: Path) -> None:
         (tmp_path / "real").mkdir()
         (tmp_path / "link").symlink_to(tmp_path / "real")
@@ -380,6 +383,7 @@ class TestTheConnection:
         assert store.file.path == tmp_path / "real" / "jobs.db"
         store.file.close()
 
+    @pytest.mark.posix
     def test_refuses_a_loop_of_links(self, store: Store, tmp_path: Path) -> None:
         """Path.resolve() raised a RuntimeError of a loop, before Python 3.13."""
         (tmp_path / "one").symlink_to(tmp_path / "two")
@@ -396,7 +400,7 @@ class TestTheConnection:
         with pytest.raises(litejobs.OptionError, match=r"path of a file, got .*recording"):
             LiteJobs(name)
 
-    @pytest.mark.skipif(sys.platform == "win32", reason="no current folder is removed there")
+    @pytest.mark.posix
     def test_refuses_a_relative_path_in_a_folder_that_is_gone(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -411,6 +415,7 @@ class TestTheConnection:
         with pytest.raises(FileError, match="is a folder: name a file in it"):
             Store(File(tmp_path)).file.changes()
 
+    @pytest.mark.posix
     def test_refuses_a_pipe(self, path: Path) -> None:
         os.mkfifo(path)
         with pytest.raises(FileError, match="is not a regular file"):
@@ -454,6 +459,7 @@ class TestTheConnection:
         with pytest.raises(FileError, match=r"CorruptError: database disk image is malformed"):
             count_in(store, Match())
 
+    @pytest.mark.posix
     @pytest.mark.parametrize(
         ("mode", "problem"),
         [(0o444, "cannot be written by this user"), (0o000, "cannot be opened: is it readable")],
@@ -467,6 +473,7 @@ class TestTheConnection:
         with without_privileges(), pytest.raises(FileError, match=problem):
             Store(File(path)).file.changes()
 
+    @pytest.mark.posix
     def test_says_that_a_file_cannot_be_created(self, public_folder: Path) -> None:
         public_folder.chmod(0o555)
         with (
@@ -475,6 +482,7 @@ class TestTheConnection:
         ):
             Store(File(public_folder / "jobs.db")).file.changes()
 
+    @pytest.mark.posix
     def test_says_that_a_folder_cannot_be_written(self, public_folder: Path) -> None:
         path = public_folder / "jobs.db"
         LiteJobs(path).count()
@@ -617,7 +625,7 @@ class TestOtherProcesses:
         processes.run("kept.pop().close()", store.file.path, 1)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.posix
 class TestAFork:
     def in_a_child(self, act: Callable[[], object]) -> None:
         child = os.fork()
@@ -1026,7 +1034,7 @@ class TestTheFileThatIsTakenAway:
         assert count_in(store, Match()) == 2
         store.file.close()
 
-    @pytest.mark.skipif(sys.platform == "win32", reason="nothing that is open is renamed there")
+    @pytest.mark.posix
     def test_has_its_wal_put_aside_by_one_process_and_not_a_new_one_by_another(
         self, path: Path
     ) -> None:
@@ -1055,6 +1063,7 @@ class TestTheFileThatIsTakenAway:
         assert wal.read_bytes() == b"of the new file"
         assert len(refused) == 1
 
+    @pytest.mark.posix
     def test_has_its_wal_put_aside_in_a_folder_that_cannot_be_read(
         self, public_folder: Path
     ) -> None:
@@ -2599,7 +2608,7 @@ class TestThreadsThatEnqueueAtOnce:
             assert list(put(store, [new()])) == [1]
         store.file.close()
 
-    @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+    @pytest.mark.posix
     def test_are_left_to_their_own_process_by_a_fork(self, path: Path) -> None:
         store = Store(File(path, "full"))
         count_in(store, Match())
