@@ -2318,10 +2318,10 @@ Errors = type[BaseException] | tuple[type[BaseException], ...]
 
 
 class Changeable(TypedDict, total=False):
-    """The options that can also be changed while a job waits. (The texts beside types are the
-    help of the command line.)"""
+    """The options that can also be changed while a job waits. (The texts beside types are shown by
+    `help(define)` and on the command line.)"""
 
-    queue: str
+    queue: Annotated[str, "the queue that it waits in"]
     priority: Annotated[int, "higher runs first"]
     max_attempts: Annotated[int | None, "how many attempts a job has at most"]
     timeout: Annotated[Duration | None, "after which a job is asked to end"]
@@ -2339,48 +2339,89 @@ class Changeable(TypedDict, total=False):
 class Choices(Changeable, total=False):
     """The options that a definition sets and an enqueue may override."""
 
-    backoff: Backoff
-    retention: Retention
-    unique: Unique | None
+    backoff: Annotated[Backoff, "how long it waits before it is tried again"]
+    retention: Annotated[Retention, "how long it is kept after its end"]
+    unique: Annotated[Unique | None, "when a second job like it is not enqueued"]
     key: Annotated[str | Callable[..., Any] | None, "limits how many with it run at a time"]
     key_limit: Annotated[int, "that limit (default: 1)"]
-    headers: Mapping[str, str]
-    connection: Any
+    headers: Annotated[Mapping[str, str], "texts that are sent along, for middleware"]
+    connection: Annotated[Any, "the one whose transaction it is enqueued in (apsw or sqlite3)"]
 
 
 class DefinitionChoices(Choices, total=False):
     """The options of a definition: those that an enqueue may override, and those that belong to
     its code and are not stored with jobs."""
 
-    concurrency: int | None
-    """How many of its jobs run at a time, on all nodes together."""
-    rate: str | None
-    """How many of them start in some time, evenly: "10/s", "100/min"."""
-    max_memory: int | str | None
-    """Bytes, or a text such as "512MB", that its worker process may use while it runs."""
-    retry_on: Errors | Mapping[type[BaseException], Backoff | None] | None
-    """The only exceptions after which it is tried again; each with its backoff, if given."""
-    fail_on: Errors
-    """Exceptions after which it is not."""
-    on_success: Callable[[Context[Any], Any], Any] | None
-    """Called in the worker with what the handler has returned. It is part of the attempt, and its
-    time counts towards the timeout; what it raises is logged, and the job is completed."""
-    on_failure: Callable[[Context[Any], BaseException], Any] | None
+    concurrency: Annotated[int | None, "how many of its jobs run at a time, on all nodes together"]
+    rate: Annotated[str | None, "how many of them start in some time, evenly: 10/s, 100/min"]
+    max_memory: Annotated[int | str | None, "that its worker may use, in bytes or as 512MB"]
+    retry_on: Annotated[
+        Errors | Mapping[type[BaseException], Backoff | None] | None,
+        "the only exceptions after which it is tried again; each with its backoff, if given",
+    ]
+    fail_on: Annotated[Errors, "exceptions after which it is not tried again"]
+    on_success: Annotated[
+        Callable[[Context[Any], Any], Any] | None,
+        "called in the worker with what the handler has returned",
+    ]
+    """It is part of the attempt, and its time counts towards the timeout; what it raises is logged,
+    and the job is completed."""
+    on_failure: Annotated[
+        Callable[[Context[Any], BaseException], Any] | None,
+        "called in the worker after an exception, when it is not tried again",
+    ]
     """Called in the worker when a job has failed for good by an exception: not after a timeout,
     a crash, too much memory, or the loss of the node. What it raises is logged."""
-    on_end: Callable[[Context[Any], Failure | None], Any] | None
-    """Called when a job that was started has ended, in whatever way, and the file says so: with its
-    last `Failure` if it failed, else with `None`; `context.job` is the job as it ended. It runs in
-    any worker of the node that settled the job, or took it over from a lost node, within the job's
-    timeout. It is called once, or never, if that node is killed just then or has no worker left;
-    what it raises, or a crash in it, is logged and changes nothing."""
-    encode: Callable[[Any], bytes] | None
+    on_end: Annotated[
+        Callable[[Context[Any], Failure | None], Any] | None,
+        "called when a job that was started has ended, in whatever way, with its failure or None",
+    ]
+    """Called when the file says that the job has ended: with its last `Failure` if it failed, else
+    with `None`; `context.job` is the job as it ended. It runs in any worker of the node that
+    settled the job, or took it over from a lost node, within the job's timeout. It is called once,
+    or never, if that node is killed just then or has no worker left; what it raises, or a crash in
+    it, is logged and changes nothing."""
+    encode: Annotated[Callable[[Any], bytes] | None, "makes the bytes that are stored for JSON"]
     """Makes of a payload (an instance, or a function's arguments by name, with its defaults) the
     bytes that are stored instead of JSON, and that nothing but *decode* reads."""
-    decode: Callable[[bytes], Any] | None
-    upgrade: Callable[[dict[str, Any]], Mapping[str, Any]] | None
+    decode: Annotated[Callable[[bytes], Any] | None, "reads what encode has made"]
+    upgrade: Annotated[
+        Callable[[dict[str, Any]], Mapping[str, Any]] | None,
+        "makes the fields of a stored payload that does not fit those that do",
+    ]
     """Called with the fields, as JSON values, of a stored payload that does not fit: of an older
     version, say. It returns those that are used instead, which have to fit."""
+
+
+_UNSET = type("Unset", (), {"__repr__": lambda unset: "..."})()
+
+
+def options_in(typed: Any) -> list[inspect.Parameter]:
+    """The options in a TypedDict, as the parameters that signatures show."""
+    kind, shown = inspect.Parameter.KEYWORD_ONLY, {}
+    for option, hint in typed.__annotations__.items():
+        text = hint.__forward_arg__
+        annotated = re.match(r"Annotated\[(.*?), (?:['\"]|FIELDS)", text)
+        shown[option] = annotated[1] if annotated else text
+    return [inspect.Parameter(o, kind, default=_UNSET, annotation=shown[o]) for o in shown]
+
+
+class LazySignature(inspect.Signature):
+    """A signature that is made when `help()` or an editor reads it: few programs do."""
+
+    def __init__(self, make: Callable[[], inspect.Signature]) -> None:
+        self._make = make
+
+    @functools.cached_property
+    def _made(self) -> inspect.Signature:
+        return self._make()
+
+    parameters = property(lambda self: self._made.parameters)
+    return_annotation = property(lambda self: self._made.return_annotation)
+
+    def replace(self, **changes: Any) -> Any:
+        """A copy with other parameters, such as without `self`."""
+        return self._made.replace(**changes)
 
 
 Check = Callable[[Any, str], Any]
@@ -2641,6 +2682,7 @@ class Body:
     """The LiteJobs that it is registered with."""
     loaded_by: object = attrs.field(factory=running_module, init=False)
     _signatures: list[Signature] = attrs.field(factory=list, init=False)
+    _methods: dict[str, types.FunctionType] = attrs.field(factory=dict, init=False)
 
     @property
     def is_class(self) -> bool:
@@ -2687,6 +2729,43 @@ class Body:
             return frozenset({"payload", "result"})  # Unknown: better to hide.
         found = {f"payload.{f.alias}" for f in fields if f.repr is not True or hides(f.type)}
         return frozenset(found | {"result"} if result and hides(result.kind) else found)
+
+    @functools.cached_property
+    def names(self) -> dict[str, Any]:
+        """The name, docstring and so on of the code, for its definitions."""
+        names: Sequence[str] = functools.WRAPPER_ASSIGNMENTS
+        named = {name: getattr(self.code, name) for name in names if hasattr(self.code, name)}
+        return {**named, "__wrapped__": self.code, "__signature__": LazySignature(self._shown)}
+
+    def _shown(self) -> inspect.Signature:
+        """The signature of the code, without the context."""
+        plain = inspect.signature(self.code)
+        names: Any = plain.parameters
+        with contextlib.suppress(DefinitionError):
+            names = {field.alias for field in attrs.fields(self.kind)}
+        return plain.replace(
+            parameters=[p for name, p in plain.parameters.items() if name in names]
+        )
+
+    def method(self, function: types.FunctionType) -> types.FunctionType:
+        """A copy of a method of its definitions, with the parameters of the code."""
+
+        def signature() -> inspect.Signature:
+            own, plain = self._shown(), inspect.signature(function)
+            given: Any = own.return_annotation
+            if not isinstance(given, str):
+                given = "Any" if given is own.empty else inspect.formatannotation(given)
+            return plain.replace(
+                parameters=[plain.parameters["self"], *own.parameters.values()],
+                return_annotation=plain.return_annotation.replace("[R]", f"[{given}]"),
+            )
+
+        if (own := self._methods.get(function.__name__)) is None:
+            own = types.FunctionType(function.__code__, function.__globals__)
+            own.__qualname__ = function.__qualname__
+            own.__signature__ = LazySignature(signature)  # type: ignore[attr-defined]
+            self._methods[function.__name__] = own
+        return own
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -2876,7 +2955,26 @@ class Bound(Generic[R]):
         return printable(f"<Bound {self.name}{payload}>")
 
 
-@attrs.frozen(eq=False, repr=False)
+class Method:
+    """A method of definitions that `help()` and editors show with each one's own parameters."""
+
+    def __init__(self, function: Any) -> None:
+        self._function = function
+
+    def __get__(self, definition: AnyDefinition | None, owner: type | None = None) -> Any:
+        if definition is None:
+            return self._function
+        bound = types.MethodType(definition.body.method(self._function), definition)
+        if definition.options is definition.body.options:  # A cycle, so not in copies.
+            vars(definition)[bound.__name__] = bound
+        return bound
+
+
+def _with_its_parameters(method: T) -> T:
+    return typing.cast(T, Method(method))
+
+
+@attrs.frozen(eq=False, repr=False, slots=False)
 class Definition(Generic[P, R, C]):
     """A function with a name, types and options, ready to be enqueued.
 
@@ -2885,6 +2983,16 @@ class Definition(Generic[P, R, C]):
 
     body: Body
     options: Options
+    __name__: typing.ClassVar[str]
+    __qualname__: typing.ClassVar[str]
+    __wrapped__: typing.ClassVar[Any]
+
+    def __attrs_post_init__(self) -> None:
+        vars(self).update(self.body.names)
+
+    def __get__(self, instance: object, owner: type | None = None) -> Definition[P, R, C]:
+        """Itself, also as an attribute of a class; as `help()` expects of a function."""
+        return self
 
     @property
     def name(self) -> str:
@@ -2903,8 +3011,9 @@ class Definition(Generic[P, R, C]):
         Raises:
             OptionError: an option is unknown, or its value cannot be used.
         """
-        return attrs.evolve(self, options=self.options.for_job(choices))
+        return Definition(self.body, self.options.for_job(choices))
 
+    @_with_its_parameters
     def bind(self, *args: P.args, **kwargs: P.kwargs) -> Bound[R]:
         """A job that is not enqueued yet, its payload checked.
 
@@ -2917,6 +3026,7 @@ class Definition(Generic[P, R, C]):
             raise PayloadError(self.name, (str(error),)) from None
         return _bound(self.body, self.options, self.body.encode(payload))
 
+    @_with_its_parameters
     def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
         """Puts a job into the file. When this returns, the job survives `kill -9` and power loss.
 
@@ -2927,6 +3037,7 @@ class Definition(Generic[P, R, C]):
         job: Job[R] = self._home.enqueue(self.bind(*args, **kwargs))
         return job
 
+    @_with_its_parameters
     async def aenqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
         """`enqueue` for coroutines: the event loop goes on meanwhile, also while others hold the
         file's write lock. If its task is cancelled meanwhile, the job is enqueued all the same.
@@ -3127,6 +3238,13 @@ _Async = Coroutine[Any, Any, R]
 _Defined = TypeVar("_Defined", bound=type | AnyDefinition)
 
 
+class Shown(property):
+    """A property of instances that `help()` and editors read; for the class itself it is `None`."""
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        return None if instance is None else super().__get__(instance, owner)
+
+
 @attrs.frozen(eq=False, repr=False)
 class Define:
     """Makes definitions: `@define`, `@define(queue="emails", …)`, or `define(f)`."""
@@ -3136,6 +3254,22 @@ class Define:
     _options: Options = Options()
     _then: Callable[[Any], object] | None = None
     """Called with each definition or class, even if it was defined before."""
+    __name__ = "define"
+
+    @Shown
+    def __doc__(self) -> str:
+        hints = typing.get_type_hints(DefinitionChoices, include_extras=True)
+        lines = [f"    {o}: {getattr(hint, '__metadata__', ['?'])[0]}" for o, hint in hints.items()]
+        about = inspect.cleandoc(type(self).__call__.__doc__ or "")
+        return "\n".join((about, "", "Options:", *lines))
+
+    @Shown
+    def __signature__(self) -> inspect.Signature:
+        *plain, _ = inspect.signature(type(self).__call__).parameters.values()
+        return inspect.Signature(plain[1:] + options_in(DefinitionChoices))
+
+    def __get__(self, instance: object, owner: type | None = None) -> Define:
+        return self
 
     @overload
     def __call__(self, code: _Defined, /) -> _Defined: ...  # type: ignore[overload-overlap]
@@ -11752,7 +11886,6 @@ class ScheduleHandle:
         self._jobs.store.schedules.remove(self.name)
 
 
-@functools.cache
 class Changes(Changeable, total=False):
     """What can be changed of a waiting job; `None` means the same as in `enqueue`. A duration as
     *expires* counts from when the job is due, if that is changed too, else from now."""
@@ -11760,27 +11893,21 @@ class Changes(Changeable, total=False):
     payload: Annotated[Mapping[str, Any], FIELDS]
 
 
-def _options_in(typed: str) -> list[inspect.Parameter]:
-    return [
-        inspect.Parameter(
-            name, inspect.Parameter.KEYWORD_ONLY, default=..., annotation=hint.__forward_arg__
-        )
-        for name, hint in globals()[typed].__annotations__.items()
-    ]
-
-
-def _spell_out_options(owner: Any) -> None:
-    """Makes `help()` show the options that methods take as a TypedDict."""
-    for method in filter(inspect.isfunction, vars(owner).values()):
-        for hint in method.__annotations__.values():
-            if method is inspect.unwrap(method) and str(hint).startswith("Unpack["):
-                signature = inspect.signature(method)
-                parameters = [*signature.parameters.values()][:-1] + _options_in(hint[7:-1])
-                vars(method)["__signature__"] = signature.replace(parameters=parameters)
+def _spelled_out(method: Any, typed: str) -> inspect.Signature:
+    """The signature of a method with the options that it takes as a TypedDict."""
+    del method.__signature__
+    made = inspect.signature(method)
+    *others, _ = made.parameters.values()
+    method.__signature__ = made.replace(parameters=others + options_in(globals()[typed]))
+    return typing.cast(inspect.Signature, method.__signature__)
 
 
 for _owner in (Job, Definition, Bound, LiteJobs, Queue, ScheduleHandle):
-    _spell_out_options(_owner)
+    for _method in filter(inspect.isfunction, vars(_owner).values()):
+        for _hint in map(str, _method.__annotations__.values()):
+            if _hint.startswith("Unpack[") and not hasattr(_method, "__wrapped__"):
+                _make = functools.partial(_spelled_out, _method, _hint[7:-1])
+                _method.__signature__ = LazySignature(_make)  # type: ignore[attr-defined]
 
 
 def module_name(name: str) -> str:
