@@ -4542,8 +4542,11 @@ class File:
     """Added to SQLite's data version; rises with each connection, so that no sum ever recurs."""
     cache: dict[Callable[[Transaction], Any], tuple[int, Any]] = attrs.field(factory=dict)
     """What `Transaction.cached` has read, with the version of the file."""
+    read_only: bool = False
+    """Whether the system lets this user only read it, as on a read-only medium."""
     warned: bool = False
-    """Whether it was logged that the SQLite of the standard sqlite3 is too old."""
+    """Whether it was logged that it may only be read, or that the SQLite of the standard sqlite3
+    is too old."""
     _connection: apsw.Connection | None = None
     _abandoned: list[apsw.Connection] = attrs.field(factory=list)
     _pid: int = 0
@@ -4621,6 +4624,9 @@ class File:
             # It belongs to the parent, whose locks would be lost if it were closed here.
             self._abandoned.append(self._connection)
             self._connection = None
+        if self.read_only and (self._connection is None or self._ids != self._ids_now()):
+            self.close()
+            self.read_only = False  # Perhaps it may be written by now.
         if self._connection is not None:
             return self._connection
         if tuple(map(int, apsw.sqlite_lib_version().split(".")[:3])) < SAFE_SQLITE:
@@ -4643,34 +4649,88 @@ class File:
                 except apsw.BusyError:  # SQLite switches to WAL without calling the busy handler.
                     if not may_go_on(tries):
                         raise
+                except (apsw.CantOpenError, apsw.ReadOnlyError):
+                    effective = os.access in os.supports_effective_ids
+                    if all(
+                        os.access(path, os.W_OK, effective_ids=effective)
+                        for path in (place, place.parent)
+                    ):
+                        raise
+                    self.read_only = True
+                    connection = self._connect_read_only(place)
+                    break
             self._paths = str(place), f"{place}-wal", f"{place}-shm"
-            self._ids = opened, *(_stat_id(os.stat(path)) for path in self._paths[1:])
+            self._ids = (
+                self._ids_now()
+                if self.read_only
+                else (opened, *(_stat_id(os.stat(path)) for path in self._paths[1:]))
+            )
             self.path, self._lost = place, False
             self._pid, self.version_base = os.getpid(), self.version_base + 2**32
             self._checked_at = self._wal_checked_at = 0.0
             self._connection = connection
         return connection
 
+    def _ids_now(self) -> tuple[FileId, ...]:
+        """The ids of the three paths; what is read without locks is also known by size and time."""
+        ids = [_file_id(path) for path in self._paths]
+        with contextlib.suppress(OSError):
+            found = os.stat(self._paths[0])
+            ids += [] if all(map(any, ids)) else [(found.st_size, found.st_mtime_ns)]
+        return tuple(ids)
+
+    def _connect_read_only(self, place: Path) -> apsw.Connection:
+        """A connection that only reads. SQLite needs the WAL's shared memory for that, which it
+        cannot create; without a WAL, nobody is writing, and the file can be read without locks."""
+        wal, memory = (_file_id(f"{place}{suffix}") for suffix in ("-wal", "-shm"))
+        locks = any(wal) and any(memory)
+        if any(wal) and not any(memory) and os.path.getsize(f"{place}-wal"):
+            problem = "may only be read, and its WAL cannot be read without writing"
+            raise FileError(str(place), f"{problem}: copy both to a folder of your own")
+        uri = place.as_uri() + ("?mode=ro" if locks else "?immutable=1")
+        flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI | apsw.SQLITE_OPEN_NOFOLLOW
+        connection = apsw.Connection(uri, flags=flags)
+        try:
+            self._configure(connection)
+            version = _check_schema(connection, str(place))
+            if 0 < version < SCHEMA_VERSION:
+                problem = f"may only be read, and has schema {version}, not {SCHEMA_VERSION}"
+                raise FileError(str(place), f"{problem}: let a program that may write open it once")
+            if version == 0:
+                raise FileError(str(place), "holds no queue: name another file")
+        except BaseException:
+            connection.close()
+            raise
+        if not self.warned:
+            self.warned = True
+            logger.warning("%s may only be read here: nothing can be changed", place)
+        return connection
+
+    def _configure(self, connection: apsw.Connection) -> None:
+        by_error: Any = error_group
+        connection.set_busy_handler(_busy_handler(self.may_wait))
+        connection.create_scalar_function("litejobs_error_group", by_error, 2)
+        connection.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 1)
+        for setting in (
+            apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA,
+            apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER,
+            apsw.SQLITE_DBCONFIG_DQS_DML,
+            apsw.SQLITE_DBCONFIG_DQS_DDL,
+        ):
+            connection.config(setting, 0)
+
     def _connect(self, place: Path, synchronous: str) -> apsw.Connection:
         """A configured connection, in WAL mode. Without *create*, a file without a queue is
         refused."""
+        if self.read_only:
+            return self._connect_read_only(place)
         flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOFOLLOW
         connection = apsw.Connection(str(place), flags=flags)
         try:
-            connection.set_busy_handler(_busy_handler(self.may_wait))
             if connection.readonly("main"):
-                raise FileError(str(place), "cannot be written by this user")
+                raise apsw.ReadOnlyError("by this user")
             connection.transaction_mode = "IMMEDIATE"
-            by_error: Any = error_group
-            connection.create_scalar_function("litejobs_error_group", by_error, 2)
-            connection.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 1)
-            for setting in (
-                apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA,
-                apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER,
-                apsw.SQLITE_DBCONFIG_DQS_DML,
-                apsw.SQLITE_DBCONFIG_DQS_DDL,
-            ):
-                connection.config(setting, 0)
+            self._configure(connection)
             _refuse_lost_wal(connection, place)
             version = _check_schema(connection, str(place))
             if not self.create and version == 0:
@@ -4704,7 +4764,7 @@ class File:
             if connection is None or self._pid != os.getpid():
                 return
             with contextlib.suppress(apsw.Error, FileError, OSError):
-                if not self._link_count(fully=True):
+                if not self.read_only and not self._link_count(fully=True):
                     # A checkpoint could overwrite what others have written meanwhile.
                     connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
                     self._lost = True
@@ -4722,7 +4782,7 @@ class File:
         """Refuses to go on with a file that its path no longer leads to; the next use opens the one
         that is there by then. Writing transactions check this once they hold the write lock,
         read-only ones after CHECK_INTERVAL."""
-        links = 1 if self._connection is None else self._link_count()
+        links = 1 if self._connection is None or self.read_only else self._link_count()
         if links > 1:
             raise FileError(str(self.path), HARD_LINKED)
         if not links:
@@ -4849,9 +4909,14 @@ class Transaction:
         file = self.file
         file.lock.acquire()
         try:
+            if file.read_only and not self._read_only:
+                file.close()  # To try again.
             self.connection = file.connection()
             self.execute = self.connection.execute
             if not self._read_only:
+                if file.read_only:
+                    problem = "may only be read here: nothing was written; see its permissions"
+                    raise FileError(str(file.path), f"{problem} and those of its folder")
                 self.execute("BEGIN IMMEDIATE")
                 file.check()
                 self.version = file.version_base + self.connection.data_version()
@@ -7817,7 +7882,8 @@ def find_problems(nodes: Nodes) -> Iterator[Finding]:
                     f"its next tick is stored as {stored}, but by its rule is {due}",
                     "the clock or the time zones have changed: a node that starts corrects it",
                 )  # fmt: skip
-        size = os.stat(f"{file.path}-wal").st_size
+        wal = f"{file.path}-wal"
+        size = os.path.getsize(wal) if os.path.exists(wal) else 0  # A file that is only read.
         if size > LARGE_WAL:
             yield Finding(
                 "warning", "the WAL", f"has grown to {size // MEBIBYTE} MiB",
