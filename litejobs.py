@@ -2430,12 +2430,27 @@ class DefinitionChoices(Choices, total=False):
         "the only exceptions after which it is tried again; each with its backoff, if given",
     ]
     fail_on: Annotated[Errors, "exceptions after which it is not tried again"]
+    on_success: Annotated[
+        Callable[[Context[Any], Any], Any] | None,
+        "called in the worker with what the handler has returned",
+    ]
+    """It is part of the attempt, and its time counts towards the timeout; what it raises is logged,
+    and the job is completed."""
     on_failure: Annotated[
         Callable[[Context[Any], BaseException], Any] | None,
         "called in the worker after an exception, when it is not tried again",
     ]
     """Called in the worker when a job has failed for good by an exception: not after a timeout,
-    a crash, too much memory, or the loss of the node."""
+    a crash, too much memory, or the loss of the node. What it raises is logged."""
+    on_end: Annotated[
+        Callable[[Context[Any], Failure | None], Any] | None,
+        "called when a job that was started has ended, in whatever way, with its failure or None",
+    ]
+    """Called when the file says that the job has ended: with its last `Failure` if it failed, else
+    with `None`; `context.job` is the job as it ended. It runs in any worker of the node that
+    settled the job, or took it over from a lost node, within the job's timeout. It is called once,
+    or never, if that node is killed just then or has no worker left; what it raises, or a crash in
+    it, is logged and changes nothing."""
     encode: Annotated[Callable[[Any], bytes] | None, "makes the bytes that are stored for JSON"]
     """Makes of a payload (an instance, or a function's arguments by name, with its defaults) the
     bytes that are stored instead of JSON, and that nothing but *decode* reads."""
@@ -2621,7 +2636,9 @@ class Options:
     max_memory: int | None = _option(None, _check_memory)
     retry_on: Mapping[type[BaseException], Backoff | None] | None = _option(None, _check_errors)
     fail_on: Mapping[type[BaseException], Backoff | None] = _option({}, _check_errors)
+    on_success: Callable[[Context[Any], Any], Any] | None = _option(None, _check_function)
     on_failure: Callable[[Context[Any], BaseException], Any] | None = _option(None, _check_function)
+    on_end: Callable[[Context[Any], Failure | None], Any] | None = _option(None, _check_function)
     encode: Callable[[Any], bytes] | None = _option(None, _check_function)
     decode: Callable[[bytes], Any] | None = _option(None, _check_function)
     upgrade: Callable[[dict[str, Any]], Mapping[str, Any]] | None = _option(None, _check_function)
@@ -3282,6 +3299,10 @@ class Registry:
         """The options of a definition; the defaults, if there is none of this name."""
         return self.by_name[name].options if name in self.by_name else Options()
 
+    def with_on_end(self) -> frozenset[str]:
+        """The names of the definitions that have an `on_end`."""
+        return frozenset(own.name for own in self if own.options.on_end is not None)
+
     def listing(self) -> list[dict[str, Any]]:
         """What nodes store of each definition: its name, the columns of its options, the time
         after which its jobs expire, its limits, and what is hidden of them."""
@@ -3570,6 +3591,9 @@ GIVEN_BACK = Report(state="pending", counted=False)
 UNFIT = Report(state="blocked", counted=False, kind="unfit")
 Settlement = tuple[Claimed, Report]
 """An attempt that has ended. It is settled only while its claim still holds the job."""
+Ended = tuple[tuple[Any, ...], tuple[Any, ...] | None]
+"""What `on_end` is told of a job that has ended: the rest of its row, after what was claimed, and
+the row of its last failure, if it has failed."""
 
 
 def report_of_error(
@@ -3643,10 +3667,14 @@ class Executor:
         claimed: Claimed,
         asked: StopCheck = lambda: None,
         progress: ReportProgress = lambda claimed, progress: None,
+        ended: Ended | None = None,
     ) -> Report:
         """Runs one attempt, with its own copy of the context variables. The report says what
-        the handler raised."""
-        attempt = self._attempt(claimed, asked, progress, self._compose, self._run_blocking)
+        the handler raised. If the job has *ended*, its `on_end` is called instead."""
+        if ended is None:
+            attempt = self._attempt(claimed, asked, progress, self._compose, self._run_blocking)
+        else:
+            attempt = self._call_on_end(claimed, asked, ended, self._run_blocking)
         try:
             contextvars.copy_context().run(attempt.send, None)
         except StopIteration as ended:
@@ -3662,9 +3690,12 @@ class Executor:
         claimed: Claimed,
         asked: StopCheck,
         progress: ReportProgress = lambda claimed, progress: None,
+        ended: Ended | None = None,
     ) -> Report:
         """The same for a coroutine, in the running event loop. A cancelled task is reported,
         too."""
+        if ended is not None:
+            return await self._call_on_end(claimed, asked, ended, _identity)
         return await self._attempt(claimed, asked, progress, compose_async, _identity)
 
     async def _attempt(
@@ -3692,7 +3723,8 @@ class Executor:
             return Context(job, self.state, deadline, why_asked, report)
 
         try:
-            body = self.registry.named(claimed.name).body
+            definition = self.registry.named(claimed.name)
+            body = definition.body
             payload, (_, codec, call) = body.decode(claimed.payload), body.signature
             fits = True
             if self.around:
@@ -3709,7 +3741,11 @@ class Executor:
                 self._exit_fork(claimed)
             took = (time.perf_counter_ns() - began) // 1000
             report = Report(started_at, self.clock(), took, result=result, message=lost)
-            return report._replace(state="pending", counted=False) if given_back else report
+            if given_back:
+                return report._replace(state="pending", counted=False)
+            if definition.options.on_success and asked() not in ("timeout", "cancel"):
+                await self._call("on_success", claimed, wait, lambda: (make_context(), value))
+            return report
         except BaseException as error:
             if self.forked:
                 self._exit_fork(claimed, error)
@@ -3718,16 +3754,46 @@ class Executor:
             report = self._failed(claimed, error, unfit, asked)._replace(
                 started_at=0 if unfit else started_at, finished_at=self.clock(), took=took
             )
-            hook = self.registry.options(claimed.name).on_failure
+            hook, raised = self.registry.options(claimed.name).on_failure, error
             # The supervisor decides about jobs that were asked to end, unless the node stops.
             if hook is not None and report.state == "failed" and asked() in (None, "stop"):
-                try:
-                    value = hook(make_context(), error)
-                    if inspect.iscoroutine(value):
-                        await wait(value)
-                except BaseException:
-                    logger.exception("on_failure failed for job %d (%s)", claimed.id, claimed.name)
+                await self._call("on_failure", claimed, wait, lambda: (make_context(), raised))
             return report
+
+    async def _call_on_end(
+        self, claimed: Claimed, asked: StopCheck, ended: Ended, wait: Callable[..., Awaitable[Any]]
+    ) -> Report:
+        began = time.perf_counter_ns()
+
+        def arguments() -> tuple[Context[Any], Failure | None]:
+            rest, failure = ended
+            job: Job[Any] = Job(*claimed, *rest, source=self.source)
+            context = Context(job, self.state, None, asked)
+            return context, None if failure is None else Failure(*failure)
+
+        await self._call("on_end", claimed, wait, arguments)
+        return GIVEN_BACK._replace(took=(time.perf_counter_ns() - began) // 1000)
+
+    async def _call(
+        self,
+        hook: str,
+        claimed: Claimed,
+        wait: Callable[[Coroutine[Any, Any, Any]], Awaitable[Any]],
+        arguments: Callable[[], tuple[Any, ...]],
+    ) -> None:
+        """Calls a function that a definition has for what comes after; logs what it raises."""
+        problem: BaseException | None = None
+        try:
+            value = getattr(self.registry.options(claimed.name), hook)(*arguments())
+            if inspect.iscoroutine(value):
+                await wait(value)
+        except BaseException as error:
+            problem = error
+        if self.forked:
+            self._exit_fork(claimed, problem)
+        if problem is not None:
+            about = hook, claimed.id, claimed.name
+            logger.error("%s failed for job %d (%s)", *about, exc_info=problem)
 
     def _failed(
         self, claimed: Claimed, error: BaseException, unfit: bool, asked: StopCheck
@@ -4561,8 +4627,11 @@ class File:
     """Added to SQLite's data version; rises with each connection, so that no sum ever recurs."""
     cache: dict[Callable[[Transaction], Any], tuple[int, Any]] = attrs.field(factory=dict)
     """What `Transaction.cached` has read, with the version of the file."""
+    read_only: bool = False
+    """Whether the system lets this user only read it, as on a read-only medium."""
     warned: bool = False
-    """Whether it was logged that the SQLite of the standard sqlite3 is too old."""
+    """Whether it was logged that it may only be read, or that the SQLite of the standard sqlite3
+    is too old."""
     _connection: apsw.Connection | None = None
     _abandoned: list[apsw.Connection] = attrs.field(factory=list)
     _pid: int = 0
@@ -4640,6 +4709,9 @@ class File:
             # It belongs to the parent, whose locks would be lost if it were closed here.
             self._abandoned.append(self._connection)
             self._connection = None
+        if self.read_only and (self._connection is None or self._ids != self._ids_now()):
+            self.close()
+            self.read_only = False  # Perhaps it may be written by now.
         if self._connection is not None:
             return self._connection
         if tuple(map(int, apsw.sqlite_lib_version().split(".")[:3])) < SAFE_SQLITE:
@@ -4662,34 +4734,88 @@ class File:
                 except apsw.BusyError:  # SQLite switches to WAL without calling the busy handler.
                     if not may_go_on(tries):
                         raise
+                except (apsw.CantOpenError, apsw.ReadOnlyError):
+                    effective = os.access in os.supports_effective_ids
+                    if all(
+                        os.access(path, os.W_OK, effective_ids=effective)
+                        for path in (place, place.parent)
+                    ):
+                        raise
+                    self.read_only = True
+                    connection = self._connect_read_only(place)
+                    break
             self._paths = str(place), f"{place}-wal", f"{place}-shm"
-            self._ids = opened, *(_stat_id(os.stat(path)) for path in self._paths[1:])
+            self._ids = (
+                self._ids_now()
+                if self.read_only
+                else (opened, *(_stat_id(os.stat(path)) for path in self._paths[1:]))
+            )
             self.path, self._lost = place, False
             self._pid, self.version_base = os.getpid(), self.version_base + 2**32
             self._checked_at = self._wal_checked_at = 0.0
             self._connection = connection
         return connection
 
+    def _ids_now(self) -> tuple[FileId, ...]:
+        """The ids of the three paths; what is read without locks is also known by size and time."""
+        ids = [_file_id(path) for path in self._paths]
+        with contextlib.suppress(OSError):
+            found = os.stat(self._paths[0])
+            ids += [] if all(map(any, ids)) else [(found.st_size, found.st_mtime_ns)]
+        return tuple(ids)
+
+    def _connect_read_only(self, place: Path) -> apsw.Connection:
+        """A connection that only reads. SQLite needs the WAL's shared memory for that, which it
+        cannot create; without a WAL, nobody is writing, and the file can be read without locks."""
+        wal, memory = (_file_id(f"{place}{suffix}") for suffix in ("-wal", "-shm"))
+        locks = any(wal) and any(memory)
+        if any(wal) and not any(memory) and os.path.getsize(f"{place}-wal"):
+            problem = "may only be read, and its WAL cannot be read without writing"
+            raise FileError(str(place), f"{problem}: copy both to a folder of your own")
+        uri = place.as_uri() + ("?mode=ro" if locks else "?immutable=1")
+        flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI | apsw.SQLITE_OPEN_NOFOLLOW
+        connection = apsw.Connection(uri, flags=flags)
+        try:
+            self._configure(connection)
+            version = _check_schema(connection, str(place))
+            if 0 < version < SCHEMA_VERSION:
+                problem = f"may only be read, and has schema {version}, not {SCHEMA_VERSION}"
+                raise FileError(str(place), f"{problem}: let a program that may write open it once")
+            if version == 0:
+                raise FileError(str(place), "holds no queue: name another file")
+        except BaseException:
+            connection.close()
+            raise
+        if not self.warned:
+            self.warned = True
+            logger.warning("%s may only be read here: nothing can be changed", place)
+        return connection
+
+    def _configure(self, connection: apsw.Connection) -> None:
+        by_error: Any = error_group
+        connection.set_busy_handler(_busy_handler(self.may_wait))
+        connection.create_scalar_function("litejobs_error_group", by_error, 2)
+        connection.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 1)
+        for setting in (
+            apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA,
+            apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER,
+            apsw.SQLITE_DBCONFIG_DQS_DML,
+            apsw.SQLITE_DBCONFIG_DQS_DDL,
+        ):
+            connection.config(setting, 0)
+
     def _connect(self, place: Path, synchronous: str) -> apsw.Connection:
         """A configured connection, in WAL mode. Without *create*, a file without a queue is
         refused."""
+        if self.read_only:
+            return self._connect_read_only(place)
         flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOFOLLOW
         connection = apsw.Connection(str(place), flags=flags)
         try:
-            connection.set_busy_handler(_busy_handler(self.may_wait))
             if connection.readonly("main"):
-                raise FileError(str(place), "cannot be written by this user")
+                raise apsw.ReadOnlyError("by this user")
             connection.transaction_mode = "IMMEDIATE"
-            by_error: Any = error_group
-            connection.create_scalar_function("litejobs_error_group", by_error, 2)
-            connection.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 1)
-            for setting in (
-                apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA,
-                apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER,
-                apsw.SQLITE_DBCONFIG_DQS_DML,
-                apsw.SQLITE_DBCONFIG_DQS_DDL,
-            ):
-                connection.config(setting, 0)
+            self._configure(connection)
             _refuse_lost_wal(connection, place)
             version = _check_schema(connection, str(place))
             if not self.create and version == 0:
@@ -4723,7 +4849,7 @@ class File:
             if connection is None or self._pid != os.getpid():
                 return
             with contextlib.suppress(apsw.Error, FileError, OSError):
-                if not self._link_count(fully=True):
+                if not self.read_only and not self._link_count(fully=True):
                     # A checkpoint could overwrite what others have written meanwhile.
                     connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
                     self._lost = True
@@ -4741,7 +4867,7 @@ class File:
         """Refuses to go on with a file that its path no longer leads to; the next use opens the one
         that is there by then. Writing transactions check this once they hold the write lock,
         read-only ones after CHECK_INTERVAL."""
-        links = 1 if self._connection is None else self._link_count()
+        links = 1 if self._connection is None or self.read_only else self._link_count()
         if links > 1:
             raise FileError(str(self.path), HARD_LINKED)
         if not links:
@@ -4868,9 +4994,14 @@ class Transaction:
         file = self.file
         file.lock.acquire()
         try:
+            if file.read_only and not self._read_only:
+                file.close()  # To try again.
             self.connection = file.connection()
             self.execute = self.connection.execute
             if not self._read_only:
+                if file.read_only:
+                    problem = "may only be read here: nothing was written; see its permissions"
+                    raise FileError(str(file.path), f"{problem} and those of its folder")
                 self.execute("BEGIN IMMEDIATE")
                 file.check()
                 self.version = file.version_base + self.connection.data_version()
@@ -7836,7 +7967,8 @@ def find_problems(nodes: Nodes) -> Iterator[Finding]:
                     f"its next tick is stored as {stored}, but by its rule is {due}",
                     "the clock or the time zones have changed: a node that starts corrects it",
                 )  # fmt: skip
-        size = os.stat(f"{file.path}-wal").st_size
+        wal = f"{file.path}-wal"
+        size = os.path.getsize(wal) if os.path.exists(wal) else 0  # A file that is only read.
         if size > LARGE_WAL:
             yield Finding(
                 "warning", "the WAL", f"has grown to {size // MEBIBYTE} MiB",
@@ -8252,6 +8384,26 @@ class Store:
         """Deletes the statistics that an ANALYZE in the application made of our tables."""
         with self.file.transaction(read_only=True) as tx:
             _forget_statistics(tx.connection)
+
+    def read_ended(
+        self, claims: Mapping[int, int | None], names: frozenset[str]
+    ) -> Iterator[tuple[Claimed, Ended]]:
+        """Those of these jobs, by id and claim (`None`: any), that have one of these *names* and
+        have ended."""
+        ended = f"SELECT {_JOB} FROM litejobs_job WHERE id IN carray(?) AND +state IN {FINISHED}"
+        last = f"""
+            SELECT {_FAILURE} FROM litejobs_attempt
+            WHERE job = ?1 AND (SELECT state FROM litejobs_job WHERE id = ?1) = 'failed'
+            ORDER BY id DESC LIMIT 1
+        """
+        with self.file.transaction(read_only=True) as tx:
+            for row in tx.execute(ended, (_carray(claims),)).fetchall():
+                claimed, rest = (
+                    Claimed._make(row[: len(Claimed._fields)]),
+                    row[len(Claimed._fields) :],
+                )
+                if claimed.name in names and claims[claimed.id] in (None, claimed.claim):
+                    yield claimed, (rest, tx.execute(last, (claimed.id,)).fetchone())
 
     # Queues and nodes
 
@@ -8723,6 +8875,7 @@ def take_over(duties: Duties, id: int, node: str, pid: int) -> None:
         crashed = Event("crashed", now, node, job, name, queue, attempt, error=error)
         duties.events.dispatch(crashed)
         if given_up:
+            duties.ended[job] = None
             duties.events.dispatch(attrs.evolve(crashed, kind="failed"))
 
 
@@ -8768,6 +8921,8 @@ class Duties:
     on_ready: Callable[[], None] = lambda: None
     """Called when there may be jobs to claim."""
     table: Mapping[str, tuple[float, Duty]] = DUTIES
+    ended: dict[int, int | None] = attrs.field(factory=dict)
+    """The jobs that may have ended since `take_ended`, by id and claim (`None`: any)."""
     _due: defaultdict[str, float] = attrs.field(factory=lambda: defaultdict(float))
     """By the monotonic clock."""
     _logged: dict[str, tuple[float, float]] = attrs.field(factory=dict)
@@ -8812,6 +8967,15 @@ class Duties:
         if changed:
             self.on_ready()
         return None if due is None else min(1.0, max(0, due - now) / 1e6)
+
+    def take_ended(self, names: frozenset[str]) -> list[tuple[Claimed, Ended]]:
+        """The jobs of definitions of these *names* that have ended since the last call."""
+        claims, self.ended = self.ended, {}
+        try:
+            return list(self.store.read_ended(claims, names)) if claims else []
+        except FileError as error:
+            self.log("calling on_end", error)
+            return []
 
     def fired(self, schedule: Schedule, jobs: list[int]) -> None:
         """Emits that a schedule has enqueued jobs."""
@@ -9330,7 +9494,7 @@ def work(
         try:
             executor = closing.enter_context(make())
             runner = JobRunner(channel, board, executor, make_restore(connection), cpu_clock)
-            batches: Iterator[Any] = (jobs for _, jobs in runner.messages())
+            batches: Iterator[Any] = (fields for _, *fields in runner.messages())
             if board.concurrency:
                 batches = closing.enter_context(runner.async_loop())
         except BaseException as error:
@@ -9338,7 +9502,7 @@ def work(
             return
         channel.send("ready")
         for batch in batches:
-            if not runner.run(batch):
+            if not runner.run(*batch):
                 break
 
 
@@ -9376,8 +9540,9 @@ class JobRunner:
                     return
                 yield message
 
-    def run(self, batch: list[tuple[int, tuple[Any, ...]]]) -> bool:
-        """Runs a batch of jobs; false if the worker cannot go on after one of them."""
+    def run(self, batch: list[tuple[int, tuple[Any, ...]]], ended: Ended | None = None) -> bool:
+        """Runs a batch of jobs, or calls the `on_end` of one that has *ended*; false if the worker
+        cannot go on after one of them."""
         channel, board, restore, cpu_clock = self.channel, self.board, self.restore, self.cpu_clock
         if not restore():
             return False
@@ -9394,7 +9559,7 @@ class JobRunner:
                 channel.send("reports")
                 unnotified, notified_at = 0, began
             asked = functools.partial(board.why_asked, number)
-            report = self.executor.run(Claimed._make(fields), asked, self.progress)
+            report = self.executor.run(Claimed._make(fields), asked, self.progress, ended)
             if report.took > SHORT_RUN or report.kind:
                 if report.kind or asked():  # Then the supervisor may settle it as failed.
                     cpu, memory = board.cpu_since(began, cpu_clock()), peak_memory(os.getpid())
@@ -9450,7 +9615,7 @@ class JobRunner:
             try:
                 for what, *fields in self.messages():
                     if what == "run":
-                        batches.put(*fields)
+                        batches.put(fields)
                     else:
                         act = self._begin if what == "begin" else self._cancel
                         self._loop.call_soon_threadsafe(act, *fields)
@@ -9470,14 +9635,16 @@ class JobRunner:
                 self._loop.call_soon_threadsafe(self._loop.stop)
                 thread.join()
 
-    def _begin(self, jobs: list[tuple[int, int, tuple[Any, ...]]]) -> None:
+    def _begin(
+        self, jobs: list[tuple[int, int, tuple[Any, ...]]], ended: Ended | None = None
+    ) -> None:
         if not self._tasks:
             with self.board.held():  # So that no plain job begins meanwhile.
                 if not self.board.running:
                     self.restore()
         for number, place, fields in jobs:
             claimed = Claimed._make(fields)
-            task = self._loop.create_task(self._run(number, place, claimed))
+            task = self._loop.create_task(self._run(number, place, claimed, ended))
             self._tasks[number] = task, claimed
             task.add_done_callback(functools.partial(self._ended, number))
 
@@ -9490,13 +9657,13 @@ class JobRunner:
             if task.cancel():
                 self.executor.noticed.add(claimed[:2])
 
-    async def _run(self, number: int, place: int, claimed: Claimed) -> Report:
+    async def _run(self, number: int, place: int, claimed: Claimed, ended: Ended | None) -> Report:
         asked = functools.partial(self.board.why_asked, number, place)
         if asked():
             return GIVEN_BACK
         self.board.begin(number, place)
         OUTPUT.set(written := [b""])
-        report = await self.executor.run_async(claimed, asked, self.progress)
+        report = await self.executor.run_async(claimed, asked, self.progress, ended)
         if report.kind or asked():
             memory, output = peak_memory(os.getpid()), last_lines(written[0])
             report = report._replace(memory=memory, output=output)
@@ -9607,6 +9774,8 @@ class Run:
     """Whether its "started" event was emitted."""
     slow_after: float = 0.0
     """Seconds of running after which it is logged as slow again."""
+    ended: Ended | None = None
+    """If the job has ended already, and this only calls its `on_end`: nothing is to be settled."""
 
 
 @attrs.define(eq=False, repr=False, slots=False)
@@ -9673,7 +9842,7 @@ class Worker:
         return False
 
     def hand_over(self, runs: list[Run]) -> None:
-        """Sends jobs to it."""
+        """Sends jobs to it, or one that has ended, for its `on_end`."""
         now = time.monotonic()
         if not self.runs:
             self.progress_at = now
@@ -9686,11 +9855,12 @@ class Worker:
                 self.load += run.expected
                 plain.append((run.number, run.claimed[:]))
         self.plain += len(plain)
+        ended = () if runs[0].ended is None else (runs[0].ended,)
         if plain:
-            self.channel.send("run", plain)
+            self.channel.send("run", plain, *ended)
         if beside:
             self.check_at = min(self.check_at, now + ASYNC_CHECK)
-            self.channel.send("begin", beside)
+            self.channel.send("begin", beside, *ended)
 
     def take(self, number: int) -> Run | None:
         """Removes a job that it has in hand."""
@@ -9883,6 +10053,10 @@ class WorkerPool:
         """The workers that may be given jobs; a spare one only when another ends."""
         ready = [each for each in self.workers if each.ready and (each.jobs_left > 0 or each.runs)]
         return [worker for worker in ready[: self.size] if worker.jobs_left > 0]
+
+    def at_work(self) -> list[Worker]:
+        """The workers that were not asked to end, even if they may run no more jobs."""
+        return [each for each in self.workers if each.ready and each.exit_by == math.inf]
 
     def runs(self) -> list[Run]:
         """The jobs that all workers have in hand."""
@@ -10085,6 +10259,7 @@ class Supervisor:
     """Receives the datagrams that wake the node; their content is ignored."""
     _selector: selectors.BaseSelector = attrs.field(factory=selectors.DefaultSelector)
     _async_names: frozenset[str] = attrs.field(init=False)
+    _with_on_end: frozenset[str] = attrs.field(init=False)
     _duties: Duties = attrs.field(init=False)
     _node: int = 0
     _numbers: Iterator[int] = attrs.field(factory=lambda: itertools.count(1))
@@ -10103,6 +10278,8 @@ class Supervisor:
     """The kinds of events that have listeners, as of this round of the loop."""
     _ended_events: list[Event] = attrs.field(factory=list)
     """The events to emit when all is settled."""
+    _ended: deque[tuple[Claimed, Ended]] = attrs.field(factory=deque)
+    """The jobs that have ended and whose `on_end` no worker has been given yet."""
     _progress: dict[tuple[int, int], Reported] = attrs.field(factory=dict)
     """Progress that is not in the file yet, by id and claim."""
     _changes: int = 0
@@ -10134,6 +10311,7 @@ class Supervisor:
 
         self.store.file.may_wait = self._may_wait
         self._async_names = frozenset(own.name for own in self.registry if own.body.is_async)
+        self._with_on_end = self.registry.with_on_end()
         if not self._async_names:
             self.pool.concurrency = 0
         FORK_HOOKS[self.pool] = WorkerPool.close_in_fork
@@ -10179,6 +10357,7 @@ class Supervisor:
                 self._watch()
                 self._listen()
                 self._unless_locked(self._duties.do_due, self._exchange)
+                self._call_on_end()
         finally:
             self._leave()
 
@@ -10240,6 +10419,7 @@ class Supervisor:
 
     def _done(self) -> bool:
         busy = bool(self._pending) or any(worker.runs for worker in self.pool.workers)
+        busy = busy or bool(self._ended and (self.pool.at_work() or not self._stops))
         if self._stops:
             # It must end even if threads do not, or results cannot be settled on a full disk.
             rest = 0.0 if self.pool.threads else self.grace + 1.0
@@ -10306,6 +10486,10 @@ class Supervisor:
             closing.callback(self.store.leave, self._node)
             self._settle_last()
             self._emit_ended()
+            self._ended.extend(self._duties.take_ended(self._with_on_end))
+            for claimed, _ in self._ended:
+                problem = "on_end of job %d (%s) is not called: the node has ended"
+                logger.warning(problem, claimed.id, claimed.name)
 
     # Spawn and listen
 
@@ -10360,7 +10544,7 @@ class Supervisor:
         for message in worker.receive(dead):
             match message:
                 case ("report", number, fields):
-                    if run := worker.take(number):
+                    if (run := worker.take(number)) and run.ended is None:
                         name, report = run.claimed.name, Report(*fields)
                         expected = self._durations.get(name, report.took)
                         self._durations[name] = expected + 0.2 * (report.took - expected)
@@ -10432,9 +10616,36 @@ class Supervisor:
         if not self._pending:
             self._exchange_by = min(self._exchange_by, time.monotonic() + SETTLE_WITHIN)
         self._pending.append((run.claimed, report))
+        if run.claimed.name in self._with_on_end:
+            self._duties.ended[run.claimed.id] = run.claimed.claim
+
+    def _call_on_end(self) -> None:
+        """Has workers with room call the `on_end` of jobs that have ended, once all is settled."""
+        if self._duties.ended and not self._pending:
+            self._ended.extend(self._duties.take_ended(self._with_on_end))
+        while self._ended and (workers := self.pool.at_work()):
+            claimed, ended = self._ended[0]
+            expected, place = estimate(claimed.name, self._durations), 0
+            if claimed.name in self._async_names:
+                worker = max(workers, key=lambda worker: len(worker.free))
+                fits = bool(worker.free)
+                place = worker.free.pop() if fits else 0
+            else:
+                worker = min(workers, key=load_of)
+                fits = has_room(worker.plain, load_of(worker), expected)
+            if not fits:
+                return
+            self._ended.popleft()
+            run = Run(next(self._numbers), claimed, worker, expected, place)
+            run.announced, run.ended = True, ended
+            worker.hand_over([run])
 
     def _give_back(self, run: Run) -> None:
         """Makes a job ready again that has not begun, unless it was cancelled."""
+        if run.ended is not None:
+            self._ended.append((run.claimed, run.ended))
+            self._exchange_by = 0.0  # So that the loop goes on, and gives it to another worker.
+            return
         self._settle(run, not_begun(self.clock(), run.claimed.id in self._cancelled))
 
     def _settle_crashed(self, run: Run) -> None:
@@ -10442,6 +10653,13 @@ class Supervisor:
         there, since it is unknown which one was to blame. If the node has killed the worker,
         only jobs that were asked to end have failed; the others are given back."""
         worker, now = run.worker, self.clock()
+        if run.ended is not None:
+            why = run.reason or exit_description(
+                worker.process.exitcode if worker.is_process else 0
+            )
+            problem = "on_end of job %d (%s) did not end: %s"
+            logger.error(problem, run.claimed.id, run.claimed.name, why)
+            return
         began = worker.board.began(run)
         took = (time.monotonic_ns() - began) // 1000
         exit_code = worker.process.exitcode if worker.is_process else 0
@@ -11604,7 +11822,7 @@ def run_due(duties: Duties, executor: Executor, subscription: Subscription, prun
     # Without a handler, logging would print events that are warnings to stderr.
     emit = events.emit if logger.hasHandlers() else events.dispatch
     ended: Sequence[tuple[Claimed, Report]] = ()
-    attempts, interrupted = 0, False
+    attempts, interrupted, with_on_end = 0, False, executor.registry.with_on_end()
 
     def choose(ready: Ready) -> list[int]:
         room = 0 if interrupted or not store.nodes.is_listed(node) else 1
@@ -11632,6 +11850,10 @@ def run_due(duties: Duties, executor: Executor, subscription: Subscription, prun
             if report.kind or events.wants("completed"):
                 for event in attempt_ended(settled, report, subscription.node):
                     emit(event)
+            if settled.name in with_on_end:
+                duties.ended[settled.id] = settled.claim
+        for claimed, what in duties.take_ended(with_on_end):
+            executor.run(claimed, ended=what)
         if interrupted:
             raise KeyboardInterrupt
         if not done.claimed:
