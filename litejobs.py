@@ -6031,8 +6031,7 @@ def _insert_one(tx: Transaction, job: NewJob) -> tuple[int, bool]:
         kept = {"name", "enqueued_at", "state", "unique_key", "unique_scope", "schedule"}
         sets = "".join(f"{column} = :{column}, " for column in job.columns if column not in kept)
         state = "state = CASE WHEN state = 'paused' THEN state ELSE :state END"
-        sets += f"{state}, unfit_at = NULL, refused = NULL, payload = :payload"
-        sql = f"UPDATE litejobs_job SET {sets} WHERE id = :id"
+        sql = f"UPDATE litejobs_job SET {sets} {state}, payload = :payload WHERE id = :id"
         change_jobs(tx, [id], sql, **job.columns, payload=payload)
     return id, True
 
@@ -6044,9 +6043,7 @@ def _unique_key_holder(tx: Transaction, key: str | None) -> tuple[int, str | byt
         return None
     row = tx.execute(
         f"""
-        SELECT id, payload,
-            claim > 0 AND (unfit_at IS NULL OR attempt > 0) OR finished_at IS NOT NULL,
-            unique_until,
+        SELECT id, payload, claim > 0 OR finished_at IS NOT NULL, unique_until,
             CASE WHEN {_UNSTARTED} THEN expires_at END
         FROM litejobs_job INDEXED BY litejobs_unique
         WHERE unique_key = ? AND {HOLDS}
