@@ -997,12 +997,21 @@ class TestDrain:
         with pytest.raises(DefinitionError, match=r"there is nothing to run: use @jobs\.define"):
             jobs.drain()
 
-    def test_is_over_for_definitions_that_come_later(
+    def test_is_followed_by_another_one_of_definitions_that_come_later(
         self, jobs: LiteJobs, squared: Definition[[int], int, int]
     ) -> None:
-        jobs.drain()
-        with pytest.raises(DefinitionError, match="defined after work had started"):
-            jobs.define(keep_text)
+        refused = []
+
+        @jobs.define
+        def define_more() -> None:
+            with pytest.raises(DefinitionError, match="defined after work had started"):
+                jobs.define(keep_text)
+            refused.append(True)
+
+        define_more.enqueue()
+        assert (jobs.drain(), refused) == (1, [True])
+        job = jobs.define(keep_text).enqueue("x")
+        assert (jobs.drain(), job.refresh().state) == (1, "completed")
 
     @pytest.mark.parametrize(
         "error",
