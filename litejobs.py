@@ -2281,6 +2281,10 @@ class Interrupted(BaseException):
     asked. It is not an `Exception`, so that code that catches those does not stop it."""
 
 
+Reported = Progress | Callable[[], Progress] | dict[str, Any]
+"""What a job reports while it runs: its progress, a function that gives the latest, or its meta."""
+
+
 @attrs.frozen(eq=False, repr=False)
 class Context(Generic[S]):
     """What a running job can know and use. A handler gets it as the parameter that is annotated
@@ -2292,7 +2296,7 @@ class Context(Generic[S]):
     deadline: datetime | None = None
     """When the timeout of this attempt is over; `None` if it has none."""
     _asked: StopCheck = lambda: None
-    _report: Callable[[Progress | dict[str, Any]], None] = lambda what: None
+    _report: Callable[[Reported], None] = lambda what: None
     _meta: dict[str, Any] = attrs.field(factory=dict)
 
     def progress(self, done: float, total: float | None = None, note: str = "") -> None:
@@ -2323,17 +2327,29 @@ class Context(Generic[S]):
         """
         if total is None and hasattr(items, "__len__"):
             total = len(items)
+        done, is_known = 0, True
+
+        def latest() -> Progress:
+            nonlocal is_known
+            is_known = True  # Before `done` is read, so that the next item is reported in any case.
+            return Progress(done, total, note)
+
+        def count() -> None:
+            nonlocal done, is_known
+            done += 1
+            if is_known:  # A report for each item would take longer than many an item.
+                is_known = False
+                self._report(latest)
 
         def each() -> Iterator[Any]:
-            for done, item in enumerate(items, 1):
+            for item in items:
                 yield item
-                self.progress(done, total, note)
+                count()
 
         async def each_async() -> AsyncIterator[Any]:
-            done = 0
             async for item in items:
                 yield item
-                self.progress(done := done + 1, total, note)
+                count()
 
         self.progress(0, total, note)
         return each_async() if hasattr(items, "__aiter__") else each()
@@ -3633,8 +3649,7 @@ def retry_or_fail(claimed: Claimed, defined: Backoff, rng: random.Random) -> Rep
     return Report(state="retrying", delay=wait // MICROSECOND)
 
 
-ReportProgress = Callable[[Claimed, Progress | dict[str, Any]], None]
-"""Passes on the progress of a job, or its meta."""
+ReportProgress = Callable[[Claimed, Reported], None]
 
 
 @attrs.define(eq=False, repr=False, slots=False)
@@ -3971,7 +3986,7 @@ class ProgressReporter:
     ones at most ten times a second, and the last one in any case. Thread-safe."""
 
     _forward: Callable[[str | None, str | None], None]
-    _progress: Progress | None = None
+    _progress: Progress | Callable[[], Progress] | None = None
     _meta: dict[str, Any] | None = None
     _pending: bool = False
     _quiet_until: float = 0.0
@@ -3979,15 +3994,15 @@ class ProgressReporter:
     _closed: bool = False
     _lock: threading.RLock = attrs.field(factory=threading.RLock)
 
-    def report(self, what: Progress | dict[str, Any]) -> None:
-        """Forwards progress, or all meta, now or soon."""
+    def report(self, what: Reported) -> None:
+        """Forwards it now or soon."""
         with self._lock:
             if self._closed:
                 return  # From a thread that outlived the attempt.
-            if isinstance(what, Progress):
-                self._progress = what
-            else:
+            if isinstance(what, dict):
                 self._meta = {**(self._meta or {}), **what}
+            else:
+                self._progress = what
             self._pending = True
             if self._timer is not None:
                 return
@@ -4011,7 +4026,8 @@ class ProgressReporter:
             self._timer = None
             if self._pending:
                 # Both, so that a report may replace one that is not stored yet.
-                progress = store_progress(self._progress) if self._progress else None
+                latest = self._progress() if callable(self._progress) else self._progress
+                progress = None if latest is None else store_progress(latest)
                 self._forward(progress, _store_json(self._meta))
                 self._pending = False
                 self._quiet_until = time.monotonic() + PROGRESS_INTERVAL
@@ -5361,6 +5377,8 @@ def open_in_apsw(place: Path, if_busy: bool) -> bool:
 # name, and their numbers are kept. So every query reads little, however large the file is.
 ################################################################################
 
+Reports = Mapping[tuple[int, int], Sequence[str | None]]
+"""By id and claim, the progress and the meta of running jobs, as JSON."""
 BATCH = 5_000
 """Rows that a bulk command changes in one transaction."""
 _JOB = ", ".join(JOB_COLUMNS)
@@ -6397,8 +6415,7 @@ def _insert_one(tx: Transaction, job: NewJob) -> tuple[int, bool]:
         kept = {"name", "enqueued_at", "state", "unique_key", "unique_scope", "schedule"}
         sets = "".join(f"{column} = :{column}, " for column in job.columns if column not in kept)
         state = "state = CASE WHEN state = 'paused' THEN state ELSE :state END"
-        sets += f"{state}, unfit_at = NULL, refused = NULL, payload = :payload"
-        sql = f"UPDATE litejobs_job SET {sets} WHERE id = :id"
+        sql = f"UPDATE litejobs_job SET {sets} {state}, payload = :payload WHERE id = :id"
         change_jobs(tx, [id], sql, **job.columns, payload=payload)
     return id, True
 
@@ -6410,9 +6427,7 @@ def _unique_key_holder(tx: Transaction, key: str | None) -> tuple[int, str | byt
         return None
     row = tx.execute(
         f"""
-        SELECT id, payload,
-            claim > 0 AND (unfit_at IS NULL OR attempt > 0) OR finished_at IS NOT NULL,
-            unique_until,
+        SELECT id, payload, claim > 0 OR finished_at IS NOT NULL, unique_until,
             CASE WHEN {_UNSTARTED} THEN expires_at END
         FROM litejobs_job INDEXED BY litejobs_unique
         WHERE unique_key = ? AND {HOLDS}
@@ -8181,10 +8196,6 @@ class Exchanged(NamedTuple):
     """Whether all that was ready was considered: a slow scan is not repeated at once."""
 
 
-Reported = Sequence[str | None]
-"""The progress and the meta of a running job, as JSON."""
-
-
 @attrs.define(eq=False, repr=False, slots=False)
 class Store:
     """The file with all its parts, and the life of the jobs in it."""
@@ -8211,7 +8222,7 @@ class Store:
         node: int,
         choose: Callable[[Ready], list[int]],
         subscription: Subscription,
-        progress: Mapping[tuple[int, int], Reported] = {},
+        progress: Mapping[tuple[int, int], Sequence[str | None]] = {},
     ) -> Exchanged:
         """Stores progress, settles jobs, and claims those that *choose* picks from the ready ones,
         in one transaction."""
@@ -8259,7 +8270,7 @@ class Store:
                     change_jobs(tx, [claimed.id], failed, claim=claimed.claim, error=problem)
             del settlements[0]
 
-    def keep_progress(self, progress: Mapping[tuple[int, int], Reported]) -> None:
+    def keep_progress(self, progress: Reports) -> None:
         """Stores what jobs have reported, by id and claim, unless the claim was lost."""
         with self.file.transaction() as tx:
             _keep_progress(tx, progress)
@@ -8495,7 +8506,7 @@ _RIVALS = """
 """
 
 
-def _keep_progress(tx: Transaction, progress: Mapping[tuple[int, int], Reported]) -> None:
+def _keep_progress(tx: Transaction, progress: Reports) -> None:
     tx.connection.executemany(
         """
         UPDATE litejobs_job SET progress = coalesce(?, progress), meta = coalesce(?, meta)
@@ -9579,7 +9590,7 @@ class JobRunner:
         channel.send("reports")  # Also if all were revoked, so that the worker gets other jobs.
         return True
 
-    def progress(self, claimed: Claimed, what: Progress | dict[str, Any]) -> None:
+    def progress(self, claimed: Claimed, what: Reported) -> None:
         """Sends the progress or meta of a job, now or soon; it may be called from any thread."""
         if (reporter := self._reporters.get(claimed.id)) is None:
             send = functools.partial(self.channel.send, "progress", claimed.id, claimed.claim)
@@ -10280,7 +10291,7 @@ class Supervisor:
     """The events to emit when all is settled."""
     _ended: deque[tuple[Claimed, Ended]] = attrs.field(factory=deque)
     """The jobs that have ended and whose `on_end` no worker has been given yet."""
-    _progress: dict[tuple[int, int], Reported] = attrs.field(factory=dict)
+    _progress: dict[tuple[int, int], Sequence[str | None]] = attrs.field(factory=dict)
     """Progress that is not in the file yet, by id and claim."""
     _changes: int = 0
     """What `File.changes` returned last."""
@@ -11834,7 +11845,7 @@ def run_due(duties: Duties, executor: Executor, subscription: Subscription, prun
         except FileError as error:
             logger.error("the progress of job %d could not be kept: %s", claimed.id, error)
 
-    def report_progress(claimed: Claimed, what: Progress | dict[str, Any]) -> None:
+    def report_progress(claimed: Claimed, what: Reported) -> None:
         reporter.report(what)
 
     duties.do("rescue", "admit", "forget_statistics", "roll_up_metrics")
