@@ -1347,7 +1347,7 @@ class LifeOfJobs(RuleBasedStateMachine):
         if not held:
             return
         text = store_progress(litejobs.Progress(done, 10))
-        self.hand(node).jobs.store.keep_progress({held[-1][:2]: text})
+        self.hand(node).jobs.store.keep_progress({held[-1][:2]: (text, None)})
         if not ghost:
             self.model.jobs[held[-1].id].progress = text
 
