@@ -444,11 +444,75 @@ def check_name(value: object, what: str) -> str:
     return value
 
 
+def _by_word(ours: Mapping[str, str]) -> Mapping[str, str]:
+    return {word: own for own, words in ours.items() for word in words.split()}
+
+
+OPTIONS_ELSEWHERE = _by_word(
+    {
+        "at": "eta run_at when enqueue_at scheduled_at",
+        "backoff": "retry_backoff retry_delay retry_wait wait default_retry_delay",
+        "concurrency": "limit max_concurrency",
+        "delay": "countdown delay_seconds defer_by schedule_in wait_for",
+        "expires": "ttl expire expiry",
+        "max_attempts": "retries retry max_retries max_tries tries attempts autoretry",
+        "on_failure": "on_error",
+        "queue": "queue_name",
+        "rate": "rate_limit",
+        "retention": "result_ttl failure_ttl ttl_result remove_on_complete",
+        "retry_on": "autoretry_for retry_for",
+        "state": "status",
+        "timeout": "time_limit soft_time_limit job_timeout task_timeout",
+        "timezone": "tz",
+        "unique": "lock lock_task queueing_lock unique_for",
+        "workers": "processes n_workers num_workers max_workers worker_count",
+    }
+)
+"""What options are called in other libraries, to ours."""
+NAMES_ELSEWHERE = _by_word(
+    {
+        "f.enqueue(…), or f.using(delay=60).enqueue(…) with an option": "delay send apply_async"
+        " send_with_options defer defer_async kiq perform_async perform_later submit push",
+        "f.using(delay=60).enqueue(…)": "enqueue_in enqueue_at perform_in perform_at schedule",
+        "f.bind(…)": "s si signature subtask message",
+        "jobs.enqueue_many(f.bind(each) for each in …)": "map starmap chunks enqueue_all",
+        "jobs.enqueue(f.bind(…))": "enqueue enqueue_call send_task insert",
+        "f(…), which only calls the function": "call_local fn func",
+        "@jobs.define": "task job actor shared_task worker_task register_task",
+        "@jobs.cron(…) or @jobs.every(…)": "periodic_task scheduled_job add_job periodic"
+        " add_periodic_task crontab repeat",
+        "jobs.work(), or jobs.start() in the background": "worker worker_main run run_worker"
+        " run_forever run_until_empty start_worker create_consumer",
+        "jobs.get(id)": "fetch fetch_job get_job AsyncResult",
+        "job.result(timeout)": "get return_value result_value get_result",
+        "job.state": "status get_status",
+        "job.finished": "ready is_finished is_complete done successful is_failed",
+        "job.error, or job.errors with tracebacks": "exc_info traceback exception",
+        "job.payload": "args kwargs arguments",
+        "cancel(…)": "revoke abort",
+        "delete(…)": "purge flush forget empty",
+        "raise Retry(delay), or Snooze(delay)": "retry reschedule",
+        "context.progress(done, total)": "update_state set_progress update_progress",
+    }
+)
+"""What attributes are called in other libraries, to what is written here."""
+
+
+def lead_back(owner: object, name: str) -> Any:
+    """The `__getattr__` of public classes: for a name of another library, an error with ours."""
+    if ours := NAMES_ELSEWHERE.get(name):
+        kind = type(owner).__name__
+        raise AttributeError(f"{kind!r} object has no attribute {name!r}: write {ours}")
+    return object.__getattribute__(owner, name)  # Raises the usual error.
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The end of a sentence about an unknown word: the nearest known one, or all."""
     import difflib
 
     known = sorted(known)
+    if (ours := OPTIONS_ELSEWHERE.get(word)) in known:
+        return f"; did you mean {ours!r}?"
     if near := difflib.get_close_matches(word, known, n=1):
         return f"; did you mean {near[0]!r}?"
     return f"; there is {', '.join(known)}" if known else ""
@@ -924,6 +988,9 @@ class Job(Generic[R]):
 
     def __hash__(self) -> int:
         return hash(self.id)
+
+    if not typing.TYPE_CHECKING:
+        __getattr__ = lead_back
 
     def __repr__(self) -> str:
         return printable(f"<Job {self.id} {self.name} {self.state}>")
@@ -2323,6 +2390,9 @@ class Context(Generic[S]):
         if reason := self._asked():
             raise Interrupted(f"the job has been asked to end: {reason}")
 
+    if not typing.TYPE_CHECKING:
+        __getattr__ = lead_back
+
     @property
     def logger(self) -> logging.LoggerAdapter[logging.Logger]:
         """A logger below "litejobs" whose records carry the job and its name."""
@@ -2966,6 +3036,9 @@ class Bound(Generic[R]):
         """
         return _bound(self.body, self.options.for_job(choices), self.payload)
 
+    if not typing.TYPE_CHECKING:
+        __getattr__ = lead_back
+
     def __repr__(self) -> str:
         payload = "" if self.body.hidden else f" {reprlib.repr(self.payload)}"
         return printable(f"<Bound {self.name}{payload}>")
@@ -3039,7 +3112,11 @@ class Definition(Generic[P, R, C]):
         try:
             payload = self.body.arguments(args, kwargs)
         except TypeError as error:
-            raise PayloadError(self.name, (str(error),)) from None
+            known, problem = attrs.fields_dict(self.body.kind), str(error)
+            for option in (OPTIONS_ELSEWHERE.get(word, word) for word in kwargs.keys() - known):
+                if option in CHOICES:
+                    problem += f"; as an option, write f.using({option}=…).enqueue(…)"
+            raise PayloadError(self.name, (problem,)) from None
         return _bound(self.body, self.options, self.body.encode(payload))
 
     @_with_its_parameters
@@ -3068,6 +3145,9 @@ class Definition(Generic[P, R, C]):
         if self.body.home is None:
             raise DefinitionError(self.name, "belongs to no queue yet: jobs.register(it) first")
         return self.body.home
+
+    if not typing.TYPE_CHECKING:
+        __getattr__ = lead_back
 
     def __repr__(self) -> str:
         return printable(f"<Definition {self.name} at {self.body.place}>")
@@ -3223,6 +3303,11 @@ class Registry:
         known = definition and self.by_name.get(definition.name)
         if definition and known and (known is definition or known.body.replaces(definition.body)):
             return definition
+        if callable(instance) or isinstance(instance, str):
+            problem = (
+                "not a job: call enqueue() of its definition, or give an instance of its class"
+            )
+            raise DefinitionError(getattr(instance, "__name__", str(instance)), problem)
         problem = "no definition: decorate its class with @jobs.define"
         raise DefinitionError(type(instance).__name__, problem)
 
@@ -11031,6 +11116,9 @@ class LiteJobs:
         self.events.close()
         self.store.file.close()
 
+    if not typing.TYPE_CHECKING:
+        __getattr__ = lead_back
+
     def __repr__(self) -> str:
         return f"LiteJobs({str(self.path)!r})"
 
@@ -11499,6 +11587,7 @@ class LiteJobs:
         timezone: str = "UTC",
         **how: Unpack[Recurring],
     ) -> Define | ScheduleHandle:
+        check_known(how, Declaring.__annotations__, "no such option")
         schedule = make_schedule(expression, timezone, **how)
         module = module_name(sys._getframe(2).f_globals.get("__name__", "__main__"))
 
@@ -11638,8 +11727,10 @@ class LiteJobs:
         node: str | None = None,
         until: Until | None = None,
         grace: Duration = 5.0,
+        **unknown: object,
     ) -> Supervisor:
         _refuse_while_importing()
+        check_known(unknown, [*NodeOptions.__annotations__, "workers"], "no such option")
         if until not in (None, "empty"):
             raise OptionError("until", f"expected 'empty' or None, got {until!r}")
         if workers is not None and threads is not None:
