@@ -444,11 +444,75 @@ def check_name(value: object, what: str) -> str:
     return value
 
 
+def _by_word(ours: Mapping[str, str]) -> Mapping[str, str]:
+    return {word: own for own, words in ours.items() for word in words.split()}
+
+
+OPTIONS_ELSEWHERE = _by_word(
+    {
+        "at": "eta run_at when enqueue_at scheduled_at",
+        "backoff": "retry_backoff retry_delay retry_wait wait default_retry_delay",
+        "concurrency": "limit max_concurrency",
+        "delay": "countdown delay_seconds defer_by schedule_in wait_for",
+        "expires": "ttl expire expiry",
+        "max_attempts": "retries retry max_retries max_tries tries attempts autoretry",
+        "on_failure": "on_error",
+        "queue": "queue_name",
+        "rate": "rate_limit",
+        "retention": "result_ttl failure_ttl ttl_result remove_on_complete",
+        "retry_on": "autoretry_for retry_for",
+        "state": "status",
+        "timeout": "time_limit soft_time_limit job_timeout task_timeout",
+        "timezone": "tz",
+        "unique": "lock lock_task queueing_lock unique_for",
+        "workers": "processes n_workers num_workers max_workers worker_count",
+    }
+)
+"""What options are called in other libraries, to ours."""
+NAMES_ELSEWHERE = _by_word(
+    {
+        "f.enqueue(…), or f.using(delay=60).enqueue(…) with an option": "delay send apply_async"
+        " send_with_options defer defer_async kiq perform_async perform_later submit push",
+        "f.using(delay=60).enqueue(…)": "enqueue_in enqueue_at perform_in perform_at schedule",
+        "f.bind(…)": "s si signature subtask message",
+        "jobs.enqueue_many(f.bind(each) for each in …)": "map starmap chunks enqueue_all",
+        "jobs.enqueue(f.bind(…))": "enqueue enqueue_call send_task insert",
+        "f(…), which only calls the function": "call_local fn func",
+        "@jobs.define": "task job actor shared_task worker_task register_task",
+        "@jobs.cron(…) or @jobs.every(…)": "periodic_task scheduled_job add_job periodic"
+        " add_periodic_task crontab repeat",
+        "jobs.work(), or jobs.start() in the background": "worker worker_main run run_worker"
+        " run_forever run_until_empty start_worker create_consumer",
+        "jobs.get(id)": "fetch fetch_job get_job AsyncResult",
+        "job.result(timeout)": "get return_value result_value get_result",
+        "job.state": "status get_status",
+        "job.finished": "ready is_finished is_complete done successful is_failed",
+        "job.error, or job.errors with tracebacks": "exc_info traceback exception",
+        "job.payload": "args kwargs arguments",
+        "cancel(…)": "revoke abort",
+        "delete(…)": "purge flush forget empty",
+        "raise Retry(delay), or Snooze(delay)": "retry reschedule",
+        "context.progress(done, total)": "update_state set_progress update_progress",
+    }
+)
+"""What attributes are called in other libraries, to what is written here."""
+
+
+def lead_back(owner: object, name: str) -> Any:
+    """The `__getattr__` of public classes: for a name of another library, an error with ours."""
+    if ours := NAMES_ELSEWHERE.get(name):
+        kind = type(owner).__name__
+        raise AttributeError(f"{kind!r} object has no attribute {name!r}: write {ours}")
+    return object.__getattribute__(owner, name)  # Raises the usual error.
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The end of a sentence about an unknown word: the nearest known one, or all."""
     import difflib
 
     known = sorted(known)
+    if (ours := OPTIONS_ELSEWHERE.get(word)) in known:
+        return f"; did you mean {ours!r}?"
     if near := difflib.get_close_matches(word, known, n=1):
         return f"; did you mean {near[0]!r}?"
     return f"; there is {', '.join(known)}" if known else ""
@@ -932,6 +996,9 @@ class Job(Generic[R]):
 
     def __hash__(self) -> int:
         return hash(self.id)
+
+    if not typing.TYPE_CHECKING:
+        __getattr__ = lead_back
 
     def __repr__(self) -> str:
         return printable(f"<Job {self.id} {self.name} {self.state}>")
@@ -2222,6 +2289,10 @@ class Interrupted(BaseException):
     asked. It is not an `Exception`, so that code that catches those does not stop it."""
 
 
+Reported = Progress | Callable[[], Progress] | dict[str, Any]
+"""What a job reports while it runs: its progress, a function that gives the latest, or its meta."""
+
+
 @attrs.frozen(eq=False, repr=False)
 class Context(Generic[S]):
     """What a running job can know and use. A handler gets it as the parameter that is annotated
@@ -2233,7 +2304,7 @@ class Context(Generic[S]):
     deadline: datetime | None = None
     """When the timeout of this attempt is over; `None` if it has none."""
     _asked: StopCheck = lambda: None
-    _report: Callable[[Progress | dict[str, Any]], None] = lambda what: None
+    _report: Callable[[Reported], None] = lambda what: None
     _meta: dict[str, Any] = attrs.field(factory=dict)
 
     def progress(self, done: float, total: float | None = None, note: str = "") -> None:
@@ -2264,17 +2335,29 @@ class Context(Generic[S]):
         """
         if total is None and hasattr(items, "__len__"):
             total = len(items)
+        done, is_known = 0, True
+
+        def latest() -> Progress:
+            nonlocal is_known
+            is_known = True  # Before `done` is read, so that the next item is reported in any case.
+            return Progress(done, total, note)
+
+        def count() -> None:
+            nonlocal done, is_known
+            done += 1
+            if is_known:  # A report for each item would take longer than many an item.
+                is_known = False
+                self._report(latest)
 
         def each() -> Iterator[Any]:
-            for done, item in enumerate(items, 1):
+            for item in items:
                 yield item
-                self.progress(done, total, note)
+                count()
 
         async def each_async() -> AsyncIterator[Any]:
-            done = 0
             async for item in items:
                 yield item
-                self.progress(done := done + 1, total, note)
+                count()
 
         self.progress(0, total, note)
         return each_async() if hasattr(items, "__aiter__") else each()
@@ -2315,6 +2398,9 @@ class Context(Generic[S]):
         if reason := self._asked():
             raise Interrupted(f"the job has been asked to end: {reason}")
 
+    if not typing.TYPE_CHECKING:
+        __getattr__ = lead_back
+
     @property
     def logger(self) -> logging.LoggerAdapter[logging.Logger]:
         """A logger below "litejobs" whose records carry the job and its name."""
@@ -2326,10 +2412,10 @@ Errors = type[BaseException] | tuple[type[BaseException], ...]
 
 
 class Changeable(TypedDict, total=False):
-    """The options that can also be changed while a job waits. (The texts beside types are the
-    help of the command line.)"""
+    """The options that can also be changed while a job waits. (The texts beside types are shown by
+    `help(define)` and on the command line.)"""
 
-    queue: str
+    queue: Annotated[str, "the queue that it waits in"]
     priority: Annotated[int, "higher runs first"]
     max_attempts: Annotated[int | None, "how many attempts a job has at most"]
     timeout: Annotated[Duration | None, "after which a job is asked to end"]
@@ -2347,39 +2433,89 @@ class Changeable(TypedDict, total=False):
 class Choices(Changeable, total=False):
     """The options that a definition sets and an enqueue may override."""
 
-    backoff: Backoff
-    retention: Retention
-    unique: Unique | None
+    backoff: Annotated[Backoff, "how long it waits before it is tried again"]
+    retention: Annotated[Retention, "how long it is kept after its end"]
+    unique: Annotated[Unique | None, "when a second job like it is not enqueued"]
     key: Annotated[str | Callable[..., Any] | None, "limits how many with it run at a time"]
     key_limit: Annotated[int, "that limit (default: 1)"]
-    headers: Mapping[str, str]
-    connection: Any
+    headers: Annotated[Mapping[str, str], "texts that are sent along, for middleware"]
+    connection: Annotated[Any, "the one whose transaction it is enqueued in (apsw or sqlite3)"]
 
 
 class DefinitionChoices(Choices, total=False):
     """The options of a definition: those that an enqueue may override, and those that belong to
     its code and are not stored with jobs."""
 
-    concurrency: int | None
-    """How many of its jobs run at a time, on all nodes together."""
-    rate: str | None
-    """How many of them start in some time, evenly: "10/s", "100/min"."""
-    max_memory: int | str | None
-    """Bytes, or a text such as "512MB", that its worker process may use while it runs."""
-    retry_on: Errors | Mapping[type[BaseException], Backoff | None] | None
-    """The only exceptions after which it is tried again; each with its backoff, if given."""
-    fail_on: Errors
-    """Exceptions after which it is not."""
-    on_failure: Callable[[Context[Any], BaseException], Any] | None
+    concurrency: Annotated[int | None, "how many of its jobs run at a time, on all nodes together"]
+    rate: Annotated[str | None, "how many of them start in some time, evenly: 10/s, 100/min"]
+    max_memory: Annotated[int | str | None, "that its worker may use, in bytes or as 512MB"]
+    retry_on: Annotated[
+        Errors | Mapping[type[BaseException], Backoff | None] | None,
+        "the only exceptions after which it is tried again; each with its backoff, if given",
+    ]
+    fail_on: Annotated[Errors, "exceptions after which it is not tried again"]
+    on_success: Annotated[
+        Callable[[Context[Any], Any], Any] | None,
+        "called in the worker with what the handler has returned",
+    ]
+    """It is part of the attempt, and its time counts towards the timeout; what it raises is logged,
+    and the job is completed."""
+    on_failure: Annotated[
+        Callable[[Context[Any], BaseException], Any] | None,
+        "called in the worker after an exception, when it is not tried again",
+    ]
     """Called in the worker when a job has failed for good by an exception: not after a timeout,
-    a crash, too much memory, or the loss of the node."""
-    encode: Callable[[Any], bytes] | None
+    a crash, too much memory, or the loss of the node. What it raises is logged."""
+    on_end: Annotated[
+        Callable[[Context[Any], Failure | None], Any] | None,
+        "called when a job that was started has ended, in whatever way, with its failure or None",
+    ]
+    """Called when the file says that the job has ended: with its last `Failure` if it failed, else
+    with `None`; `context.job` is the job as it ended. It runs in any worker of the node that
+    settled the job, or took it over from a lost node, within the job's timeout. It is called once,
+    or never, if that node is killed just then or has no worker left; what it raises, or a crash in
+    it, is logged and changes nothing."""
+    encode: Annotated[Callable[[Any], bytes] | None, "makes the bytes that are stored for JSON"]
     """Makes of a payload (an instance, or a function's arguments by name, with its defaults) the
     bytes that are stored instead of JSON, and that nothing but *decode* reads."""
-    decode: Callable[[bytes], Any] | None
-    upgrade: Callable[[dict[str, Any]], Mapping[str, Any]] | None
+    decode: Annotated[Callable[[bytes], Any] | None, "reads what encode has made"]
+    upgrade: Annotated[
+        Callable[[dict[str, Any]], Mapping[str, Any]] | None,
+        "makes the fields of a stored payload that does not fit those that do",
+    ]
     """Called with the fields, as JSON values, of a stored payload that does not fit: of an older
     version, say. It returns those that are used instead, which have to fit."""
+
+
+_UNSET = type("Unset", (), {"__repr__": lambda unset: "..."})()
+
+
+def options_in(typed: Any) -> list[inspect.Parameter]:
+    """The options in a TypedDict, as the parameters that signatures show."""
+    kind, shown = inspect.Parameter.KEYWORD_ONLY, {}
+    for option, hint in typed.__annotations__.items():
+        text = hint.__forward_arg__
+        annotated = re.match(r"Annotated\[(.*?), (?:['\"]|FIELDS)", text)
+        shown[option] = annotated[1] if annotated else text
+    return [inspect.Parameter(o, kind, default=_UNSET, annotation=shown[o]) for o in shown]
+
+
+class LazySignature(inspect.Signature):
+    """A signature that is made when `help()` or an editor reads it: few programs do."""
+
+    def __init__(self, make: Callable[[], inspect.Signature]) -> None:
+        self._make = make
+
+    @functools.cached_property
+    def _made(self) -> inspect.Signature:
+        return self._make()
+
+    parameters = property(lambda self: self._made.parameters)
+    return_annotation = property(lambda self: self._made.return_annotation)
+
+    def replace(self, **changes: Any) -> Any:
+        """A copy with other parameters, such as without `self`."""
+        return self._made.replace(**changes)
 
 
 Check = Callable[[Any, str], Any]
@@ -2524,7 +2660,9 @@ class Options:
     max_memory: int | None = _option(None, _check_memory)
     retry_on: Mapping[type[BaseException], Backoff | None] | None = _option(None, _check_errors)
     fail_on: Mapping[type[BaseException], Backoff | None] = _option({}, _check_errors)
+    on_success: Callable[[Context[Any], Any], Any] | None = _option(None, _check_function)
     on_failure: Callable[[Context[Any], BaseException], Any] | None = _option(None, _check_function)
+    on_end: Callable[[Context[Any], Failure | None], Any] | None = _option(None, _check_function)
     encode: Callable[[Any], bytes] | None = _option(None, _check_function)
     decode: Callable[[bytes], Any] | None = _option(None, _check_function)
     upgrade: Callable[[dict[str, Any]], Mapping[str, Any]] | None = _option(None, _check_function)
@@ -2638,6 +2776,7 @@ class Body:
     """The LiteJobs that it is registered with."""
     loaded_by: object = attrs.field(factory=running_module, init=False)
     _signatures: list[Signature] = attrs.field(factory=list, init=False)
+    _methods: dict[str, types.FunctionType] = attrs.field(factory=dict, init=False)
 
     @property
     def is_class(self) -> bool:
@@ -2684,6 +2823,43 @@ class Body:
             return frozenset({"payload", "result"})  # Unknown: better to hide.
         found = {f"payload.{f.alias}" for f in fields if f.repr is not True or hides(f.type)}
         return frozenset(found | {"result"} if result and hides(result.kind) else found)
+
+    @functools.cached_property
+    def names(self) -> dict[str, Any]:
+        """The name, docstring and so on of the code, for its definitions."""
+        names: Sequence[str] = functools.WRAPPER_ASSIGNMENTS
+        named = {name: getattr(self.code, name) for name in names if hasattr(self.code, name)}
+        return {**named, "__wrapped__": self.code, "__signature__": LazySignature(self._shown)}
+
+    def _shown(self) -> inspect.Signature:
+        """The signature of the code, without the context."""
+        plain = inspect.signature(self.code)
+        names: Any = plain.parameters
+        with contextlib.suppress(DefinitionError):
+            names = {field.alias for field in attrs.fields(self.kind)}
+        return plain.replace(
+            parameters=[p for name, p in plain.parameters.items() if name in names]
+        )
+
+    def method(self, function: types.FunctionType) -> types.FunctionType:
+        """A copy of a method of its definitions, with the parameters of the code."""
+
+        def signature() -> inspect.Signature:
+            own, plain = self._shown(), inspect.signature(function)
+            given: Any = own.return_annotation
+            if not isinstance(given, str):
+                given = "Any" if given is own.empty else inspect.formatannotation(given)
+            return plain.replace(
+                parameters=[plain.parameters["self"], *own.parameters.values()],
+                return_annotation=plain.return_annotation.replace("[R]", f"[{given}]"),
+            )
+
+        if (own := self._methods.get(function.__name__)) is None:
+            own = types.FunctionType(function.__code__, function.__globals__)
+            own.__qualname__ = function.__qualname__
+            own.__signature__ = LazySignature(signature)  # type: ignore[attr-defined]
+            self._methods[function.__name__] = own
+        return own
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -2868,12 +3044,34 @@ class Bound(Generic[R]):
         """
         return _bound(self.body, self.options.for_job(choices), self.payload)
 
+    if not typing.TYPE_CHECKING:
+        __getattr__ = lead_back
+
     def __repr__(self) -> str:
         payload = "" if self.body.hidden else f" {reprlib.repr(self.payload)}"
         return printable(f"<Bound {self.name}{payload}>")
 
 
-@attrs.frozen(eq=False, repr=False)
+class Method:
+    """A method of definitions that `help()` and editors show with each one's own parameters."""
+
+    def __init__(self, function: Any) -> None:
+        self._function = function
+
+    def __get__(self, definition: AnyDefinition | None, owner: type | None = None) -> Any:
+        if definition is None:
+            return self._function
+        bound = types.MethodType(definition.body.method(self._function), definition)
+        if definition.options is definition.body.options:  # A cycle, so not in copies.
+            vars(definition)[bound.__name__] = bound
+        return bound
+
+
+def _with_its_parameters(method: T) -> T:
+    return typing.cast(T, Method(method))
+
+
+@attrs.frozen(eq=False, repr=False, slots=False)
 class Definition(Generic[P, R, C]):
     """A function with a name, types and options, ready to be enqueued.
 
@@ -2882,6 +3080,16 @@ class Definition(Generic[P, R, C]):
 
     body: Body
     options: Options
+    __name__: typing.ClassVar[str]
+    __qualname__: typing.ClassVar[str]
+    __wrapped__: typing.ClassVar[Any]
+
+    def __attrs_post_init__(self) -> None:
+        vars(self).update(self.body.names)
+
+    def __get__(self, instance: object, owner: type | None = None) -> Definition[P, R, C]:
+        """Itself, also as an attribute of a class; as `help()` expects of a function."""
+        return self
 
     @property
     def name(self) -> str:
@@ -2900,8 +3108,9 @@ class Definition(Generic[P, R, C]):
         Raises:
             OptionError: an option is unknown, or its value cannot be used.
         """
-        return attrs.evolve(self, options=self.options.for_job(choices))
+        return Definition(self.body, self.options.for_job(choices))
 
+    @_with_its_parameters
     def bind(self, *args: P.args, **kwargs: P.kwargs) -> Bound[R]:
         """A job that is not enqueued yet, its payload checked.
 
@@ -2911,9 +3120,14 @@ class Definition(Generic[P, R, C]):
         try:
             payload = self.body.arguments(args, kwargs)
         except TypeError as error:
-            raise PayloadError(self.name, (str(error),)) from None
+            known, problem = attrs.fields_dict(self.body.kind), str(error)
+            for option in (OPTIONS_ELSEWHERE.get(word, word) for word in kwargs.keys() - known):
+                if option in CHOICES:
+                    problem += f"; as an option, write f.using({option}=…).enqueue(…)"
+            raise PayloadError(self.name, (problem,)) from None
         return _bound(self.body, self.options, self.body.encode(payload))
 
+    @_with_its_parameters
     def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
         """Puts a job into the file. When this returns, the job survives `kill -9` and power loss.
 
@@ -2924,6 +3138,7 @@ class Definition(Generic[P, R, C]):
         job: Job[R] = self._home.enqueue(self.bind(*args, **kwargs))
         return job
 
+    @_with_its_parameters
     async def aenqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
         """`enqueue` for coroutines: the event loop goes on meanwhile, also while others hold the
         file's write lock. If its task is cancelled meanwhile, the job is enqueued all the same.
@@ -2938,6 +3153,9 @@ class Definition(Generic[P, R, C]):
         if self.body.home is None:
             raise DefinitionError(self.name, "belongs to no queue yet: jobs.register(it) first")
         return self.body.home
+
+    if not typing.TYPE_CHECKING:
+        __getattr__ = lead_back
 
     def __repr__(self) -> str:
         return printable(f"<Definition {self.name} at {self.body.place}>")
@@ -3093,12 +3311,21 @@ class Registry:
         known = definition and self.by_name.get(definition.name)
         if definition and known and (known is definition or known.body.replaces(definition.body)):
             return definition
+        if callable(instance) or isinstance(instance, str):
+            problem = (
+                "not a job: call enqueue() of its definition, or give an instance of its class"
+            )
+            raise DefinitionError(getattr(instance, "__name__", str(instance)), problem)
         problem = "no definition: decorate its class with @jobs.define"
         raise DefinitionError(type(instance).__name__, problem)
 
     def options(self, name: str) -> Options:
         """The options of a definition; the defaults, if there is none of this name."""
         return self.by_name[name].options if name in self.by_name else Options()
+
+    def with_on_end(self) -> frozenset[str]:
+        """The names of the definitions that have an `on_end`."""
+        return frozenset(own.name for own in self if own.options.on_end is not None)
 
     def listing(self) -> list[dict[str, Any]]:
         """What nodes store of each definition: its name, the columns of its options, the time
@@ -3120,6 +3347,13 @@ _Async = Coroutine[Any, Any, R]
 _Defined = TypeVar("_Defined", bound=type | AnyDefinition)
 
 
+class Shown(property):
+    """A property of instances that `help()` and editors read; for the class itself it is `None`."""
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        return None if instance is None else super().__get__(instance, owner)
+
+
 @attrs.frozen(eq=False, repr=False)
 class Define:
     """Makes definitions: `@define`, `@define(queue="emails", …)`, or `define(f)`."""
@@ -3129,6 +3363,22 @@ class Define:
     _options: Options = Options()
     _then: Callable[[Any], object] | None = None
     """Called with each definition or class, even if it was defined before."""
+    __name__ = "define"
+
+    @Shown
+    def __doc__(self) -> str:
+        hints = typing.get_type_hints(DefinitionChoices, include_extras=True)
+        lines = [f"    {o}: {getattr(hint, '__metadata__', ['?'])[0]}" for o, hint in hints.items()]
+        about = inspect.cleandoc(type(self).__call__.__doc__ or "")
+        return "\n".join((about, "", "Options:", *lines))
+
+    @Shown
+    def __signature__(self) -> inspect.Signature:
+        *plain, _ = inspect.signature(type(self).__call__).parameters.values()
+        return inspect.Signature(plain[1:] + options_in(DefinitionChoices))
+
+    def __get__(self, instance: object, owner: type | None = None) -> Define:
+        return self
 
     @overload
     def __call__(self, code: _Defined, /) -> _Defined: ...  # type: ignore[overload-overlap]
@@ -3365,6 +3615,9 @@ GIVEN_BACK = Report(state="pending", counted=False)
 UNFIT = Report(state="blocked", counted=False, kind="unfit")
 Settlement = tuple[Claimed, Report]
 """An attempt that has ended. It is settled only while its claim still holds the job."""
+Ended = tuple[tuple[Any, ...], tuple[Any, ...] | None]
+"""What `on_end` is told of a job that has ended: the rest of its row, after what was claimed, and
+the row of its last failure, if it has failed."""
 
 
 def report_of_error(
@@ -3404,8 +3657,7 @@ def retry_or_fail(claimed: Claimed, defined: Backoff, rng: random.Random) -> Rep
     return Report(state="retrying", delay=wait // MICROSECOND)
 
 
-ReportProgress = Callable[[Claimed, Progress | dict[str, Any]], None]
-"""Passes on the progress of a job, or its meta."""
+ReportProgress = Callable[[Claimed, Reported], None]
 EXECUTOR: contextvars.ContextVar[Executor] = contextvars.ContextVar("EXECUTOR")
 """What runs the jobs of this thread, one at a time: its *running* is the present one. Not set in a
 worker's event loop. (To set a variable for each job would take 0.3 µs.)"""
@@ -3443,10 +3695,14 @@ class Executor:
         claimed: Claimed,
         asked: StopCheck = lambda: None,
         progress: ReportProgress = lambda claimed, progress: None,
+        ended: Ended | None = None,
     ) -> Report:
         """Runs one attempt, with its own copy of the context variables. The report says what
-        the handler raised."""
-        attempt = self._attempt(claimed, asked, progress, self._compose, self._run_blocking)
+        the handler raised. If the job has *ended*, its `on_end` is called instead."""
+        if ended is None:
+            attempt = self._attempt(claimed, asked, progress, self._compose, self._run_blocking)
+        else:
+            attempt = self._call_on_end(claimed, asked, ended, self._run_blocking)
         try:
             self.running = claimed
             contextvars.copy_context().run(attempt.send, None)
@@ -3463,9 +3719,12 @@ class Executor:
         claimed: Claimed,
         asked: StopCheck,
         progress: ReportProgress = lambda claimed, progress: None,
+        ended: Ended | None = None,
     ) -> Report:
         """The same for a coroutine, in the running event loop. A cancelled task is reported,
         too."""
+        if ended is not None:
+            return await self._call_on_end(claimed, asked, ended, _identity)
         return await self._attempt(claimed, asked, progress, compose_async, _identity)
 
     async def _attempt(
@@ -3493,7 +3752,8 @@ class Executor:
             return Context(job, self.state, deadline, why_asked, report)
 
         try:
-            body = self.registry.named(claimed.name).body
+            definition = self.registry.named(claimed.name)
+            body = definition.body
             payload, (_, codec, call) = body.decode(claimed.payload), body.signature
             fits = True
             if self.around:
@@ -3510,7 +3770,11 @@ class Executor:
                 self._exit_fork(claimed)
             took = (time.perf_counter_ns() - began) // 1000
             report = Report(started_at, self.clock(), took, result=result, message=lost)
-            return report._replace(state="pending", counted=False) if given_back else report
+            if given_back:
+                return report._replace(state="pending", counted=False)
+            if definition.options.on_success and asked() not in ("timeout", "cancel"):
+                await self._call("on_success", claimed, wait, lambda: (make_context(), value))
+            return report
         except BaseException as error:
             if self.forked:
                 self._exit_fork(claimed, error)
@@ -3519,16 +3783,46 @@ class Executor:
             report = self._failed(claimed, error, unfit, asked)._replace(
                 started_at=0 if unfit else started_at, finished_at=self.clock(), took=took
             )
-            hook = self.registry.options(claimed.name).on_failure
+            hook, raised = self.registry.options(claimed.name).on_failure, error
             # The supervisor decides about jobs that were asked to end, unless the node stops.
             if hook is not None and report.state == "failed" and asked() in (None, "stop"):
-                try:
-                    value = hook(make_context(), error)
-                    if inspect.iscoroutine(value):
-                        await wait(value)
-                except BaseException:
-                    logger.exception("on_failure failed for job %d (%s)", claimed.id, claimed.name)
+                await self._call("on_failure", claimed, wait, lambda: (make_context(), raised))
             return report
+
+    async def _call_on_end(
+        self, claimed: Claimed, asked: StopCheck, ended: Ended, wait: Callable[..., Awaitable[Any]]
+    ) -> Report:
+        began = time.perf_counter_ns()
+
+        def arguments() -> tuple[Context[Any], Failure | None]:
+            rest, failure = ended
+            job: Job[Any] = Job(*claimed, *rest, source=self.source)
+            context = Context(job, self.state, None, asked)
+            return context, None if failure is None else Failure(*failure)
+
+        await self._call("on_end", claimed, wait, arguments)
+        return GIVEN_BACK._replace(took=(time.perf_counter_ns() - began) // 1000)
+
+    async def _call(
+        self,
+        hook: str,
+        claimed: Claimed,
+        wait: Callable[[Coroutine[Any, Any, Any]], Awaitable[Any]],
+        arguments: Callable[[], tuple[Any, ...]],
+    ) -> None:
+        """Calls a function that a definition has for what comes after; logs what it raises."""
+        problem: BaseException | None = None
+        try:
+            value = getattr(self.registry.options(claimed.name), hook)(*arguments())
+            if inspect.iscoroutine(value):
+                await wait(value)
+        except BaseException as error:
+            problem = error
+        if self.forked:
+            self._exit_fork(claimed, problem)
+        if problem is not None:
+            about = hook, claimed.id, claimed.name
+            logger.error("%s failed for job %d (%s)", *about, exc_info=problem)
 
     def _failed(
         self, claimed: Claimed, error: BaseException, unfit: bool, asked: StopCheck
@@ -3706,7 +4000,7 @@ class ProgressReporter:
     ones at most ten times a second, and the last one in any case. Thread-safe."""
 
     _forward: Callable[[str | None, str | None], None]
-    _progress: Progress | None = None
+    _progress: Progress | Callable[[], Progress] | None = None
     _meta: dict[str, Any] | None = None
     _pending: bool = False
     _quiet_until: float = 0.0
@@ -3714,15 +4008,15 @@ class ProgressReporter:
     _closed: bool = False
     _lock: threading.RLock = attrs.field(factory=threading.RLock)
 
-    def report(self, what: Progress | dict[str, Any]) -> None:
-        """Forwards progress, or all meta, now or soon."""
+    def report(self, what: Reported) -> None:
+        """Forwards it now or soon."""
         with self._lock:
             if self._closed:
                 return  # From a thread that outlived the attempt.
-            if isinstance(what, Progress):
-                self._progress = what
-            else:
+            if isinstance(what, dict):
                 self._meta = {**(self._meta or {}), **what}
+            else:
+                self._progress = what
             self._pending = True
             if self._timer is not None:
                 return
@@ -3746,7 +4040,8 @@ class ProgressReporter:
             self._timer = None
             if self._pending:
                 # Both, so that a report may replace one that is not stored yet.
-                progress = store_progress(self._progress) if self._progress else None
+                latest = self._progress() if callable(self._progress) else self._progress
+                progress = None if latest is None else store_progress(latest)
                 self._forward(progress, _store_json(self._meta))
                 self._pending = False
                 self._quiet_until = time.monotonic() + PROGRESS_INTERVAL
@@ -4363,8 +4658,11 @@ class File:
     """Added to SQLite's data version; rises with each connection, so that no sum ever recurs."""
     cache: dict[Callable[[Transaction], Any], tuple[int, Any]] = attrs.field(factory=dict)
     """What `Transaction.cached` has read, with the version of the file."""
+    read_only: bool = False
+    """Whether the system lets this user only read it, as on a read-only medium."""
     warned: bool = False
-    """Whether it was logged that the SQLite of the standard sqlite3 is too old."""
+    """Whether it was logged that it may only be read, or that the SQLite of the standard sqlite3
+    is too old."""
     _connection: apsw.Connection | None = None
     _abandoned: list[apsw.Connection] = attrs.field(factory=list)
     _pid: int = 0
@@ -4442,6 +4740,9 @@ class File:
             # It belongs to the parent, whose locks would be lost if it were closed here.
             self._abandoned.append(self._connection)
             self._connection = None
+        if self.read_only and (self._connection is None or self._ids != self._ids_now()):
+            self.close()
+            self.read_only = False  # Perhaps it may be written by now.
         if self._connection is not None:
             return self._connection
         if tuple(map(int, apsw.sqlite_lib_version().split(".")[:3])) < SAFE_SQLITE:
@@ -4464,34 +4765,88 @@ class File:
                 except apsw.BusyError:  # SQLite switches to WAL without calling the busy handler.
                     if not may_go_on(tries):
                         raise
+                except (apsw.CantOpenError, apsw.ReadOnlyError):
+                    effective = os.access in os.supports_effective_ids
+                    if all(
+                        os.access(path, os.W_OK, effective_ids=effective)
+                        for path in (place, place.parent)
+                    ):
+                        raise
+                    self.read_only = True
+                    connection = self._connect_read_only(place)
+                    break
             self._paths = str(place), f"{place}-wal", f"{place}-shm"
-            self._ids = opened, *(_stat_id(os.stat(path)) for path in self._paths[1:])
+            self._ids = (
+                self._ids_now()
+                if self.read_only
+                else (opened, *(_stat_id(os.stat(path)) for path in self._paths[1:]))
+            )
             self.path, self._lost = place, False
             self._pid, self.version_base = os.getpid(), self.version_base + 2**32
             self._checked_at = self._wal_checked_at = 0.0
             self._connection = connection
         return connection
 
+    def _ids_now(self) -> tuple[FileId, ...]:
+        """The ids of the three paths; what is read without locks is also known by size and time."""
+        ids = [_file_id(path) for path in self._paths]
+        with contextlib.suppress(OSError):
+            found = os.stat(self._paths[0])
+            ids += [] if all(map(any, ids)) else [(found.st_size, found.st_mtime_ns)]
+        return tuple(ids)
+
+    def _connect_read_only(self, place: Path) -> apsw.Connection:
+        """A connection that only reads. SQLite needs the WAL's shared memory for that, which it
+        cannot create; without a WAL, nobody is writing, and the file can be read without locks."""
+        wal, memory = (_file_id(f"{place}{suffix}") for suffix in ("-wal", "-shm"))
+        locks = any(wal) and any(memory)
+        if any(wal) and not any(memory) and os.path.getsize(f"{place}-wal"):
+            problem = "may only be read, and its WAL cannot be read without writing"
+            raise FileError(str(place), f"{problem}: copy both to a folder of your own")
+        uri = place.as_uri() + ("?mode=ro" if locks else "?immutable=1")
+        flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI | apsw.SQLITE_OPEN_NOFOLLOW
+        connection = apsw.Connection(uri, flags=flags)
+        try:
+            self._configure(connection)
+            version = _check_schema(connection, str(place))
+            if 0 < version < SCHEMA_VERSION:
+                problem = f"may only be read, and has schema {version}, not {SCHEMA_VERSION}"
+                raise FileError(str(place), f"{problem}: let a program that may write open it once")
+            if version == 0:
+                raise FileError(str(place), "holds no queue: name another file")
+        except BaseException:
+            connection.close()
+            raise
+        if not self.warned:
+            self.warned = True
+            logger.warning("%s may only be read here: nothing can be changed", place)
+        return connection
+
+    def _configure(self, connection: apsw.Connection) -> None:
+        by_error: Any = error_group
+        connection.set_busy_handler(_busy_handler(self.may_wait))
+        connection.create_scalar_function("litejobs_error_group", by_error, 2)
+        connection.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 1)
+        for setting in (
+            apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA,
+            apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER,
+            apsw.SQLITE_DBCONFIG_DQS_DML,
+            apsw.SQLITE_DBCONFIG_DQS_DDL,
+        ):
+            connection.config(setting, 0)
+
     def _connect(self, place: Path, synchronous: str) -> apsw.Connection:
         """A configured connection, in WAL mode. Without *create*, a file without a queue is
         refused."""
+        if self.read_only:
+            return self._connect_read_only(place)
         flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOFOLLOW
         connection = apsw.Connection(str(place), flags=flags)
         try:
-            connection.set_busy_handler(_busy_handler(self.may_wait))
             if connection.readonly("main"):
-                raise FileError(str(place), "cannot be written by this user")
+                raise apsw.ReadOnlyError("by this user")
             connection.transaction_mode = "IMMEDIATE"
-            by_error: Any = error_group
-            connection.create_scalar_function("litejobs_error_group", by_error, 2)
-            connection.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 1)
-            for setting in (
-                apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA,
-                apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER,
-                apsw.SQLITE_DBCONFIG_DQS_DML,
-                apsw.SQLITE_DBCONFIG_DQS_DDL,
-            ):
-                connection.config(setting, 0)
+            self._configure(connection)
             _refuse_lost_wal(connection, place)
             version = _check_schema(connection, str(place))
             if not self.create and version == 0:
@@ -4525,7 +4880,7 @@ class File:
             if connection is None or self._pid != os.getpid():
                 return
             with contextlib.suppress(apsw.Error, FileError, OSError):
-                if not self._link_count(fully=True):
+                if not self.read_only and not self._link_count(fully=True):
                     # A checkpoint could overwrite what others have written meanwhile.
                     connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
                     self._lost = True
@@ -4543,7 +4898,7 @@ class File:
         """Refuses to go on with a file that its path no longer leads to; the next use opens the one
         that is there by then. Writing transactions check this once they hold the write lock,
         read-only ones after CHECK_INTERVAL."""
-        links = 1 if self._connection is None else self._link_count()
+        links = 1 if self._connection is None or self.read_only else self._link_count()
         if links > 1:
             raise FileError(str(self.path), HARD_LINKED)
         if not links:
@@ -4670,9 +5025,14 @@ class Transaction:
         file = self.file
         file.lock.acquire()
         try:
+            if file.read_only and not self._read_only:
+                file.close()  # To try again.
             self.connection = file.connection()
             self.execute = self.connection.execute
             if not self._read_only:
+                if file.read_only:
+                    problem = "may only be read here: nothing was written; see its permissions"
+                    raise FileError(str(file.path), f"{problem} and those of its folder")
                 self.execute("BEGIN IMMEDIATE")
                 file.check()
                 self.version = file.version_base + self.connection.data_version()
@@ -5032,6 +5392,8 @@ def open_in_apsw(place: Path, if_busy: bool) -> bool:
 # name, and their numbers are kept. So every query reads little, however large the file is.
 ################################################################################
 
+Reports = Mapping[tuple[int, int], Sequence[str | None]]
+"""By id and claim, the progress and the meta of running jobs, as JSON."""
 BATCH = 5_000
 """Rows that a bulk command changes in one transaction."""
 _JOB = ", ".join(JOB_COLUMNS)
@@ -6068,8 +6430,7 @@ def _insert_one(tx: Transaction, job: NewJob) -> tuple[int, bool]:
         kept = {"name", "enqueued_at", "state", "unique_key", "unique_scope", "schedule"}
         sets = "".join(f"{column} = :{column}, " for column in job.columns if column not in kept)
         state = "state = CASE WHEN state = 'paused' THEN state ELSE :state END"
-        sets += f"{state}, unfit_at = NULL, refused = NULL, payload = :payload"
-        sql = f"UPDATE litejobs_job SET {sets} WHERE id = :id"
+        sql = f"UPDATE litejobs_job SET {sets} {state}, payload = :payload WHERE id = :id"
         change_jobs(tx, [id], sql, **job.columns, payload=payload)
     return id, True
 
@@ -6081,9 +6442,7 @@ def _unique_key_holder(tx: Transaction, key: str | None) -> tuple[int, str | byt
         return None
     row = tx.execute(
         f"""
-        SELECT id, payload,
-            claim > 0 AND (unfit_at IS NULL OR attempt > 0) OR finished_at IS NOT NULL,
-            unique_until,
+        SELECT id, payload, claim > 0 OR finished_at IS NOT NULL, unique_until,
             CASE WHEN {_UNSTARTED} THEN expires_at END
         FROM litejobs_job INDEXED BY litejobs_unique
         WHERE unique_key = ? AND {HOLDS}
@@ -7638,7 +7997,8 @@ def find_problems(nodes: Nodes) -> Iterator[Finding]:
                     f"its next tick is stored as {stored}, but by its rule is {due}",
                     "the clock or the time zones have changed: a node that starts corrects it",
                 )  # fmt: skip
-        size = os.stat(f"{file.path}-wal").st_size
+        wal = f"{file.path}-wal"
+        size = os.path.getsize(wal) if os.path.exists(wal) else 0  # A file that is only read.
         if size > LARGE_WAL:
             yield Finding(
                 "warning", "the WAL", f"has grown to {size // MEBIBYTE} MiB",
@@ -7920,10 +8280,6 @@ class Exchanged(NamedTuple):
     """Whether all that was ready was considered: a slow scan is not repeated at once."""
 
 
-Reported = Sequence[str | None]
-"""The progress and the meta of a running job, as JSON."""
-
-
 @attrs.define(eq=False, repr=False, slots=False)
 class Store:
     """The file with all its parts, and the life of the jobs in it."""
@@ -7950,7 +8306,7 @@ class Store:
         node: int,
         choose: Callable[[Ready], list[int]],
         subscription: Subscription,
-        progress: Mapping[tuple[int, int], Reported] = {},
+        progress: Mapping[tuple[int, int], Sequence[str | None]] = {},
     ) -> Exchanged:
         """Stores progress, settles jobs, and claims those that *choose* picks from the ready ones,
         in one transaction."""
@@ -7998,7 +8354,7 @@ class Store:
                     change_jobs(tx, [claimed.id], failed, claim=claimed.claim, error=problem)
             del settlements[0]
 
-    def keep_progress(self, progress: Mapping[tuple[int, int], Reported]) -> None:
+    def keep_progress(self, progress: Reports) -> None:
         """Stores what jobs have reported, by id and claim, unless the claim was lost."""
         with self.file.transaction() as tx:
             _keep_progress(tx, progress)
@@ -8124,6 +8480,26 @@ class Store:
         with self.file.transaction(read_only=True) as tx:
             _forget_statistics(tx.connection)
 
+    def read_ended(
+        self, claims: Mapping[int, int | None], names: frozenset[str]
+    ) -> Iterator[tuple[Claimed, Ended]]:
+        """Those of these jobs, by id and claim (`None`: any), that have one of these *names* and
+        have ended."""
+        ended = f"SELECT {_JOB} FROM litejobs_job WHERE id IN carray(?) AND +state IN {FINISHED}"
+        last = f"""
+            SELECT {_FAILURE} FROM litejobs_attempt
+            WHERE job = ?1 AND (SELECT state FROM litejobs_job WHERE id = ?1) = 'failed'
+            ORDER BY id DESC LIMIT 1
+        """
+        with self.file.transaction(read_only=True) as tx:
+            for row in tx.execute(ended, (_carray(claims),)).fetchall():
+                claimed, rest = (
+                    Claimed._make(row[: len(Claimed._fields)]),
+                    row[len(Claimed._fields) :],
+                )
+                if claimed.name in names and claims[claimed.id] in (None, claimed.claim):
+                    yield claimed, (rest, tx.execute(last, (claimed.id,)).fetchone())
+
     # Queues and nodes
 
     def queues(self) -> dict[str, QueueSettings]:
@@ -8214,7 +8590,7 @@ _RIVALS = """
 """
 
 
-def _keep_progress(tx: Transaction, progress: Mapping[tuple[int, int], Reported]) -> None:
+def _keep_progress(tx: Transaction, progress: Reports) -> None:
     tx.connection.executemany(
         """
         UPDATE litejobs_job SET progress = coalesce(?, progress), meta = coalesce(?, meta)
@@ -8594,6 +8970,7 @@ def take_over(duties: Duties, id: int, node: str, pid: int) -> None:
         crashed = Event("crashed", now, node, job, name, queue, attempt, error=error)
         duties.events.dispatch(crashed)
         if given_up:
+            duties.ended[job] = None
             duties.events.dispatch(attrs.evolve(crashed, kind="failed"))
 
 
@@ -8639,6 +9016,8 @@ class Duties:
     on_ready: Callable[[], None] = lambda: None
     """Called when there may be jobs to claim."""
     table: Mapping[str, tuple[float, Duty]] = DUTIES
+    ended: dict[int, int | None] = attrs.field(factory=dict)
+    """The jobs that may have ended since `take_ended`, by id and claim (`None`: any)."""
     _due: defaultdict[str, float] = attrs.field(factory=lambda: defaultdict(float))
     """By the monotonic clock."""
     _logged: dict[str, tuple[float, float]] = attrs.field(factory=dict)
@@ -8683,6 +9062,15 @@ class Duties:
         if changed:
             self.on_ready()
         return None if due is None else min(1.0, max(0, due - now) / 1e6)
+
+    def take_ended(self, names: frozenset[str]) -> list[tuple[Claimed, Ended]]:
+        """The jobs of definitions of these *names* that have ended since the last call."""
+        claims, self.ended = self.ended, {}
+        try:
+            return list(self.store.read_ended(claims, names)) if claims else []
+        except FileError as error:
+            self.log("calling on_end", error)
+            return []
 
     def fired(self, schedule: Schedule, jobs: list[int]) -> None:
         """Emits that a schedule has enqueued jobs."""
@@ -9202,7 +9590,7 @@ def work(
         try:
             executor = closing.enter_context(make())
             runner = JobRunner(channel, board, executor, make_restore(connection), cpu_clock)
-            batches: Iterator[Any] = (jobs for _, jobs in runner.messages())
+            batches: Iterator[Any] = (fields for _, *fields in runner.messages())
             if board.concurrency:
                 batches = closing.enter_context(runner.async_loop())
         except BaseException as error:
@@ -9210,7 +9598,7 @@ def work(
             return
         channel.send("ready")
         for batch in batches:
-            if not runner.run(batch):
+            if not runner.run(*batch):
                 break
 
 
@@ -9248,8 +9636,9 @@ class JobRunner:
                     return
                 yield message
 
-    def run(self, batch: list[tuple[int, tuple[Any, ...]]]) -> bool:
-        """Runs a batch of jobs; false if the worker cannot go on after one of them."""
+    def run(self, batch: list[tuple[int, tuple[Any, ...]]], ended: Ended | None = None) -> bool:
+        """Runs a batch of jobs, or calls the `on_end` of one that has *ended*; false if the worker
+        cannot go on after one of them."""
         channel, board, restore, cpu_clock = self.channel, self.board, self.restore, self.cpu_clock
         if not restore():
             return False
@@ -9266,7 +9655,7 @@ class JobRunner:
                 channel.send("reports")
                 unnotified, notified_at = 0, began
             asked = functools.partial(board.why_asked, number)
-            report = self.executor.run(Claimed._make(fields), asked, self.progress)
+            report = self.executor.run(Claimed._make(fields), asked, self.progress, ended)
             if report.took > SHORT_RUN or report.kind:
                 if report.kind or asked():  # Then the supervisor may settle it as failed.
                     cpu, memory = board.cpu_since(began, cpu_clock()), peak_memory(os.getpid())
@@ -9286,7 +9675,7 @@ class JobRunner:
         channel.send("reports")  # Also if all were revoked, so that the worker gets other jobs.
         return True
 
-    def progress(self, claimed: Claimed, what: Progress | dict[str, Any]) -> None:
+    def progress(self, claimed: Claimed, what: Reported) -> None:
         """Sends the progress or meta of a job, now or soon; it may be called from any thread."""
         if (reporter := self._reporters.get(claimed.id)) is None:
             send = functools.partial(self.channel.send, "progress", claimed.id, claimed.claim)
@@ -9322,7 +9711,7 @@ class JobRunner:
             try:
                 for what, *fields in self.messages():
                     if what == "run":
-                        batches.put(*fields)
+                        batches.put(fields)
                     else:
                         act = self._begin if what == "begin" else self._cancel
                         self._loop.call_soon_threadsafe(act, *fields)
@@ -9342,14 +9731,16 @@ class JobRunner:
                 self._loop.call_soon_threadsafe(self._loop.stop)
                 thread.join()
 
-    def _begin(self, jobs: list[tuple[int, int, tuple[Any, ...]]]) -> None:
+    def _begin(
+        self, jobs: list[tuple[int, int, tuple[Any, ...]]], ended: Ended | None = None
+    ) -> None:
         if not self._tasks:
             with self.board.held():  # So that no plain job begins meanwhile.
                 if not self.board.running:
                     self.restore()
         for number, place, fields in jobs:
             claimed = Claimed._make(fields)
-            task = self._loop.create_task(self._run(number, place, claimed))
+            task = self._loop.create_task(self._run(number, place, claimed, ended))
             self._tasks[number] = task, claimed
             task.add_done_callback(functools.partial(self._ended, number))
 
@@ -9362,13 +9753,13 @@ class JobRunner:
             if task.cancel():
                 self.executor.noticed.add(claimed[:2])
 
-    async def _run(self, number: int, place: int, claimed: Claimed) -> Report:
+    async def _run(self, number: int, place: int, claimed: Claimed, ended: Ended | None) -> Report:
         asked = functools.partial(self.board.why_asked, number, place)
         if asked():
             return GIVEN_BACK
         self.board.begin(number, place)
         OUTPUT.set(written := [b""])
-        report = await self.executor.run_async(claimed, asked, self.progress)
+        report = await self.executor.run_async(claimed, asked, self.progress, ended)
         if report.kind or asked():
             memory, output = peak_memory(os.getpid()), last_lines(written[0])
             report = report._replace(memory=memory, output=output)
@@ -9479,6 +9870,8 @@ class Run:
     """Whether its "started" event was emitted."""
     slow_after: float = 0.0
     """Seconds of running after which it is logged as slow again."""
+    ended: Ended | None = None
+    """If the job has ended already, and this only calls its `on_end`: nothing is to be settled."""
 
 
 @attrs.define(eq=False, repr=False, slots=False)
@@ -9545,7 +9938,7 @@ class Worker:
         return False
 
     def hand_over(self, runs: list[Run]) -> None:
-        """Sends jobs to it."""
+        """Sends jobs to it, or one that has ended, for its `on_end`."""
         now = time.monotonic()
         if not self.runs:
             self.progress_at = now
@@ -9558,11 +9951,12 @@ class Worker:
                 self.load += run.expected
                 plain.append((run.number, run.claimed[:]))
         self.plain += len(plain)
+        ended = () if runs[0].ended is None else (runs[0].ended,)
         if plain:
-            self.channel.send("run", plain)
+            self.channel.send("run", plain, *ended)
         if beside:
             self.check_at = min(self.check_at, now + ASYNC_CHECK)
-            self.channel.send("begin", beside)
+            self.channel.send("begin", beside, *ended)
 
     def take(self, number: int) -> Run | None:
         """Removes a job that it has in hand."""
@@ -9755,6 +10149,10 @@ class WorkerPool:
         """The workers that may be given jobs; a spare one only when another ends."""
         ready = [each for each in self.workers if each.ready and (each.jobs_left > 0 or each.runs)]
         return [worker for worker in ready[: self.size] if worker.jobs_left > 0]
+
+    def at_work(self) -> list[Worker]:
+        """The workers that were not asked to end, even if they may run no more jobs."""
+        return [each for each in self.workers if each.ready and each.exit_by == math.inf]
 
     def runs(self) -> list[Run]:
         """The jobs that all workers have in hand."""
@@ -9957,6 +10355,7 @@ class Supervisor:
     """Receives the datagrams that wake the node; their content is ignored."""
     _selector: selectors.BaseSelector = attrs.field(factory=selectors.DefaultSelector)
     _async_names: frozenset[str] = attrs.field(init=False)
+    _with_on_end: frozenset[str] = attrs.field(init=False)
     _duties: Duties = attrs.field(init=False)
     _node: int = 0
     _numbers: Iterator[int] = attrs.field(factory=lambda: itertools.count(1))
@@ -9975,7 +10374,9 @@ class Supervisor:
     """The kinds of events that have listeners, as of this round of the loop."""
     _ended_events: list[Event] = attrs.field(factory=list)
     """The events to emit when all is settled."""
-    _progress: dict[tuple[int, int], Reported] = attrs.field(factory=dict)
+    _ended: deque[tuple[Claimed, Ended]] = attrs.field(factory=deque)
+    """The jobs that have ended and whose `on_end` no worker has been given yet."""
+    _progress: dict[tuple[int, int], Sequence[str | None]] = attrs.field(factory=dict)
     """Progress that is not in the file yet, by id and claim."""
     _changes: int = 0
     """What `File.changes` returned last."""
@@ -10006,6 +10407,7 @@ class Supervisor:
 
         self.store.file.may_wait = self._may_wait
         self._async_names = frozenset(own.name for own in self.registry if own.body.is_async)
+        self._with_on_end = self.registry.with_on_end()
         if not self._async_names:
             self.pool.concurrency = 0
         FORK_HOOKS[self.pool] = WorkerPool.close_in_fork
@@ -10051,6 +10453,7 @@ class Supervisor:
                 self._watch()
                 self._listen()
                 self._unless_locked(self._duties.do_due, self._exchange)
+                self._call_on_end()
             if not self._stops:
                 self._log_left()
         finally:
@@ -10124,6 +10527,7 @@ class Supervisor:
 
     def _done(self) -> bool:
         busy = bool(self._pending) or any(worker.runs for worker in self.pool.workers)
+        busy = busy or bool(self._ended and (self.pool.at_work() or not self._stops))
         if self._stops:
             # It must end even if threads do not, or results cannot be settled on a full disk.
             rest = 0.0 if self.pool.threads else self.grace + 1.0
@@ -10190,6 +10594,10 @@ class Supervisor:
             closing.callback(self.store.leave, self._node)
             self._settle_last()
             self._emit_ended()
+            self._ended.extend(self._duties.take_ended(self._with_on_end))
+            for claimed, _ in self._ended:
+                problem = "on_end of job %d (%s) is not called: the node has ended"
+                logger.warning(problem, claimed.id, claimed.name)
 
     # Spawn and listen
 
@@ -10244,7 +10652,7 @@ class Supervisor:
         for message in worker.receive(dead):
             match message:
                 case ("report", number, fields):
-                    if run := worker.take(number):
+                    if (run := worker.take(number)) and run.ended is None:
                         name, report = run.claimed.name, Report(*fields)
                         expected = self._durations.get(name, report.took)
                         self._durations[name] = expected + 0.2 * (report.took - expected)
@@ -10316,9 +10724,36 @@ class Supervisor:
         if not self._pending:
             self._exchange_by = min(self._exchange_by, time.monotonic() + SETTLE_WITHIN)
         self._pending.append((run.claimed, report))
+        if run.claimed.name in self._with_on_end:
+            self._duties.ended[run.claimed.id] = run.claimed.claim
+
+    def _call_on_end(self) -> None:
+        """Has workers with room call the `on_end` of jobs that have ended, once all is settled."""
+        if self._duties.ended and not self._pending:
+            self._ended.extend(self._duties.take_ended(self._with_on_end))
+        while self._ended and (workers := self.pool.at_work()):
+            claimed, ended = self._ended[0]
+            expected, place = estimate(claimed.name, self._durations), 0
+            if claimed.name in self._async_names:
+                worker = max(workers, key=lambda worker: len(worker.free))
+                fits = bool(worker.free)
+                place = worker.free.pop() if fits else 0
+            else:
+                worker = min(workers, key=load_of)
+                fits = has_room(worker.plain, load_of(worker), expected)
+            if not fits:
+                return
+            self._ended.popleft()
+            run = Run(next(self._numbers), claimed, worker, expected, place)
+            run.announced, run.ended = True, ended
+            worker.hand_over([run])
 
     def _give_back(self, run: Run) -> None:
         """Makes a job ready again that has not begun, unless it was cancelled."""
+        if run.ended is not None:
+            self._ended.append((run.claimed, run.ended))
+            self._exchange_by = 0.0  # So that the loop goes on, and gives it to another worker.
+            return
         self._settle(run, not_begun(self.clock(), run.claimed.id in self._cancelled))
 
     def _settle_crashed(self, run: Run) -> None:
@@ -10326,6 +10761,13 @@ class Supervisor:
         there, since it is unknown which one was to blame. If the node has killed the worker,
         only jobs that were asked to end have failed; the others are given back."""
         worker, now = run.worker, self.clock()
+        if run.ended is not None:
+            why = run.reason or exit_description(
+                worker.process.exitcode if worker.is_process else 0
+            )
+            problem = "on_end of job %d (%s) did not end: %s"
+            logger.error(problem, run.claimed.id, run.claimed.name, why)
+            return
         began = worker.board.began(run)
         took = (time.monotonic_ns() - began) // 1000
         exit_code = worker.process.exitcode if worker.is_process else 0
@@ -10770,6 +11212,9 @@ class LiteJobs:
             threads.shutdown()
         self.events.close()
         self.store.file.close()
+
+    if not typing.TYPE_CHECKING:
+        __getattr__ = lead_back
 
     def __repr__(self) -> str:
         return f"LiteJobs({str(self.path)!r})"
@@ -11264,6 +11709,7 @@ class LiteJobs:
         timezone: str = "UTC",
         **how: Unpack[Recurring],
     ) -> Define | ScheduleHandle:
+        check_known(how, Declaring.__annotations__, "no such option")
         schedule = make_schedule(expression, timezone, **how)
         module = module_name(sys._getframe(2).f_globals.get("__name__", "__main__"))
 
@@ -11403,8 +11849,10 @@ class LiteJobs:
         node: str | None = None,
         until: Until | None = None,
         grace: Duration = 5.0,
+        **unknown: object,
     ) -> Supervisor:
         _refuse_while_importing()
+        check_known(unknown, [*NodeOptions.__annotations__, "workers"], "no such option")
         if until not in (None, "empty"):
             raise OptionError("until", f"expected 'empty' or None, got {until!r}")
         if workers is not None and threads is not None:
@@ -11507,7 +11955,7 @@ def run_due(duties: Duties, executor: Executor, subscription: Subscription, prun
     # Without a handler, logging would print events that are warnings to stderr.
     emit = events.emit if logger.hasHandlers() else events.dispatch
     ended: Sequence[tuple[Claimed, Report]] = ()
-    attempts, interrupted = 0, False
+    attempts, interrupted, with_on_end = 0, False, executor.registry.with_on_end()
 
     def choose(ready: Ready) -> list[int]:
         room = 0 if interrupted or not store.nodes.is_listed(node) else 1
@@ -11519,7 +11967,7 @@ def run_due(duties: Duties, executor: Executor, subscription: Subscription, prun
         except FileError as error:
             logger.error("the progress of job %d could not be kept: %s", claimed.id, error)
 
-    def report_progress(claimed: Claimed, what: Progress | dict[str, Any]) -> None:
+    def report_progress(claimed: Claimed, what: Reported) -> None:
         reporter.report(what)
 
     duties.do("rescue", "admit", "forget_statistics", "roll_up_metrics")
@@ -11535,6 +11983,10 @@ def run_due(duties: Duties, executor: Executor, subscription: Subscription, prun
             if report.kind or events.wants("completed"):
                 for event in attempt_ended(settled, report, subscription.node):
                     emit(event)
+            if settled.name in with_on_end:
+                duties.ended[settled.id] = settled.claim
+        for claimed, what in duties.take_ended(with_on_end):
+            executor.run(claimed, ended=what)
         if interrupted:
             raise KeyboardInterrupt
         if not done.claimed:
@@ -11724,7 +12176,6 @@ class ScheduleHandle:
         self._jobs.store.schedules.remove(self.name)
 
 
-@functools.cache
 class Changes(Changeable, total=False):
     """What can be changed of a waiting job; `None` means the same as in `enqueue`. A duration as
     *expires* counts from when the job is due, if that is changed too, else from now."""
@@ -11732,27 +12183,21 @@ class Changes(Changeable, total=False):
     payload: Annotated[Mapping[str, Any], FIELDS]
 
 
-def _options_in(typed: str) -> list[inspect.Parameter]:
-    return [
-        inspect.Parameter(
-            name, inspect.Parameter.KEYWORD_ONLY, default=..., annotation=hint.__forward_arg__
-        )
-        for name, hint in globals()[typed].__annotations__.items()
-    ]
-
-
-def _spell_out_options(owner: Any) -> None:
-    """Makes `help()` show the options that methods take as a TypedDict."""
-    for method in filter(inspect.isfunction, vars(owner).values()):
-        for hint in method.__annotations__.values():
-            if method is inspect.unwrap(method) and str(hint).startswith("Unpack["):
-                signature = inspect.signature(method)
-                parameters = [*signature.parameters.values()][:-1] + _options_in(hint[7:-1])
-                vars(method)["__signature__"] = signature.replace(parameters=parameters)
+def _spelled_out(method: Any, typed: str) -> inspect.Signature:
+    """The signature of a method with the options that it takes as a TypedDict."""
+    del method.__signature__
+    made = inspect.signature(method)
+    *others, _ = made.parameters.values()
+    method.__signature__ = made.replace(parameters=others + options_in(globals()[typed]))
+    return typing.cast(inspect.Signature, method.__signature__)
 
 
 for _owner in (Job, Definition, Bound, LiteJobs, Queue, ScheduleHandle):
-    _spell_out_options(_owner)
+    for _method in filter(inspect.isfunction, vars(_owner).values()):
+        for _hint in map(str, _method.__annotations__.values()):
+            if _hint.startswith("Unpack[") and not hasattr(_method, "__wrapped__"):
+                _make = functools.partial(_spelled_out, _method, _hint[7:-1])
+                _method.__signature__ = LazySignature(_make)  # type: ignore[attr-defined]
 
 
 def module_name(name: str) -> str:
@@ -12644,6 +13089,24 @@ def _stats(jobs: LiteJobs) -> Output:
     )
 
 
+def _queues(jobs: LiteJobs) -> Output:
+    with jobs.store.file.transaction(read_only=True) as tx:
+        limited = _values(jobs, read_limits(tx).values(), _LIMITS)
+    queues = _values(jobs, jobs.queues(), _QUEUES)
+
+    def text(screen: Screen) -> Iterator[Line]:
+        yield from _table(queues, _QUEUES, screen)
+        if limited:
+            yield ""
+            yield from _table(limited, _LIMITS, screen)
+
+    return (
+        [*queues, *({"definition": row.pop("name"), **row} for row in map(dict, limited))],
+        text,
+        0,
+    )
+
+
 def _nodes(jobs: LiteJobs) -> Output:
     nodes = jobs.nodes()
     rows, running = _values(jobs, nodes, _NODES), list[dict[str, Any]]()
@@ -12868,6 +13331,7 @@ _QUEUES: _Columns = {
     "burst": "burst", "weight": "weight", "ageing": "ageing", "max_attempts": "max attempts",
     "timeout": "timeout",
 }  # fmt: skip
+_LIMITS: _Columns = {"name": "definition", "concurrency": "concurrency", "rate": "rate"}
 _OF_QUEUE: _Columns = {
     "oldest_due": "oldest due", "median_wait": "median wait", "per_minute": "per minute",
 }  # fmt: skip
@@ -12921,8 +13385,7 @@ NARROW = 20
 
 
 def _listing(rows: Sequence[Mapping[str, Any]], columns: _Columns) -> Output:
-    code = int(not rows and columns is not _QUEUES)
-    return rows, lambda screen: _table(rows, columns, screen), code
+    return rows, lambda screen: _table(rows, columns, screen), int(not rows)
 
 
 def _table(rows: Sequence[Mapping[str, Any]], columns: _Columns, screen: Screen) -> Iterator[Line]:
@@ -13086,7 +13549,7 @@ _COMMANDS: Mapping[str, tuple[Any, ...]] = {
     "release": (functools.partial(_bulk, "release"), "release held jobs"),
     "change": (_change, "change options of waiting jobs"),
     "stats": (_stats, "count jobs by queue and state"),
-    "queues": (LiteJobs.queues, "list the queues that have settings", _QUEUES),
+    "queues": (_queues, "list the queues that have settings, and the limits of definitions"),
     "queue": (_queue, "show, pause, resume and set a queue"),
     "nodes": (_nodes, "list the nodes with the jobs that they run"),
     "metrics": (_metrics, "what nodes did by minute, hour or day; the last is now"),

@@ -297,6 +297,11 @@ def without_privileges() -> Iterator[None]:
         os.seteuid(0)
 
 
+def enqueue(jobs: LiteJobs) -> None:
+    with jobs.store.file.transaction() as tx:
+        litejobs.insert_unknown(tx, "job", "{}", {})
+
+
 class TestTheConnection:
     @pytest.mark.parametrize(("durability", "synchronous"), [("full", 2), ("fast", 1)])
     def test_follows_the_recipe(self, path: Path, durability: Durability, synchronous: int) -> None:
@@ -460,18 +465,76 @@ class TestTheConnection:
             count_in(store, Match())
 
     @pytest.mark.posix
-    @pytest.mark.parametrize(
-        ("mode", "problem"),
-        [(0o444, "cannot be written by this user"), (0o000, "cannot be opened: is it readable")],
-    )
-    def test_says_that_a_file_cannot_be_written(
-        self, mode: int, problem: str, public_folder: Path
-    ) -> None:
+    def test_says_that_a_file_cannot_be_read(self, public_folder: Path) -> None:
         path = public_folder / "jobs.db"
         LiteJobs(path).count()
-        path.chmod(mode)
+        path.chmod(0o000)
+        problem = "cannot be opened: is it readable"
         with without_privileges(), pytest.raises(FileError, match=problem):
             Store(File(path)).file.changes()
+
+    @pytest.mark.posix
+    @pytest.mark.parametrize("folder", [0o555, 0o777], ids=oct)
+    @pytest.mark.parametrize("mode", [0o444, 0o666], ids=oct)
+    @pytest.mark.parametrize("in_use", [False, True], ids=["left", "in use"])
+    def test_that_may_only_be_read_is_read(
+        self,
+        folder: int,
+        mode: int,
+        in_use: bool,
+        public_folder: Path,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        if mode == 0o666 and (folder == 0o777 or in_use):
+            pytest.skip("it may be written")
+        path = public_folder / "jobs.db"
+        with LiteJobs(path) as jobs:
+            enqueue(jobs)
+            if not in_use:
+                jobs.close()
+            for made in public_folder.iterdir():
+                made.chmod(mode)
+            public_folder.chmod(folder)
+            there = sorted(public_folder.iterdir())
+            assert len(there) == (3 if in_use else 1)
+            with without_privileges(), LiteJobs(path) as reader:
+                assert reader.count() == 1
+                assert reader.stats() == {"default": {"pending": 1}}
+                assert [job.refresh().state for job in reader.find(name="job")] == ["pending"]
+                for write in (reader.queue("q").pause, lambda: reader.cancel(name="job")):
+                    with pytest.raises(FileError, match="may only be read here"):
+                        write()
+                assert caplog.text.count("may only be read here") == 1
+            assert sorted(public_folder.iterdir()) == there
+            public_folder.chmod(0o755)
+
+    @pytest.mark.posix
+    def test_that_may_only_be_read_shows_what_others_write_and_is_written_once_it_may_be(
+        self, public_folder: Path
+    ) -> None:
+        path = public_folder / "jobs.db"
+        with LiteJobs(path) as jobs, LiteJobs(path) as reader:
+            enqueue(jobs)
+            jobs.close()
+            path.chmod(0o444)
+            with without_privileges():
+                assert reader.count() == 1  # Without locks.
+            enqueue(jobs)
+            for made in public_folder.iterdir():
+                made.chmod(0o444)
+            with without_privileges():
+                assert reader.count() == 2  # With the shared memory of the other one.
+            enqueue(jobs)
+            with without_privileges():
+                assert reader.count() == 3
+            jobs.close()
+            with without_privileges():
+                assert reader.count() == 3
+            for made in (*public_folder.iterdir(), public_folder):
+                made.chmod(0o777)
+            with without_privileges():
+                assert reader.cancel(name="job").moved == 3
+                reader.close()
 
     @pytest.mark.posix
     def test_says_that_a_file_cannot_be_created(self, public_folder: Path) -> None:
