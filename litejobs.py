@@ -8124,6 +8124,7 @@ class LogHandler(logging.StreamHandler[Any]):
         """By text without numbers: when it was printed, how many have come since, and the last."""
 
     def filter(self, record: logging.LogRecord) -> Any:
+        """Whether the record is printed."""
         event = getattr(record, "event", "")
         if event in ("enqueued", "started"):
             return False
@@ -11407,6 +11408,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         group, _, name = place.rpartition(".")
         fields = name == "payload" and isinstance(value, list)
         (given[group] if group else given)[name] = dict(value) if fields else value
+    if not given.get("reload"):
+        return _do(given)
+    given["reload"] = sources = SourceWatch(given["target"])
+    sources.start()
+    code = _do(given)
+    with contextlib.suppress(KeyboardInterrupt):
+        if code in (2, 3):
+            print("litejobs: waiting until a source file changes", file=sys.stderr)
+            sources.join()
+        if sources.changed:
+            return _start_again()
+    sources.ended.set()
+    return code
+
+
+def _do(given: dict[str, Any]) -> int:
+    """Runs a command with its arguments, and says in one line why it cannot be done."""
     verb, to, as_json = given.pop("verb"), given.pop("to"), given.pop("json", False)
     try:
         with contextlib.suppress(AttributeError):
@@ -11432,9 +11450,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if isinstance(error, BrokenPipeError):
                 return 0
         print(f"litejobs: {printable(' '.join(str(error).split()))}", file=sys.stderr)
-        if given.get("reload"):
-            with contextlib.suppress(KeyboardInterrupt):
-                return _start_again() if _wait_for_change(sys.path[0]) else 0
         if isinstance(error, FileError | OSError):
             return 3
         return 1 if isinstance(error, JobNotFoundError | ScheduleNotFoundError) else 2
@@ -11685,13 +11700,40 @@ def _queue_in(module: ModuleType, place: str, attribute: str) -> LiteJobs:
     raise OptionError(place, f"there is {number} LiteJobs at its top level{hint}")
 
 
+class SourceWatch(threading.Thread):
+    """Waits until a Python file in or below the folder of a program changes, and calls *stop*."""
+
+    changed = False
+
+    def __init__(self, target: str) -> None:
+        from watchfiles import PythonFilter, watch
+
+        super().__init__(daemon=True)
+        self.stop: Callable[[], None] = lambda: None
+        self.ended = threading.Event()
+        logging.getLogger("watchfiles").setLevel(logging.WARNING)
+        place = target if target.endswith(".py") else target.rpartition(":")[0]
+        folder = Path(place).parent if os.path.exists(place) else Path.cwd()
+        how: Any = {"rust_timeout": 100, "yield_on_timeout": True, "stop_event": self.ended}
+        self._changes = watch(folder, watch_filter=PythonFilter(), **how)
+        next(self._changes)  # Here, so that no change is missed once the program is read.
+
+    def run(self) -> None:
+        """Returns when a file has changed, or *ended* is set."""
+        if changes := next(filter(None, self._changes), None):
+            path = printable(min(path for _, path in changes))
+            print(f"litejobs: starting again: {path} has changed", file=sys.stderr)
+            self.changed = True
+            self.stop()
+
+
 def _run(
     jobs: LiteJobs,
     *,
     workers: Annotated[int | None, "number of processes (default: one per core)"] = None,
     verbose: Annotated[bool, "log each job that ends, and what jobs log as details"] = False,
     quiet: Annotated[bool, "log only warnings and errors"] = False,
-    reload: Annotated[bool, "start again when a source file changes"] = False,
+    reload: Annotated[bool | SourceWatch, "start again when a source file changes"] = False,
     **options: Unpack[NodeOptions],
 ) -> Output:
     if jobs.target is None:
@@ -11701,37 +11743,12 @@ def _run(
     supervisor = jobs._supervisor(workers, **options)
     if logger.isEnabledFor(logging.INFO):
         logger.info("%s", _about(jobs, options.get("queues")))
-    if not reload:
-        run_until_stopped(supervisor)
-        return None, "", 0
-    folder = next(path for path in map(Path, sys.path) if path in Path(jobs.target).parents)
-    ended, changed = threading.Event(), threading.Event()
-
-    def stop_at_change() -> None:
-        if _wait_for_change(folder, ended):
-            changed.set()
+    if isinstance(reload, SourceWatch):
+        reload.stop = supervisor.stop
+        if reload.changed:
             supervisor.stop()
-
-    watcher = threading.Thread(target=stop_at_change, daemon=True)
-    watcher.start()
     run_until_stopped(supervisor)
-    ended.set()
-    watcher.join()
-    return None, "", _start_again() if changed.is_set() else 0
-
-
-def _wait_for_change(folder: Path | str, ended: threading.Event | None = None) -> bool:
-    """Waits until a Python file in or below a folder changes; false if *ended* is set first."""
-    from watchfiles import PythonFilter, watch
-
-    logging.getLogger("watchfiles").setLevel(logging.WARNING)
-    for changes in watch(folder, watch_filter=PythonFilter(), stop_event=ended):
-        print(
-            f"litejobs: starting again: {printable(min(path for _, path in changes))} has changed",
-            file=sys.stderr,
-        )
-        return True
-    return False
+    return None, "", 0
 
 
 def _start_again() -> int:
