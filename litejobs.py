@@ -45,6 +45,11 @@ Store (with these, all SQL), Events, Duties, Program, Worker, Supervisor,
 LiteJobs (what users hold), Testing, Command line.
 """
 
+# mypy checks this file. A copy beside a program adds nothing to what pyright says of that one:
+# pyright: basic, reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportMissingImports=false, reportOptionalMemberAccess=false, reportReturnType=false
+# pyright: reportPossiblyUnboundVariable=false
+
 from __future__ import annotations
 
 import array
@@ -83,6 +88,8 @@ import typing
 import weakref
 from collections import Counter, defaultdict, deque
 from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
     Awaitable,
     Callable,
     Coroutine,
@@ -437,11 +444,75 @@ def check_name(value: object, what: str) -> str:
     return value
 
 
+def _by_word(ours: Mapping[str, str]) -> Mapping[str, str]:
+    return {word: own for own, words in ours.items() for word in words.split()}
+
+
+OPTIONS_ELSEWHERE = _by_word(
+    {
+        "at": "eta run_at when enqueue_at scheduled_at",
+        "backoff": "retry_backoff retry_delay retry_wait wait default_retry_delay",
+        "concurrency": "limit max_concurrency",
+        "delay": "countdown delay_seconds defer_by schedule_in wait_for",
+        "expires": "ttl expire expiry",
+        "max_attempts": "retries retry max_retries max_tries tries attempts autoretry",
+        "on_failure": "on_error",
+        "queue": "queue_name",
+        "rate": "rate_limit",
+        "retention": "result_ttl failure_ttl ttl_result remove_on_complete",
+        "retry_on": "autoretry_for retry_for",
+        "state": "status",
+        "timeout": "time_limit soft_time_limit job_timeout task_timeout",
+        "timezone": "tz",
+        "unique": "lock lock_task queueing_lock unique_for",
+        "workers": "processes n_workers num_workers max_workers worker_count",
+    }
+)
+"""What options are called in other libraries, to ours."""
+NAMES_ELSEWHERE = _by_word(
+    {
+        "f.enqueue(…), or f.using(delay=60).enqueue(…) with an option": "delay send apply_async"
+        " send_with_options defer defer_async kiq perform_async perform_later submit push",
+        "f.using(delay=60).enqueue(…)": "enqueue_in enqueue_at perform_in perform_at schedule",
+        "f.bind(…)": "s si signature subtask message",
+        "jobs.enqueue_many(f.bind(each) for each in …)": "map starmap chunks enqueue_all",
+        "jobs.enqueue(f.bind(…))": "enqueue enqueue_call send_task insert",
+        "f(…), which only calls the function": "call_local fn func",
+        "@jobs.define": "task job actor shared_task worker_task register_task",
+        "@jobs.cron(…) or @jobs.every(…)": "periodic_task scheduled_job add_job periodic"
+        " add_periodic_task crontab repeat",
+        "jobs.work(), or jobs.start() in the background": "worker worker_main run run_worker"
+        " run_forever run_until_empty start_worker create_consumer",
+        "jobs.get(id)": "fetch fetch_job get_job AsyncResult",
+        "job.result(timeout)": "get return_value result_value get_result",
+        "job.state": "status get_status",
+        "job.finished": "ready is_finished is_complete done successful is_failed",
+        "job.error, or job.errors with tracebacks": "exc_info traceback exception",
+        "job.payload": "args kwargs arguments",
+        "cancel(…)": "revoke abort",
+        "delete(…)": "purge flush forget empty",
+        "raise Retry(delay), or Snooze(delay)": "retry reschedule",
+        "context.progress(done, total)": "update_state set_progress update_progress",
+    }
+)
+"""What attributes are called in other libraries, to what is written here."""
+
+
+def lead_back(owner: object, name: str) -> Any:
+    """The `__getattr__` of public classes: for a name of another library, an error with ours."""
+    if ours := NAMES_ELSEWHERE.get(name):
+        kind = type(owner).__name__
+        raise AttributeError(f"{kind!r} object has no attribute {name!r}: write {ours}")
+    return object.__getattribute__(owner, name)  # Raises the usual error.
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The end of a sentence about an unknown word: the nearest known one, or all."""
     import difflib
 
     known = sorted(known)
+    if (ours := OPTIONS_ELSEWHERE.get(word)) in known:
+        return f"; did you mean {ours!r}?"
     if near := difflib.get_close_matches(word, known, n=1):
         return f"; did you mean {near[0]!r}?"
     return f"; there is {', '.join(known)}" if known else ""
@@ -550,6 +621,8 @@ class Claimed(NamedTuple):
     headers: str | None = None
     key: str | None = None
     grace: int | None = None
+    tags: str | None = None
+    meta: str | None = None
 
 
 # Rows are checked against the annotations of such converters (see `from_row`).
@@ -694,14 +767,23 @@ def _text_values(headers: Any) -> dict[str, str]:
     return typing.cast("dict[str, str]", headers)
 
 
+def _texts(tags: Any) -> tuple[str, ...]:
+    if type(tags) is not list or not all(type(tag) is str for tag in tags):
+        raise TypeError("tags are a list of texts")
+    return (*tags,)
+
+
 def _or_none(value: str | None) -> str | None:
     return value or None
 
 
 @attrs.frozen(repr=False, slots=False)
 class Job(Generic[R]):
-    """A job as it was when it was read: a frozen snapshot of its row. Its fields are columns, in
-    the order in which they are read; those of `Claimed` come first."""
+    """A job as it was when it was read. What waits for it or changes it (`wait`, `result`, `await`,
+    `refresh`, `cancel` …) reads it again: the fields of this object are then as they are in the
+    file, and it is what the method returns. They cannot be set."""
+
+    # The fields are columns, in the order in which they are read; those of `Claimed` come first.
 
     id: int
     """Unique in the file, and never used again."""
@@ -730,6 +812,10 @@ class Job(Generic[R]):
     key: str | None = None
     """Of the jobs with the same key, only a limited number run at a time."""
     _grace: int | None = None
+    stored_tags: str | None = attrs.field(default=None, alias="tags")
+    """JSON text."""
+    stored_meta: str | None = attrs.field(default=None, alias="meta")
+    """JSON text."""
     state: State = "pending"
     """One of the words of the state diagram."""
     node: str | None = attrs.field(default="", converter=_or_none)
@@ -748,6 +834,9 @@ class Job(Generic[R]):
     """JSON text."""
     stored_progress: str | None = attrs.field(default=None, alias="progress")
     """JSON text."""
+    unfit_at: datetime | None = attrs.field(default=None, converter=maybe_moment)
+    """Since when it is blocked because its payload does not fit its definition; `error` says why.
+    `None` if it is not."""
     _source: LiteJobs = attrs.field(kw_only=True, eq=False)
     duplicate: bool = attrs.field(default=False, kw_only=True)
     """Whether it existed already and holds the unique key of a job that was to be enqueued."""
@@ -761,6 +850,16 @@ class Job(Generic[R]):
     def headers(self) -> dict[str, str]:
         """What was sent along with the job, for middleware."""
         return load_column(self._headers or "{}", "headers", _text_values)
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The words that it can be found by."""
+        return load_column(self.stored_tags or "[]", "tags", _texts)
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """JSON values by name: given when it was enqueued, or written by `context.meta`."""
+        return load_column(self.stored_meta or "{}", "meta", lambda values: {**values})
 
     @property
     def progress(self) -> Progress | None:
@@ -781,22 +880,77 @@ class Job(Generic[R]):
         return self.state in FINISHED
 
     def refresh(self) -> Job[R]:
-        """The job as it is now.
+        """Reads the job again, as it is now.
 
         Raises:
             JobNotFoundError: it was deleted or pruned.
         """
-        return self._source.get(self.id)
+        return self._update(self._source.get(self.id))
+
+    def _update(self, now: Job[Any]) -> Job[R]:
+        """Takes the fields over from the same job as it is *now*."""
+        vars(self).update({**vars(now), "duplicate": self.duplicate})
+        return self
 
     def wait(self, timeout: Duration | None = None) -> Job[R]:
-        """Waits until the job has completed, failed or been cancelled, and returns it as it is
-        then.
+        """Waits until the job has completed, failed or been cancelled.
 
         Raises:
             WaitTimeoutError: *timeout* passed first.
             JobNotFoundError: it was deleted or pruned.
         """
-        return self if self.finished else self._source.wait(self.id, timeout)
+        return self if self.finished else self._source.wait(self, timeout)
+
+    def cancel(self) -> Job[R]:
+        """Cancels the job if it waits. If it runs, it is asked to end, and killed after its grace:
+        `wait` then says how it ended.
+
+        Raises:
+            JobNotFoundError: it was deleted or pruned. (So do those below.)
+        """
+        self._source.cancel(self.id)
+        return self.refresh()
+
+    def retry(self) -> Job[R]:
+        """Makes the job ready again, with all its attempts, if it failed or was cancelled; due now,
+        if it waits for its backoff."""
+        self._source.retry(self.id)
+        return self.refresh()
+
+    def hold(self) -> Job[R]:
+        """Pauses the job, if it waits, until it is released."""
+        self._source.hold(self.id)
+        return self.refresh()
+
+    def release(self) -> Job[R]:
+        """Lets the job become ready again when it is due, if it is held."""
+        self._source.release(self.id)
+        return self.refresh()
+
+    def change(self, **to: Unpack[Changes]) -> Job[R]:
+        """Changes options of the job while it waits; the fields of a *payload* replace those of
+        that name: `job.change(priority=10, payload={"copies": 2})`.
+
+        Raises:
+            OptionError: it is running or finished, or there is no such option.
+            PayloadError: the payload would no longer fit.
+        """
+        if not self._source.change(self.id, to=to).moved:
+            problem = f"job {self.id} ({self.name}) is {self.refresh().state}"
+            raise OptionError("state", f"{problem}: only waiting jobs can be changed")
+        return self.refresh()
+
+    def delete(self) -> Job[R]:
+        """Deletes the job and its history, and returns it as it was.
+
+        Raises:
+            OptionError: it is running: cancel it first.
+        """
+        self.refresh()
+        if not self._source.delete(self.id).moved:
+            problem = f"job {self.id} ({self.name}) is {self.state}: cancel it before it is deleted"
+            raise OptionError("state", problem)
+        return self
 
     def result(self, timeout: Duration | None = None) -> R:
         """What the handler returned, rebuilt with its declared type. Waits like `wait`:
@@ -827,10 +981,16 @@ class Job(Generic[R]):
             intervals = poll_intervals()
             while not job.finished:
                 await asyncio.sleep(next(intervals))
-                job = job.refresh()
+                job._update(await job._source.aget(job.id))
             return job
 
         return wait(self).__await__()
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    if not typing.TYPE_CHECKING:
+        __getattr__ = lead_back
 
     def __repr__(self) -> str:
         return printable(f"<Job {self.id} {self.name} {self.state}>")
@@ -1252,7 +1412,8 @@ def parse_expression(expression: object, timezone: str = "UTC") -> Cron | Every:
         hint = did_you_mean(text, [*ALIASES, "@every"])
         raise OptionError("cron", f"there is no {expression!r}{hint}")
     try:
-        import cronsim  # Late, and by a statement, which packers such as PyInstaller find.
+        # Late, and by a statement, which packers such as PyInstaller find.
+        import cronsim  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
         problem = "expressions are read by the package cronsim: pip install cronsim"
         raise OptionError("cron", f"{problem} (`@every 30s` works without it)") from None
@@ -1576,6 +1737,9 @@ class Codec(Generic[T]):
         return _without_defaults(form) if self.omit_defaults else form
 
 
+json_of_any: Final = Codec[Any](Any)
+
+
 def unencodable(kind: Any) -> str | None:
     """Why values of the type *kind* cannot be stored as JSON; `None` if they can."""
     try:
@@ -1648,21 +1812,53 @@ HIDDEN = "hidden"
 @functools.cache
 def hides(kind: Any) -> bool:
     """Whether this class, or one that its values may contain, has a field whose `repr` is off."""
+    try:
+        return any(hidden_fields(typing.get_origin(each) or each) for each in _types_in(kind))
+    except (NameError, TypeError):
+        return True  # Unknown: better to hide.
+
+
+def _types_in(kind: Any) -> Iterator[Any]:
+    """A type and those that its values may contain, each once."""
     left, seen = [kind], set()
     while left:
-        if (kind := _unwrap(left.pop())) in seen or typing.get_origin(kind) is Literal:
+        if (kind := _unwrap(left.pop())) in seen:
             continue
         seen.add(kind)
-        cls = typing.get_origin(kind) or kind
-        if hidden_fields(cls):
-            return True
-        left += typing.get_args(kind)
-        if typing.is_typeddict(cls) or cols.is_namedtuple(cls) or _is_attrs_or_dataclass(cls):
-            try:
-                left += typing.get_type_hints(cls, include_extras=True).values()
-            except (NameError, TypeError):
-                return True  # Unknown: better to hide.
-    return False
+        yield kind
+        if typing.get_origin(kind) is not Literal:
+            left += [*typing.get_args(kind), *_field_types(kind).values()]
+
+
+def _field_types(kind: Any) -> dict[str, Any]:
+    """The types of the fields of a class, by name."""
+    cls = typing.get_origin(kind) or kind
+    if typing.is_typeddict(cls) or cols.is_namedtuple(cls) or _is_attrs_or_dataclass(cls):
+        return typing.get_type_hints(cls, include_extras=True)
+    return {}
+
+
+def shape_of(kind: Any) -> str:
+    """A text about a type and those in it that is another one when other JSON may fit: the fields
+    with their types, those that may be left out, and the values of enums."""
+    lines = []
+    for each in _types_in(kind):
+        cls = typing.get_origin(each) or each
+        fields = getattr(cls, "__attrs_attrs__", None)
+        fields = fields or getattr(cls, "__dataclass_fields__", {}).values()
+        unset = attrs.NOTHING, dataclasses.MISSING
+        optional = {
+            field.name
+            for field in fields
+            if not any(field.default is each for each in unset)
+            or getattr(field, "default_factory", dataclasses.MISSING) is not dataclasses.MISSING
+        }
+        optional |= {*getattr(cls, "__optional_keys__", ()), *getattr(cls, "_field_defaults", ())}
+        types = _field_types(each)
+        shown = [f"{name}{'?' * (name in optional)}: {types[name]!r}" for name in types]
+        lines.append(f"{shown or each} {getattr(cls, '__members__', '')}")
+    # Without modules, since a program may be imported by several names, and without addresses.
+    return re.sub(r"[\w<>]+\.| at 0x\w+", "", "\n".join(lines))
 
 
 def hidden_fields(cls: Any) -> set[str]:
@@ -2085,6 +2281,10 @@ class Interrupted(BaseException):
     asked. It is not an `Exception`, so that code that catches those does not stop it."""
 
 
+Reported = Progress | Callable[[], Progress] | dict[str, Any]
+"""What a job reports while it runs: its progress, a function that gives the latest, or its meta."""
+
+
 @attrs.frozen(eq=False, repr=False)
 class Context(Generic[S]):
     """What a running job can know and use. A handler gets it as the parameter that is annotated
@@ -2096,7 +2296,8 @@ class Context(Generic[S]):
     deadline: datetime | None = None
     """When the timeout of this attempt is over; `None` if it has none."""
     _asked: StopCheck = lambda: None
-    _report: Callable[[Progress], None] = lambda progress: None
+    _report: Callable[[Reported], None] = lambda what: None
+    _meta: dict[str, Any] = attrs.field(factory=dict)
 
     def progress(self, done: float, total: float | None = None, note: str = "") -> None:
         """Reports how far the job has come, for `job.progress` to show within a fraction of
@@ -2107,6 +2308,61 @@ class Context(Generic[S]):
             OptionError: the values are not finite numbers, or the note is not a text.
         """
         self._report(Progress(done, total, note))
+
+    @overload
+    def track(
+        self, items: Iterable[T], total: float | None = None, note: str = ""
+    ) -> Iterator[T]: ...
+    @overload
+    def track(
+        self, items: AsyncIterable[T], total: float | None = None, note: str = ""
+    ) -> AsyncIterator[T]: ...
+    def track(self, items: Any, total: float | None = None, note: str = "") -> Any:
+        """Iterates over the items, and reports by `progress` how many of them are done: those
+        whose turn of the loop is over. The total is their `len`, if they have one. An async
+        iterable is for `async for`. A further attempt starts again at 0.
+
+        Raises:
+            OptionError: the total is not a finite number, or the note is not a text.
+        """
+        if total is None and hasattr(items, "__len__"):
+            total = len(items)
+        done, is_known = 0, True
+
+        def latest() -> Progress:
+            nonlocal is_known
+            is_known = True  # Before `done` is read, so that the next item is reported in any case.
+            return Progress(done, total, note)
+
+        def count() -> None:
+            nonlocal done, is_known
+            done += 1
+            if is_known:  # A report for each item would take longer than many an item.
+                is_known = False
+                self._report(latest)
+
+        def each() -> Iterator[Any]:
+            for item in items:
+                yield item
+                count()
+
+        async def each_async() -> AsyncIterator[Any]:
+            async for item in items:
+                yield item
+                count()
+
+        self.progress(0, total, note)
+        return each_async() if hasattr(items, "__aiter__") else each()
+
+    def meta(self, name: str, value: Any) -> None:
+        """Writes a JSON value into `job.meta`, for others to see: as soon, and as often, as
+        `progress`. In all, 16,384 characters of JSON fit. Further attempts find it there.
+
+        Raises:
+            OptionError: it is not a JSON value, or too large.
+        """
+        self._meta.update(_check_meta({**self.job.meta, **self._meta, name: value}, "meta"))
+        self._report({**self._meta})
 
     @property
     def attempt(self) -> int:
@@ -2134,6 +2390,9 @@ class Context(Generic[S]):
         if reason := self._asked():
             raise Interrupted(f"the job has been asked to end: {reason}")
 
+    if not typing.TYPE_CHECKING:
+        __getattr__ = lead_back
+
     @property
     def logger(self) -> logging.LoggerAdapter[logging.Logger]:
         """A logger below "litejobs" whose records carry the job and its name."""
@@ -2145,10 +2404,10 @@ Errors = type[BaseException] | tuple[type[BaseException], ...]
 
 
 class Changeable(TypedDict, total=False):
-    """The options that can also be changed while a job waits. (The texts beside types are the
-    help of the command line.)"""
+    """The options that can also be changed while a job waits. (The texts beside types are shown by
+    `help(define)` and on the command line.)"""
 
-    queue: str
+    queue: Annotated[str, "the queue that it waits in"]
     priority: Annotated[int, "higher runs first"]
     max_attempts: Annotated[int | None, "how many attempts a job has at most"]
     timeout: Annotated[Duration | None, "after which a job is asked to end"]
@@ -2159,37 +2418,96 @@ class Changeable(TypedDict, total=False):
     delay: Annotated[Duration, "until it is due"]
     at: Annotated[datetime, "when it is due"]
     expires: Annotated[Duration | datetime | None, "after which it is not started"]
+    tags: Annotated[str | Iterable[str], "words to find it by; may be repeated"]
+    meta: Annotated[Mapping[str, Any], "JSON values to show with it, as customer=7"]
 
 
 class Choices(Changeable, total=False):
     """The options that a definition sets and an enqueue may override."""
 
-    backoff: Backoff
-    retention: Retention
-    unique: Unique | None
+    backoff: Annotated[Backoff, "how long it waits before it is tried again"]
+    retention: Annotated[Retention, "how long it is kept after its end"]
+    unique: Annotated[Unique | None, "when a second job like it is not enqueued"]
     key: Annotated[str | Callable[..., Any] | None, "limits how many with it run at a time"]
     key_limit: Annotated[int, "that limit (default: 1)"]
-    headers: Mapping[str, str]
-    connection: Any
+    headers: Annotated[Mapping[str, str], "texts that are sent along, for middleware"]
+    connection: Annotated[Any, "the one whose transaction it is enqueued in (apsw or sqlite3)"]
 
 
 class DefinitionChoices(Choices, total=False):
     """The options of a definition: those that an enqueue may override, and those that belong to
     its code and are not stored with jobs."""
 
-    max_memory: int | str | None
-    """Bytes, or a text such as "512MB", that its worker process may use while it runs."""
-    retry_on: Errors | Mapping[type[BaseException], Backoff | None] | None
-    """The only exceptions after which it is tried again; each with its backoff, if given."""
-    fail_on: Errors
-    """Exceptions after which it is not."""
-    on_failure: Callable[[Context[Any], BaseException], Any] | None
+    concurrency: Annotated[int | None, "how many of its jobs run at a time, on all nodes together"]
+    rate: Annotated[str | None, "how many of them start in some time, evenly: 10/s, 100/min"]
+    max_memory: Annotated[int | str | None, "that its worker may use, in bytes or as 512MB"]
+    retry_on: Annotated[
+        Errors | Mapping[type[BaseException], Backoff | None] | None,
+        "the only exceptions after which it is tried again; each with its backoff, if given",
+    ]
+    fail_on: Annotated[Errors, "exceptions after which it is not tried again"]
+    on_success: Annotated[
+        Callable[[Context[Any], Any], Any] | None,
+        "called in the worker with what the handler has returned",
+    ]
+    """It is part of the attempt, and its time counts towards the timeout; what it raises is logged,
+    and the job is completed."""
+    on_failure: Annotated[
+        Callable[[Context[Any], BaseException], Any] | None,
+        "called in the worker after an exception, when it is not tried again",
+    ]
     """Called in the worker when a job has failed for good by an exception: not after a timeout,
-    a crash, too much memory, or the loss of the node."""
-    encode: Callable[[Any], bytes] | None
+    a crash, too much memory, or the loss of the node. What it raises is logged."""
+    on_end: Annotated[
+        Callable[[Context[Any], Failure | None], Any] | None,
+        "called when a job that was started has ended, in whatever way, with its failure or None",
+    ]
+    """Called when the file says that the job has ended: with its last `Failure` if it failed, else
+    with `None`; `context.job` is the job as it ended. It runs in any worker of the node that
+    settled the job, or took it over from a lost node, within the job's timeout. It is called once,
+    or never, if that node is killed just then or has no worker left; what it raises, or a crash in
+    it, is logged and changes nothing."""
+    encode: Annotated[Callable[[Any], bytes] | None, "makes the bytes that are stored for JSON"]
     """Makes of a payload (an instance, or a function's arguments by name, with its defaults) the
     bytes that are stored instead of JSON, and that nothing but *decode* reads."""
-    decode: Callable[[bytes], Any] | None
+    decode: Annotated[Callable[[bytes], Any] | None, "reads what encode has made"]
+    upgrade: Annotated[
+        Callable[[dict[str, Any]], Mapping[str, Any]] | None,
+        "makes the fields of a stored payload that does not fit those that do",
+    ]
+    """Called with the fields, as JSON values, of a stored payload that does not fit: of an older
+    version, say. It returns those that are used instead, which have to fit."""
+
+
+_UNSET = type("Unset", (), {"__repr__": lambda unset: "..."})()
+
+
+def options_in(typed: Any) -> list[inspect.Parameter]:
+    """The options in a TypedDict, as the parameters that signatures show."""
+    kind, shown = inspect.Parameter.KEYWORD_ONLY, {}
+    for option, hint in typed.__annotations__.items():
+        text = hint.__forward_arg__
+        annotated = re.match(r"Annotated\[(.*?), (?:['\"]|FIELDS)", text)
+        shown[option] = annotated[1] if annotated else text
+    return [inspect.Parameter(o, kind, default=_UNSET, annotation=shown[o]) for o in shown]
+
+
+class LazySignature(inspect.Signature):
+    """A signature that is made when `help()` or an editor reads it: few programs do."""
+
+    def __init__(self, make: Callable[[], inspect.Signature]) -> None:
+        self._make = make
+
+    @functools.cached_property
+    def _made(self) -> inspect.Signature:
+        return self._make()
+
+    parameters = property(lambda self: self._made.parameters)
+    return_annotation = property(lambda self: self._made.return_annotation)
+
+    def replace(self, **changes: Any) -> Any:
+        """A copy with other parameters, such as without `self`."""
+        return self._made.replace(**changes)
 
 
 Check = Callable[[Any, str], Any]
@@ -2213,6 +2531,11 @@ def _check_timeout(value: Duration, what: str) -> timedelta:
     if not (length := duration(value, what)):
         raise OptionError(what, "expected more than zero, or None for no limit")
     return length
+
+
+def _check_rate(value: str, what: str) -> str:
+    parse_rate(value)
+    return value
 
 
 def _check_memory(value: object, what: str) -> int:
@@ -2257,6 +2580,37 @@ _check_headers = _accept(
     "texts by their names",
 )
 _check_function = _accept(callable, "a function")
+MAX_TAGS = 20
+META_LIMIT = 16_384
+"""Characters of JSON."""
+
+
+def _check_tags(value: Any, what: str) -> tuple[str, ...]:
+    if not isinstance(value, Iterable) or isinstance(value, Mapping):
+        raise OptionError(what, f"expected words, got {short_repr(value)}")
+    tags = {check_name(tag, what) for tag in ([value] if isinstance(value, str) else value)}
+    if len(tags) > MAX_TAGS:
+        raise OptionError(what, f"{len(tags)} words, more than {MAX_TAGS}")
+    return tuple(sorted(tags))
+
+
+def _check_meta(value: Any, what: str) -> dict[str, Any]:
+    """A copy, as JSON gives it."""
+    if not isinstance(value, Mapping) or not all(type(name) is str for name in value):
+        raise OptionError(what, f"expected JSON values by their names, got {short_repr(value)}")
+    try:
+        text = _to_json({**value})
+        copy: dict[str, Any] = _from_json(text)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise OptionError(what, f"expected JSON values: {error}") from None
+    if len(text) > META_LIMIT:
+        problem = f"{len(text):,} characters of JSON, more than {META_LIMIT:,}: write a file"
+        raise OptionError(what, f"{problem}, and keep its path")
+    return copy
+
+
+def _store_json(value: Any) -> str | None:
+    return _to_json(value) if value else None
 
 
 def _option(default: Any, check: Check, store: Callable[[Any], Any] | None = None) -> Any:
@@ -2282,6 +2636,8 @@ class Options:
         None,
         lambda value, what: (aware if isinstance(value, datetime) else duration)(value, what),
     )
+    tags: tuple[str, ...] = _option((), _check_tags, _store_json)
+    meta: Mapping[str, Any] = _option({}, _check_meta, _store_json)
     backoff: Backoff = _option(DEFAULT_BACKOFF, _check_backoff, store_backoff)
     retention: Retention = _option(DEFAULT_RETENTION, _check_retention, store_retention)
     unique: Unique | None = _option(None, _check_unique)
@@ -2291,12 +2647,17 @@ class Options:
     key_limit: int = _option(1, at_least_one)
     headers: Mapping[str, str] = _option({}, _check_headers)
     connection: Any = _option(None, lambda value, what: value)
+    concurrency: int | None = _option(None, functools.partial(at_least_one, also=", or None"))
+    rate: str | None = _option(None, _check_rate)
     max_memory: int | None = _option(None, _check_memory)
     retry_on: Mapping[type[BaseException], Backoff | None] | None = _option(None, _check_errors)
     fail_on: Mapping[type[BaseException], Backoff | None] = _option({}, _check_errors)
+    on_success: Callable[[Context[Any], Any], Any] | None = _option(None, _check_function)
     on_failure: Callable[[Context[Any], BaseException], Any] | None = _option(None, _check_function)
+    on_end: Callable[[Context[Any], Failure | None], Any] | None = _option(None, _check_function)
     encode: Callable[[Any], bytes] | None = _option(None, _check_function)
     decode: Callable[[bytes], Any] | None = _option(None, _check_function)
+    upgrade: Callable[[dict[str, Any]], Mapping[str, Any]] | None = _option(None, _check_function)
     given: frozenset[str] = frozenset()
     """Those that were set, by the definition or later: they override the defaults of a queue."""
 
@@ -2371,6 +2732,7 @@ STORED: Mapping[str, Callable[[Any], Any]] = {
 makes the value in it."""
 CHOICES = tuple(Choices.__annotations__)
 _DEFINITION_ATTRIBUTE = "__litejobs_definition__"
+AFTER_START = "after work had started: do it before, or stop the node first"
 
 
 class Signature(NamedTuple):
@@ -2381,6 +2743,15 @@ class Signature(NamedTuple):
     """`None` if the code is annotated to return nothing."""
     call: Callable[[Any, Callable[[], Context[Any]]], Any]
     """Calls the code with a payload object and, if it takes one, a context made on demand."""
+
+
+def running_module() -> object:
+    """The code of the module, or of the notebook's cell, that is being executed: another object
+    each time that it is loaded or run."""
+    frame = sys._getframe(1)
+    while frame.f_code.co_name != "<module>" and frame.f_back is not None:
+        frame = frame.f_back
+    return frame.f_code
 
 
 @attrs.define(eq=False, repr=False, slots=False)
@@ -2395,7 +2766,9 @@ class Body:
     """The definition's own, whose backoff may be a function: rows keep only curves."""
     home: Any = None
     """The LiteJobs that it is registered with."""
+    loaded_by: object = attrs.field(factory=running_module, init=False)
     _signatures: list[Signature] = attrs.field(factory=list, init=False)
+    _methods: dict[str, types.FunctionType] = attrs.field(factory=dict, init=False)
 
     @property
     def is_class(self) -> bool:
@@ -2407,6 +2780,11 @@ class Body:
         """Whether its jobs run many at a time, in the event loop of a worker."""
         code: Any = self.code
         return inspect.iscoroutinefunction(code.run if self.is_class else code)
+
+    def replaces(self, old: Body) -> bool:
+        """Whether it is the same code, loaded again: by `importlib.reload`, or in a notebook."""
+        same = (self.module, self.code.__qualname__) == (old.module, old.code.__qualname__)
+        return same and self.loaded_by is not old.loaded_by
 
     @functools.cached_property
     def signature(self) -> Signature:
@@ -2437,6 +2815,57 @@ class Body:
             return frozenset({"payload", "result"})  # Unknown: better to hide.
         found = {f"payload.{f.alias}" for f in fields if f.repr is not True or hides(f.type)}
         return frozenset(found | {"result"} if result and hides(result.kind) else found)
+
+    @functools.cached_property
+    def names(self) -> dict[str, Any]:
+        """The name, docstring and so on of the code, for its definitions."""
+        names: Sequence[str] = functools.WRAPPER_ASSIGNMENTS
+        named = {name: getattr(self.code, name) for name in names if hasattr(self.code, name)}
+        return {**named, "__wrapped__": self.code, "__signature__": LazySignature(self._shown)}
+
+    def _shown(self) -> inspect.Signature:
+        """The signature of the code, without the context."""
+        plain = inspect.signature(self.code)
+        names: Any = plain.parameters
+        with contextlib.suppress(DefinitionError):
+            names = {field.alias for field in attrs.fields(self.kind)}
+        return plain.replace(
+            parameters=[p for name, p in plain.parameters.items() if name in names]
+        )
+
+    def method(self, function: types.FunctionType) -> types.FunctionType:
+        """A copy of a method of its definitions, with the parameters of the code."""
+
+        def signature() -> inspect.Signature:
+            own, plain = self._shown(), inspect.signature(function)
+            given: Any = own.return_annotation
+            if not isinstance(given, str):
+                given = "Any" if given is own.empty else inspect.formatannotation(given)
+            return plain.replace(
+                parameters=[plain.parameters["self"], *own.parameters.values()],
+                return_annotation=plain.return_annotation.replace("[R]", f"[{given}]"),
+            )
+
+        if (own := self._methods.get(function.__name__)) is None:
+            own = types.FunctionType(function.__code__, function.__globals__)
+            own.__qualname__ = function.__qualname__
+            own.__signature__ = LazySignature(signature)  # type: ignore[attr-defined]
+            self._methods[function.__name__] = own
+        return own
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Eight digits for its parameters, then eight for the code of each of `upgrade` and
+        `decode`. A payload that did not fit is tried again by a definition with another one."""
+        import zlib
+
+        try:
+            texts = [shape_of(self.kind)]
+        except (DefinitionError, NameError, TypeError) as error:
+            texts = [str(error)]
+        functions = self.options.upgrade, self.options.decode
+        texts += [_code_text(getattr(each, "__code__", None)) for each in functions if each]
+        return "".join(f"{zlib.crc32(text.encode(errors='replace')):08x}" for text in texts)
 
     def arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The payload object made of arguments."""
@@ -2479,7 +2908,7 @@ class Body:
             try:
                 return codec.decode(stored)
             except CodecError as unfit:
-                raise PayloadError(self.name, unfit.problems) from None
+                return self._upgraded(stored, unfit)
         try:
             made = decode(stored)
         except (Exception, SystemExit) as error:
@@ -2492,8 +2921,31 @@ class Body:
         except TypeError as error:
             raise self._unfit(f"what decode gave: {error}".replace(".__init__()", "()")) from None
 
+    def _upgraded(self, stored: str | bytes, unfit: CodecError) -> Any:
+        """The payload object that `upgrade` makes of a stored payload that does not fit."""
+        fields, upgrade = None, self.options.upgrade
+        if upgrade is not None:
+            with contextlib.suppress(ValueError, TypeError):
+                fields = load_json(stored)
+        if upgrade is None or not isinstance(fields, dict):
+            raise PayloadError(self.name, unfit.problems) from None
+        try:
+            return self.signature.payload.decode(json_of_any.encode(upgrade(fields)))
+        except CodecError as error:
+            raise self._unfit(f"what upgrade gave: {error}") from None
+        except (Exception, SystemExit) as error:
+            raise self._unfit(f"upgrade raised {_first_line(error)}") from error
+
     def _unfit(self, problem: str) -> PayloadError:
         return PayloadError(self.name, (problem,))
+
+
+def _code_text(code: Any) -> str:
+    """A text about the code of a function that is another one when the function does something
+    else, wherever it stands."""
+    if not isinstance(code, types.CodeType):
+        return repr(code) if isinstance(code, str | bytes | int | float) else type(code).__name__
+    return f"{code.co_code.hex()} {code.co_names} {[*map(_code_text, code.co_consts)]}"
 
 
 def _first_line(error: BaseException) -> str:
@@ -2584,12 +3036,34 @@ class Bound(Generic[R]):
         """
         return _bound(self.body, self.options.for_job(choices), self.payload)
 
+    if not typing.TYPE_CHECKING:
+        __getattr__ = lead_back
+
     def __repr__(self) -> str:
         payload = "" if self.body.hidden else f" {reprlib.repr(self.payload)}"
         return printable(f"<Bound {self.name}{payload}>")
 
 
-@attrs.frozen(eq=False, repr=False)
+class Method:
+    """A method of definitions that `help()` and editors show with each one's own parameters."""
+
+    def __init__(self, function: Any) -> None:
+        self._function = function
+
+    def __get__(self, definition: AnyDefinition | None, owner: type | None = None) -> Any:
+        if definition is None:
+            return self._function
+        bound = types.MethodType(definition.body.method(self._function), definition)
+        if definition.options is definition.body.options:  # A cycle, so not in copies.
+            vars(definition)[bound.__name__] = bound
+        return bound
+
+
+def _with_its_parameters(method: T) -> T:
+    return typing.cast(T, Method(method))
+
+
+@attrs.frozen(eq=False, repr=False, slots=False)
 class Definition(Generic[P, R, C]):
     """A function with a name, types and options, ready to be enqueued.
 
@@ -2598,6 +3072,16 @@ class Definition(Generic[P, R, C]):
 
     body: Body
     options: Options
+    __name__: typing.ClassVar[str]
+    __qualname__: typing.ClassVar[str]
+    __wrapped__: typing.ClassVar[Any]
+
+    def __attrs_post_init__(self) -> None:
+        vars(self).update(self.body.names)
+
+    def __get__(self, instance: object, owner: type | None = None) -> Definition[P, R, C]:
+        """Itself, also as an attribute of a class; as `help()` expects of a function."""
+        return self
 
     @property
     def name(self) -> str:
@@ -2616,8 +3100,9 @@ class Definition(Generic[P, R, C]):
         Raises:
             OptionError: an option is unknown, or its value cannot be used.
         """
-        return attrs.evolve(self, options=self.options.for_job(choices))
+        return Definition(self.body, self.options.for_job(choices))
 
+    @_with_its_parameters
     def bind(self, *args: P.args, **kwargs: P.kwargs) -> Bound[R]:
         """A job that is not enqueued yet, its payload checked.
 
@@ -2627,9 +3112,14 @@ class Definition(Generic[P, R, C]):
         try:
             payload = self.body.arguments(args, kwargs)
         except TypeError as error:
-            raise PayloadError(self.name, (str(error),)) from None
+            known, problem = attrs.fields_dict(self.body.kind), str(error)
+            for option in (OPTIONS_ELSEWHERE.get(word, word) for word in kwargs.keys() - known):
+                if option in CHOICES:
+                    problem += f"; as an option, write f.using({option}=…).enqueue(…)"
+            raise PayloadError(self.name, (problem,)) from None
         return _bound(self.body, self.options, self.body.encode(payload))
 
+    @_with_its_parameters
     def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
         """Puts a job into the file. When this returns, the job survives `kill -9` and power loss.
 
@@ -2637,10 +3127,27 @@ class Definition(Generic[P, R, C]):
             PayloadError: the arguments do not fit the function's parameters.
             FileError: the file cannot be used; its leaves say in which way.
         """
+        job: Job[R] = self._home.enqueue(self.bind(*args, **kwargs))
+        return job
+
+    @_with_its_parameters
+    async def aenqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
+        """`enqueue` for coroutines: the event loop goes on meanwhile, also while others hold the
+        file's write lock. If its task is cancelled meanwhile, the job is enqueued all the same.
+
+        Raises: like `enqueue`.
+        """
+        job: Job[R] = await self._home.aenqueue(self.bind(*args, **kwargs))
+        return job
+
+    @property
+    def _home(self) -> Any:
         if self.body.home is None:
             raise DefinitionError(self.name, "belongs to no queue yet: jobs.register(it) first")
-        job: Job[R] = self.body.home.enqueue(self.bind(*args, **kwargs))
-        return job
+        return self.body.home
+
+    if not typing.TYPE_CHECKING:
+        __getattr__ = lead_back
 
     def __repr__(self) -> str:
         return printable(f"<Definition {self.name} at {self.body.place}>")
@@ -2748,33 +3255,40 @@ def _no_job() -> Context[Any]:
     return Context(job, None)
 
 
-def _in_no_file(id: int | Job[Any], timeout: Duration | None = None) -> NoReturn:
+def _in_no_file(id: int | Job[Any], timeout: Duration | None = None, **given: Any) -> NoReturn:
     raise JobNotFoundError(id.id if isinstance(id, Job) else id)
 
 
 NOWHERE: Any = types.SimpleNamespace(
-    **dict.fromkeys(("get", "wait", "why", "result"), _in_no_file), errors=lambda id: ()
+    **dict.fromkeys(("get", "aget", "wait", "why", "result", "cancel", "retry"), _in_no_file),
+    **dict.fromkeys(("hold", "release", "change", "delete"), _in_no_file),
+    errors=lambda id: (),
 )
 """The source of jobs that are in no file or cannot be read again."""
 
 
 @attrs.define(eq=False, repr=False, slots=False)
 class Registry:
-    """The definitions of one program. Frozen once work starts, since running workers would not
-    know those added later."""
+    """The definitions of one program. While nodes run, none is added, since they would not know
+    it."""
 
     by_name: dict[str, AnyDefinition] = attrs.field(factory=dict)
-    frozen: bool = False
+    nodes: list[str] = attrs.field(factory=list)
+    """The names of the nodes that run in this process."""
 
-    def add(self, definition: AnyDefinition) -> None:
-        """Registers a definition under its name."""
-        body = definition.body
-        if self.frozen:
-            raise DefinitionError(body.name, "defined after work had started: define it before")
-        if taken := self.by_name.get(body.name):
+    def add(self, definition: AnyDefinition) -> AnyDefinition | None:
+        """Registers a definition under its name. One of the same code that was loaded before is
+        replaced, and returned."""
+        body, taken = definition.body, self.by_name.get(definition.name)
+        if taken is definition:
+            return None
+        if self.nodes:
+            raise DefinitionError(body.name, f"defined {AFTER_START}")
+        if taken is not None and not body.replaces(taken.body):
             places = f"{taken.body.place} and at {body.place}"
             raise DefinitionError(body.name, f"defined twice, at {places}: give one another name=")
         self.by_name[body.name] = definition
+        return taken
 
     def named(self, name: str) -> AnyDefinition:
         """The definition of this name."""
@@ -2786,8 +3300,14 @@ class Registry:
     def of(self, instance: object) -> AnyDefinition:
         """The definition of an instance's class."""
         definition = definition_of(type(instance))
-        if definition is not None and self.by_name.get(definition.name) is definition:
+        known = definition and self.by_name.get(definition.name)
+        if definition and known and (known is definition or known.body.replaces(definition.body)):
             return definition
+        if callable(instance) or isinstance(instance, str):
+            problem = (
+                "not a job: call enqueue() of its definition, or give an instance of its class"
+            )
+            raise DefinitionError(getattr(instance, "__name__", str(instance)), problem)
         problem = "no definition: decorate its class with @jobs.define"
         raise DefinitionError(type(instance).__name__, problem)
 
@@ -2795,15 +3315,20 @@ class Registry:
         """The options of a definition; the defaults, if there is none of this name."""
         return self.by_name[name].options if name in self.by_name else Options()
 
+    def with_on_end(self) -> frozenset[str]:
+        """The names of the definitions that have an `on_end`."""
+        return frozenset(own.name for own in self if own.options.on_end is not None)
+
     def listing(self) -> list[dict[str, Any]]:
         """What nodes store of each definition: its name, the columns of its options, the time
-        after which its jobs expire, and what is hidden of them."""
+        after which its jobs expire, its limits, and what is hidden of them."""
         rows = []
         for own in self:
             expires = own.options.expires
             length = None if isinstance(expires, datetime) else _store_length(expires)
             about = {"name": own.name, "expires": length, "hidden": own.body.hidden}
-            rows.append({**own.options.columns, **about})
+            limits = {"concurrency": own.options.concurrency, "rate": own.options.rate}
+            rows.append({**own.options.columns, **about, **limits})
         return rows
 
     def __iter__(self) -> Iterator[AnyDefinition]:
@@ -2812,6 +3337,13 @@ class Registry:
 
 _Async = Coroutine[Any, Any, R]
 _Defined = TypeVar("_Defined", bound=type | AnyDefinition)
+
+
+class Shown(property):
+    """A property of instances that `help()` and editors read; for the class itself it is `None`."""
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        return None if instance is None else super().__get__(instance, owner)
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -2823,6 +3355,22 @@ class Define:
     _options: Options = Options()
     _then: Callable[[Any], object] | None = None
     """Called with each definition or class, even if it was defined before."""
+    __name__ = "define"
+
+    @Shown
+    def __doc__(self) -> str:
+        hints = typing.get_type_hints(DefinitionChoices, include_extras=True)
+        lines = [f"    {o}: {getattr(hint, '__metadata__', ['?'])[0]}" for o, hint in hints.items()]
+        about = inspect.cleandoc(type(self).__call__.__doc__ or "")
+        return "\n".join((about, "", "Options:", *lines))
+
+    @Shown
+    def __signature__(self) -> inspect.Signature:
+        *plain, _ = inspect.signature(type(self).__call__).parameters.values()
+        return inspect.Signature(plain[1:] + options_in(DefinitionChoices))
+
+    def __get__(self, instance: object, owner: type | None = None) -> Define:
+        return self
 
     @overload
     def __call__(self, code: _Defined, /) -> _Defined: ...  # type: ignore[overload-overlap]
@@ -2975,8 +3523,8 @@ class Middleware:
 
     runs: tuple[AroundRun, ...] = ()
     enqueues: tuple[AroundEnqueue, ...] = ()
-    frozen: bool = False
-    """Whether work has started: running workers would not have what is added now."""
+    nodes: list[str] = attrs.field(factory=list)
+    """The names of the nodes that run in this process: they would not have what is added now."""
 
     def run(self, layer: RunLayer) -> RunLayer:
         """Puts a function `(context, call_next)` around every run, in workers and in
@@ -3011,8 +3559,8 @@ class Middleware:
     def _check(self, layer: object) -> None:
         if not callable(layer):
             raise OptionError("middleware", f"expected a function, got {layer!r}")
-        if self.frozen:
-            raise OptionError("middleware", f"{layer!r} was added after work had started")
+        if self.nodes:
+            raise OptionError("middleware", f"{layer!r} was added {AFTER_START}")
 
 
 def _is_async(layer: Any) -> bool:
@@ -3036,7 +3584,7 @@ class Report(NamedTuple):
     """Whether the attempt was used up."""
     result: str | None = None
     kind: str = ""
-    """As in `Failure`, or "cancelled"; empty if nothing went wrong."""
+    """As in `Failure`, "cancelled" or "unfit"; empty if nothing went wrong."""
     type: str = ""
     message: str = ""
     traceback: str = ""
@@ -3056,8 +3604,12 @@ class Report(NamedTuple):
 
 
 GIVEN_BACK = Report(state="pending", counted=False)
+UNFIT = Report(state="blocked", counted=False, kind="unfit")
 Settlement = tuple[Claimed, Report]
 """An attempt that has ended. It is settled only while its claim still holds the job."""
+Ended = tuple[tuple[Any, ...], tuple[Any, ...] | None]
+"""What `on_end` is told of a job that has ended: the rest of its row, after what was claimed, and
+the row of its last failure, if it has failed."""
 
 
 def report_of_error(
@@ -3097,7 +3649,7 @@ def retry_or_fail(claimed: Claimed, defined: Backoff, rng: random.Random) -> Rep
     return Report(state="retrying", delay=wait // MICROSECOND)
 
 
-ReportProgress = Callable[[Claimed, Progress], None]
+ReportProgress = Callable[[Claimed, Reported], None]
 
 
 @attrs.define(eq=False, repr=False, slots=False)
@@ -3130,10 +3682,14 @@ class Executor:
         claimed: Claimed,
         asked: StopCheck = lambda: None,
         progress: ReportProgress = lambda claimed, progress: None,
+        ended: Ended | None = None,
     ) -> Report:
         """Runs one attempt, with its own copy of the context variables. The report says what
-        the handler raised."""
-        attempt = self._attempt(claimed, asked, progress, self._compose, self._run_blocking)
+        the handler raised. If the job has *ended*, its `on_end` is called instead."""
+        if ended is None:
+            attempt = self._attempt(claimed, asked, progress, self._compose, self._run_blocking)
+        else:
+            attempt = self._call_on_end(claimed, asked, ended, self._run_blocking)
         try:
             contextvars.copy_context().run(attempt.send, None)
         except StopIteration as ended:
@@ -3149,9 +3705,12 @@ class Executor:
         claimed: Claimed,
         asked: StopCheck,
         progress: ReportProgress = lambda claimed, progress: None,
+        ended: Ended | None = None,
     ) -> Report:
         """The same for a coroutine, in the running event loop. A cancelled task is reported,
         too."""
+        if ended is not None:
+            return await self._call_on_end(claimed, asked, ended, _identity)
         return await self._attempt(claimed, asked, progress, compose_async, _identity)
 
     async def _attempt(
@@ -3179,7 +3738,8 @@ class Executor:
             return Context(job, self.state, deadline, why_asked, report)
 
         try:
-            body = self.registry.named(claimed.name).body
+            definition = self.registry.named(claimed.name)
+            body = definition.body
             payload, (_, codec, call) = body.decode(claimed.payload), body.signature
             fits = True
             if self.around:
@@ -3196,36 +3756,75 @@ class Executor:
                 self._exit_fork(claimed)
             took = (time.perf_counter_ns() - began) // 1000
             report = Report(started_at, self.clock(), took, result=result, message=lost)
-            return report._replace(state="pending", counted=False) if given_back else report
+            if given_back:
+                return report._replace(state="pending", counted=False)
+            if definition.options.on_success and asked() not in ("timeout", "cancel"):
+                await self._call("on_success", claimed, wait, lambda: (make_context(), value))
+            return report
         except BaseException as error:
             if self.forked:
                 self._exit_fork(claimed, error)
             took = (time.perf_counter_ns() - began) // 1000
-            given_back = self._ended_by_stop(claimed, asked, error)
-            report = self._failed(claimed, error, fits, given_back)._replace(
-                started_at=started_at, finished_at=self.clock(), took=took
+            unfit = not fits and issubclass(type(error), LitejobsError)
+            report = self._failed(claimed, error, unfit, asked)._replace(
+                started_at=0 if unfit else started_at, finished_at=self.clock(), took=took
             )
-            hook = self.registry.options(claimed.name).on_failure
+            hook, raised = self.registry.options(claimed.name).on_failure, error
             # The supervisor decides about jobs that were asked to end, unless the node stops.
             if hook is not None and report.state == "failed" and asked() in (None, "stop"):
-                try:
-                    value = hook(make_context(), error)
-                    if inspect.iscoroutine(value):
-                        await wait(value)
-                except BaseException:
-                    logger.exception("on_failure failed for job %d (%s)", claimed.id, claimed.name)
+                await self._call("on_failure", claimed, wait, lambda: (make_context(), raised))
             return report
 
-    def _failed(
-        self, claimed: Claimed, error: BaseException, fits: bool, given_back: bool
+    async def _call_on_end(
+        self, claimed: Claimed, asked: StopCheck, ended: Ended, wait: Callable[..., Awaitable[Any]]
     ) -> Report:
-        """The report, without times, after an error in the handler or before it began."""
-        options = self.registry.options(claimed.name)
+        began = time.perf_counter_ns()
+
+        def arguments() -> tuple[Context[Any], Failure | None]:
+            rest, failure = ended
+            job: Job[Any] = Job(*claimed, *rest, source=self.source)
+            context = Context(job, self.state, None, asked)
+            return context, None if failure is None else Failure(*failure)
+
+        await self._call("on_end", claimed, wait, arguments)
+        return GIVEN_BACK._replace(took=(time.perf_counter_ns() - began) // 1000)
+
+    async def _call(
+        self,
+        hook: str,
+        claimed: Claimed,
+        wait: Callable[[Coroutine[Any, Any, Any]], Awaitable[Any]],
+        arguments: Callable[[], tuple[Any, ...]],
+    ) -> None:
+        """Calls a function that a definition has for what comes after; logs what it raises."""
+        problem: BaseException | None = None
         try:
-            if not fits and isinstance(error, LitejobsError):
-                # Another attempt would find the same payload and the same definition.
-                report = Report(state="failed")
-            elif given_back:
+            value = getattr(self.registry.options(claimed.name), hook)(*arguments())
+            if inspect.iscoroutine(value):
+                await wait(value)
+        except BaseException as error:
+            problem = error
+        if self.forked:
+            self._exit_fork(claimed, problem)
+        if problem is not None:
+            about = hook, claimed.id, claimed.name
+            logger.error("%s failed for job %d (%s)", *about, exc_info=problem)
+
+    def _failed(
+        self, claimed: Claimed, error: BaseException, unfit: bool, asked: StopCheck
+    ) -> Report:
+        """The report, without times, after an error in the handler; or before it began, if the
+        payload is *unfit*: another attempt would find the same payload and definition."""
+        options = self.registry.options(claimed.name)
+        given_back = self._ended_by_stop(claimed, asked, error)
+        if unfit:
+            if error.__cause__ is not None:  # Raised by `decode` or `upgrade`.
+                text = "the payload of job %d (%s) cannot be read"
+                logger.warning(text, claimed.id, claimed.name, exc_info=error.__cause__)
+            name, message, _ = describe(error)
+            return UNFIT._replace(type=name, message=message)
+        try:
+            if given_back:
                 report = GIVEN_BACK
                 if isinstance(error, Exception):  # Neither Interrupted nor a CancelledError.
                     problem = "job %d (%s) is given back; as its node stops, it raised %s: %s"
@@ -3383,22 +3982,28 @@ PROGRESS_INTERVAL = 0.1
 
 @attrs.define(eq=False, repr=False, slots=False)
 class ProgressReporter:
-    """Forwards the progress of one attempt: the first report at once, later ones at most ten
-    times a second, and the last one in any case. Thread-safe."""
+    """Forwards the progress and meta of one attempt, as JSON: the first report at once, later
+    ones at most ten times a second, and the last one in any case. Thread-safe."""
 
-    _forward: Callable[[str], None]
-    _pending: Progress | None = None
+    _forward: Callable[[str | None, str | None], None]
+    _progress: Progress | Callable[[], Progress] | None = None
+    _meta: dict[str, Any] | None = None
+    _pending: bool = False
     _quiet_until: float = 0.0
     _timer: threading.Timer | None = None
     _closed: bool = False
     _lock: threading.RLock = attrs.field(factory=threading.RLock)
 
-    def report(self, progress: Progress) -> None:
-        """Forwards progress, now or soon."""
+    def report(self, what: Reported) -> None:
+        """Forwards it now or soon."""
         with self._lock:
             if self._closed:
                 return  # From a thread that outlived the attempt.
-            self._pending = progress
+            if isinstance(what, dict):
+                self._meta = {**(self._meta or {}), **what}
+            else:
+                self._progress = what
+            self._pending = True
             if self._timer is not None:
                 return
             if (wait := self._quiet_until - time.monotonic()) <= 0:
@@ -3419,9 +4024,12 @@ class ProgressReporter:
     def _flush(self) -> None:
         with self._lock:
             self._timer = None
-            if self._pending is not None:
-                self._forward(store_progress(self._pending))
-                self._pending = None
+            if self._pending:
+                # Both, so that a report may replace one that is not stored yet.
+                latest = self._progress() if callable(self._progress) else self._progress
+                progress = None if latest is None else store_progress(latest)
+                self._forward(progress, _store_json(self._meta))
+                self._pending = False
                 self._quiet_until = time.monotonic() + PROGRESS_INTERVAL
 
 
@@ -3446,7 +4054,7 @@ def trace_enqueue(
     works: Sequence[Bound[Any]], call_next: Callable[[Sequence[Bound[Any]]], Sequence[Job[Any]]]
 ) -> Sequence[Job[Any]]:
     """Middleware around enqueue: a producer span, whose context goes into the jobs' headers."""
-    from opentelemetry import propagate, trace
+    from opentelemetry import propagate, trace  # type: ignore[import-not-found, unused-ignore]
 
     attributes = _attributes("send", "enqueue", {work.options.queue for work in works})
     names = {work.name for work in works}
@@ -3627,7 +4235,12 @@ SCHEMA = f"""
         expires_at   INTEGER,                            -- cancelled if not started by then
         progress     TEXT,                               -- JSON: done, total, note
         schedule     TEXT,                               -- the schedule that enqueued it
-        grace        INTEGER                             -- microseconds; NULL: as defined
+        grace        INTEGER,                            -- microseconds; NULL: as defined
+        tags         TEXT,                               -- JSON: a list of texts
+        meta         TEXT,                               -- JSON: an object
+        unfit_at     INTEGER,                            -- when its payload did not fit; NULL: it
+                                                         -- is blocked by its key, if at all
+        refused      TEXT                                -- fingerprints that it did not fit
     ) STRICT;
 
     CREATE INDEX litejobs_ready ON litejobs_job (queue, name, node, priority DESC, run_at)
@@ -3635,12 +4248,14 @@ SCHEMA = f"""
     CREATE INDEX litejobs_due ON litejobs_job (state, run_at)
         WHERE state IN ('scheduled', 'retrying');
     CREATE INDEX litejobs_asked ON litejobs_job (holder) WHERE cancel_at IS NOT NULL;
-    CREATE INDEX litejobs_shelf ON litejobs_job (queue, name, state) WHERE {COUNTED};
+    CREATE INDEX litejobs_counted ON litejobs_job (queue, name, state) WHERE {COUNTED};
     CREATE INDEX litejobs_prune ON litejobs_job (prune_at) WHERE prune_at IS NOT NULL;
     -- A key is held by the state of its job, so that nothing is left to release.
     CREATE UNIQUE INDEX litejobs_unique ON litejobs_job (unique_key) WHERE {HOLDS};
     CREATE INDEX litejobs_key ON litejobs_job (state, key, priority DESC, run_at) WHERE {KEYED};
     CREATE INDEX litejobs_expiry ON litejobs_job (expires_at) WHERE expires_at IS NOT NULL;
+    CREATE INDEX litejobs_unfit ON litejobs_job (name, refused) WHERE unfit_at IS NOT NULL;
+    CREATE INDEX litejobs_tags ON litejobs_job (tags) WHERE tags IS NOT NULL;
     CREATE INDEX litejobs_held ON litejobs_job (queue, holder) WHERE state = 'running';
 
     CREATE TABLE litejobs_count (                        -- all jobs but pending and running ones
@@ -3673,7 +4288,11 @@ SCHEMA = f"""
     CREATE TABLE litejobs_definition (                   -- as nodes last stored them
         name         TEXT PRIMARY KEY,
         {_DEFINED},
-        expires      INTEGER
+        expires      INTEGER,
+        concurrency  INTEGER,                            -- how many run at a time
+        rate         TEXT,                               -- how many may start: 10/min
+        tokens       REAL,                               -- how many could start,
+        filled_at    INTEGER                             -- at this time
     ) STRICT;
 
     CREATE TABLE litejobs_node (
@@ -3684,7 +4303,7 @@ SCHEMA = f"""
         workers      INTEGER NOT NULL,
         queues       TEXT,                               -- JSON; NULL: all
         started_at   INTEGER NOT NULL,
-        names        TEXT,                               -- JSON: the definitions that it has
+        names        TEXT,                               -- JSON: fingerprints of definitions
         recall       INTEGER                             -- rises when it is to take jobs back
     ) STRICT;
 
@@ -3738,14 +4357,16 @@ SCHEMA = f"""
         PRIMARY KEY (span, time, queue, name, measure, bucket)
     ) STRICT, WITHOUT ROWID;
 """
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """Rises with every change of the schema; older files then get the columns that they lack."""
+FORMER_INDEXES = ("litejobs_shelf",)
+"""Those that older files have, and lose."""
 
 
 def _triggers() -> Iterator[tuple[str, str]]:
     """The name of each trigger and the rest of its statement. They serve other programs: they
-    complete an INSERT, count changes, and refuse numbers out of bounds. (litejobs' own connection
-    fires no triggers, and counts once for a whole transaction.)"""
+    complete an INSERT, count changes, and refuse numbers out of bounds and an UPDATE to NULL.
+    (litejobs' own connection fires no triggers, and counts once for a whole transaction.)"""
     added, removed = (
         f"""
             INSERT INTO litejobs_count (state, queue, name, number)
@@ -3768,6 +4389,13 @@ def _triggers() -> Iterator[tuple[str, str]]:
         )
         for verb in ("insert", "update"):
             yield f"{table}_{verb}", f"AFTER {verb} ON {table} BEGIN SELECT CASE{cases} END; END"
+    needed = "queue", "priority", "run_at", "enqueued_at"
+    cases = "".join(
+        f" WHEN NEW.{column} IS NULL THEN RAISE(ABORT, 'litejobs: {column} cannot be NULL')"
+        for column in needed
+    )
+    changed = f"AFTER UPDATE OF {', '.join(needed)} ON litejobs_job"
+    yield "litejobs_complete", f"{changed} BEGIN SELECT CASE{cases} END; END"
     not_json = "".join(
         f" WHEN {term} THEN RAISE(ABORT, 'litejobs: {column} is not JSON')"
         for column, term in (
@@ -3775,8 +4403,17 @@ def _triggers() -> Iterator[tuple[str, str]]:
             ("retention", "NEW.retention IS NOT NULL AND NOT json_valid(NEW.retention)"),
             ("backoff", "NEW.backoff <> 'custom' AND NOT json_valid(NEW.backoff)"),
             ("headers", "NEW.headers IS NOT NULL AND NOT json_valid(NEW.headers)"),
+            ("meta", "NEW.meta IS NOT NULL AND NOT json_valid(NEW.meta)"),
+            ("tags", "NEW.tags IS NOT NULL AND NOT json_valid(NEW.tags)"),
         )
     )
+    not_json += """
+        WHEN json_type(NEW.meta) <> 'object'
+            THEN RAISE(ABORT, 'litejobs: meta is not a JSON object')
+        WHEN json_type(NEW.tags) <> 'array'
+            OR EXISTS (SELECT 1 FROM json_each(NEW.tags) WHERE type <> 'text')
+            THEN RAISE(ABORT, 'litejobs: tags is not a JSON array of texts')
+    """
     low, high = _MOMENT
     yield (
         "litejobs_enqueue",
@@ -3833,6 +4470,8 @@ def update_schema(connection: Any, path: str) -> None:
             for column, rest in columns:
                 if column not in there:
                     connection.execute(f"ALTER TABLE {name} ADD COLUMN {column} {rest}")
+    for name in FORMER_INDEXES:
+        connection.execute(f"DROP INDEX IF EXISTS {name}")
     set_version = "INSERT OR REPLACE INTO litejobs_meta (name, value) VALUES ('schema', ?)"
     connection.execute(set_version, (SCHEMA_VERSION,))
 
@@ -3849,6 +4488,8 @@ def _check_schema(connection: apsw.Connection, path: str) -> int:
     version, outdated = 0, False
     for kind, name, sql in objects:
         expected = _expected_schema().get((kind, name))
+        if outdated and kind == "index" and name in FORMER_INDEXES:
+            continue
         if expected is None or not (sql == expected or _is_ours(kind, sql, expected, outdated)):
             problem = f"its {str(name)!r} is not as litejobs made it"
             raise FileError(path, f"{problem}: name another file, or restore a backup")
@@ -4002,8 +4643,11 @@ class File:
     """Added to SQLite's data version; rises with each connection, so that no sum ever recurs."""
     cache: dict[Callable[[Transaction], Any], tuple[int, Any]] = attrs.field(factory=dict)
     """What `Transaction.cached` has read, with the version of the file."""
+    read_only: bool = False
+    """Whether the system lets this user only read it, as on a read-only medium."""
     warned: bool = False
-    """Whether it was logged that the SQLite of the standard sqlite3 is too old."""
+    """Whether it was logged that it may only be read, or that the SQLite of the standard sqlite3
+    is too old."""
     _connection: apsw.Connection | None = None
     _abandoned: list[apsw.Connection] = attrs.field(factory=list)
     _pid: int = 0
@@ -4081,6 +4725,9 @@ class File:
             # It belongs to the parent, whose locks would be lost if it were closed here.
             self._abandoned.append(self._connection)
             self._connection = None
+        if self.read_only and (self._connection is None or self._ids != self._ids_now()):
+            self.close()
+            self.read_only = False  # Perhaps it may be written by now.
         if self._connection is not None:
             return self._connection
         if tuple(map(int, apsw.sqlite_lib_version().split(".")[:3])) < SAFE_SQLITE:
@@ -4103,34 +4750,88 @@ class File:
                 except apsw.BusyError:  # SQLite switches to WAL without calling the busy handler.
                     if not may_go_on(tries):
                         raise
+                except (apsw.CantOpenError, apsw.ReadOnlyError):
+                    effective = os.access in os.supports_effective_ids
+                    if all(
+                        os.access(path, os.W_OK, effective_ids=effective)
+                        for path in (place, place.parent)
+                    ):
+                        raise
+                    self.read_only = True
+                    connection = self._connect_read_only(place)
+                    break
             self._paths = str(place), f"{place}-wal", f"{place}-shm"
-            self._ids = opened, *(_stat_id(os.stat(path)) for path in self._paths[1:])
+            self._ids = (
+                self._ids_now()
+                if self.read_only
+                else (opened, *(_stat_id(os.stat(path)) for path in self._paths[1:]))
+            )
             self.path, self._lost = place, False
             self._pid, self.version_base = os.getpid(), self.version_base + 2**32
             self._checked_at = self._wal_checked_at = 0.0
             self._connection = connection
         return connection
 
+    def _ids_now(self) -> tuple[FileId, ...]:
+        """The ids of the three paths; what is read without locks is also known by size and time."""
+        ids = [_file_id(path) for path in self._paths]
+        with contextlib.suppress(OSError):
+            found = os.stat(self._paths[0])
+            ids += [] if all(map(any, ids)) else [(found.st_size, found.st_mtime_ns)]
+        return tuple(ids)
+
+    def _connect_read_only(self, place: Path) -> apsw.Connection:
+        """A connection that only reads. SQLite needs the WAL's shared memory for that, which it
+        cannot create; without a WAL, nobody is writing, and the file can be read without locks."""
+        wal, memory = (_file_id(f"{place}{suffix}") for suffix in ("-wal", "-shm"))
+        locks = any(wal) and any(memory)
+        if any(wal) and not any(memory) and os.path.getsize(f"{place}-wal"):
+            problem = "may only be read, and its WAL cannot be read without writing"
+            raise FileError(str(place), f"{problem}: copy both to a folder of your own")
+        uri = place.as_uri() + ("?mode=ro" if locks else "?immutable=1")
+        flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI | apsw.SQLITE_OPEN_NOFOLLOW
+        connection = apsw.Connection(uri, flags=flags)
+        try:
+            self._configure(connection)
+            version = _check_schema(connection, str(place))
+            if 0 < version < SCHEMA_VERSION:
+                problem = f"may only be read, and has schema {version}, not {SCHEMA_VERSION}"
+                raise FileError(str(place), f"{problem}: let a program that may write open it once")
+            if version == 0:
+                raise FileError(str(place), "holds no queue: name another file")
+        except BaseException:
+            connection.close()
+            raise
+        if not self.warned:
+            self.warned = True
+            logger.warning("%s may only be read here: nothing can be changed", place)
+        return connection
+
+    def _configure(self, connection: apsw.Connection) -> None:
+        by_error: Any = error_group
+        connection.set_busy_handler(_busy_handler(self.may_wait))
+        connection.create_scalar_function("litejobs_error_group", by_error, 2)
+        connection.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 1)
+        for setting in (
+            apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA,
+            apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER,
+            apsw.SQLITE_DBCONFIG_DQS_DML,
+            apsw.SQLITE_DBCONFIG_DQS_DDL,
+        ):
+            connection.config(setting, 0)
+
     def _connect(self, place: Path, synchronous: str) -> apsw.Connection:
         """A configured connection, in WAL mode. Without *create*, a file without a queue is
         refused."""
+        if self.read_only:
+            return self._connect_read_only(place)
         flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOFOLLOW
         connection = apsw.Connection(str(place), flags=flags)
         try:
-            connection.set_busy_handler(_busy_handler(self.may_wait))
             if connection.readonly("main"):
-                raise FileError(str(place), "cannot be written by this user")
+                raise apsw.ReadOnlyError("by this user")
             connection.transaction_mode = "IMMEDIATE"
-            by_error: Any = error_group
-            connection.create_scalar_function("litejobs_error_group", by_error, 2)
-            connection.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 1)
-            for setting in (
-                apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA,
-                apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER,
-                apsw.SQLITE_DBCONFIG_DQS_DML,
-                apsw.SQLITE_DBCONFIG_DQS_DDL,
-            ):
-                connection.config(setting, 0)
+            self._configure(connection)
             _refuse_lost_wal(connection, place)
             version = _check_schema(connection, str(place))
             if not self.create and version == 0:
@@ -4164,7 +4865,7 @@ class File:
             if connection is None or self._pid != os.getpid():
                 return
             with contextlib.suppress(apsw.Error, FileError, OSError):
-                if not self._link_count(fully=True):
+                if not self.read_only and not self._link_count(fully=True):
                     # A checkpoint could overwrite what others have written meanwhile.
                     connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
                     self._lost = True
@@ -4182,7 +4883,7 @@ class File:
         """Refuses to go on with a file that its path no longer leads to; the next use opens the one
         that is there by then. Writing transactions check this once they hold the write lock,
         read-only ones after CHECK_INTERVAL."""
-        links = 1 if self._connection is None else self._link_count()
+        links = 1 if self._connection is None or self.read_only else self._link_count()
         if links > 1:
             raise FileError(str(self.path), HARD_LINKED)
         if not links:
@@ -4309,9 +5010,14 @@ class Transaction:
         file = self.file
         file.lock.acquire()
         try:
+            if file.read_only and not self._read_only:
+                file.close()  # To try again.
             self.connection = file.connection()
             self.execute = self.connection.execute
             if not self._read_only:
+                if file.read_only:
+                    problem = "may only be read here: nothing was written; see its permissions"
+                    raise FileError(str(file.path), f"{problem} and those of its folder")
                 self.execute("BEGIN IMMEDIATE")
                 file.check()
                 self.version = file.version_base + self.connection.data_version()
@@ -4671,6 +5377,8 @@ def open_in_apsw(place: Path, if_busy: bool) -> bool:
 # name, and their numbers are kept. So every query reads little, however large the file is.
 ################################################################################
 
+Reports = Mapping[tuple[int, int], Sequence[str | None]]
+"""By id and claim, the progress and the meta of running jobs, as JSON."""
 BATCH = 5_000
 """Rows that a bulk command changes in one transaction."""
 _JOB = ", ".join(JOB_COLUMNS)
@@ -4703,7 +5411,7 @@ def _kept_for(state: str) -> str:
 
 
 _CANCELLED = f"""
-    state = 'cancelled', cancel_at = NULL, finished_at = :now,
+    state = 'cancelled', cancel_at = NULL, unfit_at = NULL, finished_at = :now,
     prune_at = :now + {_kept_for("'cancelled'")}
 """
 
@@ -4850,7 +5558,7 @@ def admissible(tx: Transaction, key: str) -> tuple[int, Group] | None:
     first = tx.execute(
         f"""
         SELECT id, key_limit, queue, name FROM litejobs_job INDEXED BY litejobs_key
-        WHERE {KEYED} AND state = 'blocked' AND key = ?
+        WHERE {KEYED} AND state = 'blocked' AND key = ? AND unfit_at IS NULL
         ORDER BY priority DESC, run_at, id LIMIT 1
         """,
         (key,),
@@ -4889,6 +5597,7 @@ class Filters(TypedDict, total=False):
     group: Annotated[str, "a group of dead letters with like errors, as `errors` lists them"]
     node: str
     key: str
+    tags: Annotated[str | Iterable[str], "that it has; may be repeated: all of them"]
     schedule: str | AnyDefinition | type
     enqueued_after: Annotated[datetime, "from then on"]
     enqueued_before: datetime
@@ -4943,6 +5652,12 @@ def _check_fields(wanted: object, what: str) -> str:
 _check_text = _accept(lambda value: isinstance(value, str), "a text")
 
 
+def _check_wanted_tags(value: object, what: str) -> str:
+    if not (tags := _check_tags(value, what)):
+        raise OptionError(what, "expected one tag or more")
+    return _to_json(tags)
+
+
 def _check_moment(value: object, what: str) -> int:
     return to_micros(aware(value, what))
 
@@ -4954,6 +5669,12 @@ _HAS_FIELDS = """
         WHERE json_extract(payload, wanted.key) IS NOT wanted.atom
             OR replace(json_type(payload, wanted.key), 'real', 'integer')
                 IS NOT replace(wanted.type, 'real', 'integer')
+    ) END
+"""
+_HAS_TAGS = """
+    CASE WHEN json_valid(tags) THEN NOT EXISTS (
+        SELECT 1 FROM json_each(:tags) AS wanted
+        WHERE wanted.value NOT IN (SELECT value FROM json_each(tags))
     ) END
 """
 FILTERS: Mapping[str, tuple[Check, str]] = {
@@ -4968,6 +5689,7 @@ FILTERS: Mapping[str, tuple[Check, str]] = {
     "error": (_check_text, "instr(lower(error), lower(:error))"),
     "group": (_check_text, "litejobs_error_group(name, error) = :group"),
     "schedule": (_check_name_of, "schedule = :schedule"),
+    "tags": (_check_wanted_tags, _HAS_TAGS),
     "enqueued_after": (_check_moment, "enqueued_at >= :enqueued_after"),
     "enqueued_before": (_check_moment, "enqueued_at < :enqueued_before"),
     "finished_after": (_check_moment, "finished_at >= :finished_after"),
@@ -5052,17 +5774,38 @@ def _ids_of(match: Match) -> str:
     """A query for the ids of the newest *limit* jobs that match, newest first, which reads little
     however many jobs there are."""
     where = match.where
-    further = " AND ".join(("id < :before", *(FILTERS[name][1] for name in match.others)))
+    by_tags = "tags" in match.others and match.ids is None
+    terms = [FILTERS[name][1] for name in match.others if not (by_tags and name == "tags")]
+    further = " AND ".join(("id < :before", *terms))
     if match.ids is not None:
         found = f"""
             SELECT id FROM litejobs_job NOT INDEXED
             WHERE id IN (SELECT value FROM json_each(:ids)) AND {further} AND {where}
         """
+    elif by_tags:
+        # Each list of tags costs one look-up, whether it has the wanted ones or not.
+        of_list = f"""
+            SELECT id FROM litejobs_job INDEXED BY litejobs_tags
+            WHERE tags = grp.tags AND {further} AND {where} ORDER BY id DESC
+        """
+        following = "SELECT min(tags) FROM litejobs_job INDEXED BY litejobs_tags WHERE tags"
+        found = f"""
+            WITH RECURSIVE lists (tags) AS (
+                {following} IS NOT NULL
+                UNION ALL
+                SELECT ({following} > lists.tags) FROM lists WHERE lists.tags IS NOT NULL
+            ), newest AS MATERIALIZED (
+                SELECT tags, ({of_list} LIMIT 1) AS id FROM lists AS grp
+                WHERE {_HAS_TAGS} ORDER BY id DESC LIMIT :limit
+            )
+            SELECT job.id FROM newest AS grp CROSS JOIN litejobs_job AS job
+            ON job.id IN ({of_list} LIMIT :limit)
+        """
     elif where == "TRUE":
         found = f"SELECT id FROM litejobs_job WHERE {further}"
     else:
         of_group = f"""
-            SELECT id FROM litejobs_job INDEXED BY litejobs_shelf
+            SELECT id FROM litejobs_job INDEXED BY litejobs_counted
             WHERE {COUNTED} AND state = grp.state AND queue = grp.queue AND name = grp.name
                 AND {further} ORDER BY id DESC
         """
@@ -5159,6 +5902,25 @@ def count_by_queue(tx: Transaction) -> dict[str, dict[str, int]]:
     return counts
 
 
+def oldest_due(tx: Transaction) -> dict[str, datetime]:
+    """By queue, since when the first of its jobs has been due, if one waits."""
+    found: Any = tx.execute(
+        """
+        SELECT queue, min(run_at) FROM (
+            SELECT queue, run_at FROM litejobs_job INDEXED BY litejobs_ready
+                WHERE state = 'pending'
+            UNION ALL SELECT * FROM (
+                SELECT queue, run_at FROM litejobs_job INDEXED BY litejobs_due
+                WHERE state IN ('scheduled', 'retrying') AND run_at <= ?
+                ORDER BY run_at LIMIT 10000
+            )
+        ) GROUP BY queue
+        """,
+        (tx.now,),
+    )
+    return {queue: from_micros(as_integer(moment) or 0) for queue, moment in found}
+
+
 def read_failures(tx: Transaction, term: str, number: int = 0) -> list[tuple[int, int, Failure]]:
     """Row id, job id and failure of the attempts for which a SQL *term* holds, oldest first."""
     sql = f"SELECT id, job, {_FAILURE} FROM litejobs_attempt WHERE {term} ORDER BY id"
@@ -5198,9 +5960,19 @@ VERBS: Mapping[str, Steps] = {
             """,
         ),
         ("retrying",): (_set(f"state = {_READY}, run_at = :now"),),
+        ("blocked",): (
+            _set(
+                f"state = {_READY}, run_at = min(run_at, :now), unfit_at = NULL, refused = NULL",
+                "unfit_at IS NOT NULL",
+            ),
+        ),
     },
     "delete": {(*WAITING, *FINISHED): DELETION},
-    "hold": {tuple(state for state in WAITING if state != "paused"): (_set("state = 'paused'"),)},
+    "hold": {
+        tuple(state for state in WAITING if state != "paused"): (
+            _set("state = 'paused', unfit_at = NULL"),
+        )
+    },
     "release": {("paused",): (_set(f"state = {_WAITS}"),)},
 }
 Rework = Callable[[str, object], str | bytes]
@@ -5240,13 +6012,18 @@ def change_options(
     file: File, match: Match, columns: Mapping[str, Any], rework: Rework | None
 ) -> Moved:
     """Sets columns of waiting jobs, and gives them the payloads that *rework* makes."""
-    sets = [f"{column} = :{column}" for column in columns] or ["state = state"]
+    sets = [f"{column} = :{column}" for column in columns]
+    cases, waits = "", _WAITS.replace("run_at", ":run_at") if "run_at" in columns else _WAITS
+    if rework is not None:
+        sets += ["unfit_at = NULL", "refused = NULL"]
+        cases = f"WHEN unfit_at IS NOT NULL THEN {waits}"
     if "run_at" in columns:
-        sets.append(f"""state = CASE
-            WHEN state IN ('retrying', 'paused') THEN state
+        cases += f"""
+            WHEN state IN ('retrying', 'paused') OR unfit_at IS NOT NULL THEN state
             WHEN state = 'blocked' AND key IS NULL THEN state
             WHEN state = 'pending' AND :run_at <= :now THEN state
-            ELSE {_WAITS.replace("run_at", ":run_at")} END""")
+            WHEN TRUE THEN {waits}"""
+    sets.append(f"state = CASE {cases or 'WHEN TRUE THEN state'} ELSE state END")
     return bulk(file, match, {WAITING: (_set(", ".join(sets)),)}, rework, **columns)
 
 
@@ -5490,6 +6267,8 @@ class QueueSettings:
     """max_attempts, timeout and backoff, if they are set."""
     per_second: float | None = attrs.field(default=None, eq=False, repr=False)
     """The rate as a number."""
+    of: Literal["queue", "definition"] = attrs.field(default="queue", eq=False, repr=False)
+    """What has these settings: a definition may have a concurrency and a rate, too."""
 
 
 _QUEUE_DEFAULTS: Mapping[str, Callable[[Any], Any]] = {
@@ -5533,6 +6312,23 @@ def read_settings(tx: Transaction) -> dict[str, QueueSettings]:
     return found
 
 
+def read_limits(tx: Transaction) -> dict[str, QueueSettings]:
+    """The limits of definitions that have some, by name, as nodes last stored them."""
+    limits = {}
+    for name, concurrency, rate in tx.execute("""
+        SELECT name, concurrency, rate FROM litejobs_definition
+        WHERE concurrency IS NOT NULL OR rate IS NOT NULL
+    """):
+        try:
+            per_second = None if rate is None else parse_rate(rate)
+        except OptionError as error:
+            raise apsw.CorruptError(f"definition {short_repr(name)}: {error}") from None
+        limits[name] = QueueSettings(
+            name, concurrency=concurrency, rate=rate, per_second=per_second, of="definition"
+        )
+    return limits
+
+
 def _with_defaults(tx: Transaction, jobs: Sequence[NewJob]) -> Sequence[NewJob]:
     """The jobs, with their queues' defaults for the options that were not given."""
     settings = tx.cached(read_settings) if tx.own else read_settings(tx)
@@ -5567,7 +6363,7 @@ def insert_all(tx: Transaction, jobs: Sequence[NewJob]) -> tuple[range, Sequence
         else:
             # In half the time of executemany().
             sql = _insert((*job.columns,), "SELECT {} value FROM carray(?)")
-            tx.execute(sql, (*job.columns.values(), apsw.carray(job.payloads)))
+            tx.execute(sql, (*job.columns.values(), apsw.carray(job.payloads)))  # type: ignore[arg-type, unused-ignore]
         if job.columns["state"] != "pending":
             counts[job.group] = counts.get(job.group, 0) + number
     if counts:
@@ -6013,7 +6809,8 @@ def _with_state(new: Schedule, known: Schedule) -> Schedule:
 ################################################################################
 # Ready
 #
-# Which job is next: the lanes that a node subscribes to, read ahead, and the limits of queues.
+# Which job is next: the lanes that a node subscribes to, read ahead, and the limits of queues and
+# of definitions.
 ################################################################################
 
 BURST_SECONDS = 0.01
@@ -6026,31 +6823,34 @@ SCAN_PAUSE = 5
 as long."""
 
 
-def count_running(tx: Transaction, queue: str) -> int:
-    """How many of a queue's jobs run, on all nodes."""
-    sql = "SELECT count(*) FROM litejobs_job WHERE state = 'running' AND queue = ?"
-    number: int = tx.execute(sql, (queue,)).get
+def count_running(tx: Transaction, settings: QueueSettings) -> int:
+    """How many of a queue's or a definition's jobs run, on all nodes."""
+    column = "queue" if settings.of == "queue" else "name"
+    running = "litejobs_job INDEXED BY litejobs_held WHERE state = 'running'"
+    sql = f"SELECT count(*) FROM {running} AND {column} = ?"
+    number: int = tx.execute(sql, (settings.name,)).get
     return number
 
 
 # A clock that was set back gives no tokens, and takes none either.
-_TOKENS = "min(:burst, coalesce(tokens + max(0, :now - filled_at) * rate / 1e6, :burst))"
+_TOKENS = "min(:burst, coalesce(tokens + max(0, :now - filled_at) * :rate / 1e6, :burst))"
 
 
 def count_tokens(
     tx: Transaction, settings: QueueSettings, now: int, spent: int | None = None
 ) -> float:
-    """How many jobs a queue's rate allows to start now; takes those off that were *spent*. Source:
-    the token bucket of ATM traffic policing (ITU-T I.371), with *rate* tokens a second and room
-    for *burst*."""
-    if settings.per_second is None:
+    """How many jobs the rate of a queue or a definition allows to start now; takes those off that
+    were *spent*. Source: the token bucket of ATM traffic policing (ITU-T I.371), with *rate* tokens
+    a second and room for *burst*."""
+    if (rate := settings.per_second) is None:
         return math.inf
-    burst = settings.burst or max(1.0, settings.per_second * BURST_SECONDS)
-    bindings = {"name": settings.name, "now": now, "burst": burst, "spent": spent}
+    burst = settings.burst or max(1.0, rate * BURST_SECONDS)
+    bindings = {"name": settings.name, "now": now, "burst": burst, "rate": rate, "spent": spent}
+    table = f"litejobs_{settings.of}"
     if spent is not None:
-        sql = f"UPDATE litejobs_queue SET tokens = {_TOKENS} - :spent, filled_at = :now"
+        sql = f"UPDATE {table} SET tokens = {_TOKENS} - :spent, filled_at = :now"
         tx.execute(f"{sql} WHERE name = :name", bindings)
-    sql = f"SELECT {_TOKENS} FROM litejobs_queue WHERE name = :name"
+    sql = f"SELECT {_TOKENS} FROM {table} WHERE name = :name"
     tokens: float | None = tx.execute(sql, bindings).get
     return burst if tokens is None else tokens
 
@@ -6067,12 +6867,21 @@ class Subscription:
     queues: frozenset[str] | None
     node: str
     paused: frozenset[str] = frozenset()
+    fingerprints: Mapping[str, str] = attrs.field(factory=dict)
+    """Of the definitions, by name."""
 
     @property
     def as_json(self) -> tuple[str, str | None]:
-        """Its names and its queues."""
+        """Its names, each with its fingerprint, and its queues."""
+        names = {name: self.fingerprints.get(name, "") for name in sorted(self.names)}
         queues = None if self.queues is None else json.dumps(sorted(self.queues))
-        return json.dumps(sorted(self.names)), queues
+        return json.dumps(names), queues
+
+    @property
+    def bindings(self) -> dict[str, Any]:
+        """The values that SQL terms about its jobs refer to."""
+        names, queues = self.as_json
+        return {"names": names, "queues": queues, "node": self.node}
 
     def __contains__(self, lane: Lane) -> bool:
         queue, name, node = lane
@@ -6172,19 +6981,21 @@ class Ready:
 
     subscription: Subscription
     settings: Mapping[str, QueueSettings] = attrs.field(factory=dict)
+    limits: Mapping[str, QueueSettings] = attrs.field(factory=dict)
+    """Of definitions."""
     now: int = 0
     taken: list[int] = attrs.field(factory=list)
     """The ids that were returned in this transaction."""
     again_at: int | None = None
-    """When the rate of a queue with ready jobs allows the next one to start."""
+    """When the rate of a queue or a definition with ready jobs allows the next one to start."""
     version: int | None = None
     """Of the file, when its lanes were scanned; `None` if they have to be scanned again."""
     _heads: list[tuple[Rank, Position, LaneReader]] = attrs.field(factory=list)
     _postponed: list[tuple[Rank, Position, LaneReader]] = attrs.field(factory=list)
-    """Heads that wait for the next transaction: of queues at their limit, or without a free
-    worker."""
-    _capacities: dict[str, list[float]] = attrs.field(factory=dict)
-    """By queue: how many more jobs may run, and how many its rate allows to start."""
+    """Heads that wait for the next transaction: of queues or definitions at their limit, or
+    without a free worker."""
+    _capacities: dict[tuple[str, str], list[float]] = attrs.field(factory=dict)
+    """By queue or definition: how many more jobs may run, and how many its rate allows to start."""
     _passes: dict[str, float] = attrs.field(factory=dict)
     """By queue: its share so far (C. Waldspurger and W. Weihl, "Stride Scheduling", MIT, 1995)."""
     _used_readers: set[LaneReader] = attrs.field(factory=set)
@@ -6195,7 +7006,8 @@ class Ready:
 
     def refresh(self, tx: Transaction) -> None:
         """Begins a transaction: what was returned in the last one is claimed by now."""
-        self._tx, self.now, self.settings = tx, tx.now, tx.cached(read_settings)
+        self._tx, self.now = tx, tx.now
+        self.settings, self.limits = tx.cached(read_settings), tx.cached(read_limits)
         self.taken, self.again_at, self._readable = [], None, True
         self._capacities.clear()
         for reader in self._used_readers:
@@ -6241,9 +7053,9 @@ class Ready:
         """The next job, which stays the next one."""
         while self._heads:
             rank, place, reader = self._heads[0]
-            if not self.settings:
+            if not (self.settings or self.limits):
                 return place[2], reader.name
-            if not self._allows(reader.queue):
+            if not all(map(self._allows, self._settings_of(reader))):
                 self._postponed.append(heapq.heappop(self._heads))
             elif (now := self._rank(place, reader)) > rank:
                 # Other jobs of its queue were returned meanwhile.
@@ -6254,9 +7066,8 @@ class Ready:
 
     @property
     def has_rate(self) -> bool:
-        """Whether the next job's queue has a rate, which holds only if the job starts at once."""
-        settings = self.settings.get(self._heads[0][2].queue)
-        return settings is not None and settings.per_second is not None
+        """Whether a rate applies to the next job, which holds only if the job starts at once."""
+        return any(each.per_second for each in self._settings_of(self._heads[0][2]))
 
     def leave_out(self, names: frozenset[str]) -> None:
         """Leaves the jobs of these definitions where they are until the next transaction."""
@@ -6265,24 +7076,28 @@ class Ready:
         heapq.heapify(self._heads)
 
     def spend(self, claimed: Iterable[Claimed]) -> None:
-        """Takes the jobs that were claimed off the tokens of their queues."""
-        if self.settings and self._tx is not None:
-            for queue, number in Counter(job.queue for job in claimed).items():
-                if settings := self.settings.get(queue):
-                    count_tokens(self._tx, settings, self.now, number)
+        """Takes the jobs that were claimed off the tokens of their queues and definitions."""
+        assert self._tx is not None
+        for column, known in ("queue", self.settings), ("name", self.limits):
+            if known:
+                for name, number in Counter(getattr(job, column) for job in claimed).items():
+                    if settings := known.get(name):
+                        count_tokens(self._tx, settings, self.now, number)
 
     def __iter__(self) -> Ready:
         return self
 
     def __next__(self) -> tuple[int, str]:
-        if not self._heads or (self.settings and self.peek() is None):
+        if not self._heads or ((self.settings or self.limits) and self.peek() is None):
             raise StopIteration
         _, (_, _, id), reader = self._heads[0]
         self.taken.append(id)
         self._used_readers.add(reader)
+        if self.settings or self.limits:
+            for each in self._settings_of(reader):
+                self._capacities[each.of, each.name] = [left - 1 for left in self._capacity(each)]
         if self.settings:
             queue = reader.queue
-            self._capacities[queue] = [left - 1 for left in self._capacity(queue)]
             if any(settings.weight for settings in self.settings.values()):
                 settings = self.settings.get(queue)
                 weight = (settings.weight if settings else None) or 1.0
@@ -6305,23 +7120,28 @@ class Ready:
             urgency -= max(0, self.now - run_at) // (settings.ageing // MICROSECOND)
         return urgency, self._passes.get(queue, 0.0), run_at, id
 
-    def _capacity(self, queue: str) -> list[float]:
-        if (capacity := self._capacities.get(queue)) is None:
+    def _settings_of(self, reader: LaneReader) -> list[QueueSettings]:
+        """The settings of the queue and of the definition of a lane."""
+        found = self.settings.get(reader.queue), self.limits.get(reader.name)
+        return [settings for settings in found if settings is not None]
+
+    def _capacity(self, settings: QueueSettings) -> list[float]:
+        key = settings.of, settings.name
+        if (capacity := self._capacities.get(key)) is None:
             assert self._tx is not None
-            settings = self.settings.get(queue) or QueueSettings(queue)
             slots = 0.0 if settings.paused else math.inf
             if slots and settings.concurrency is not None:
-                slots = settings.concurrency - count_running(self._tx, queue)
+                slots = settings.concurrency - count_running(self._tx, settings)
             capacity = [slots, count_tokens(self._tx, settings, self.now)]
-            self._capacities[queue] = capacity
+            self._capacities[key] = capacity
         return capacity
 
-    def _allows(self, queue: str) -> bool:
-        """Whether one more job of this queue may be claimed."""
-        slots, tokens = self._capacity(queue)
+    def _allows(self, settings: QueueSettings) -> bool:
+        """Whether one more job of a queue or a definition may be claimed."""
+        slots, tokens = self._capacity(settings)
         if slots >= 1 > tokens:
             # Rounded up, and one more: a moment too early would repeat for ever.
-            rate = self.settings[queue].per_second or math.inf
+            rate = settings.per_second or math.inf
             at = self.now + math.ceil(min(LONGEST_WAIT, (1 - tokens) / rate) * 1e6) + 1
             self.again_at = min(self.again_at or at, at)
         return min(slots, tokens) >= 1
@@ -6365,6 +7185,7 @@ NAME_TIMEOUT = 1.0
 def _names_in(text: str | None) -> tuple[str, ...] | None:
     with contextlib.suppress(ValueError):
         names = None if text is None else load_json(text)
+        names = [*names] if isinstance(names, dict) else names
         if names is None or (type(names) is list and {*map(type, names)} <= {str}):
             return None if names is None else tuple(names)
     raise apsw.CorruptError(f"a node does not list names: {short_repr(text)}")
@@ -6517,6 +7338,18 @@ class Nodes:
         with _translated_errors(self.file.path):
             return [from_row(Node, row) for row in rows]
 
+    def held(self, node: int) -> list[dict[str, Any]]:
+        """Id, name and start of the jobs that a node holds, the longest running first. Short ones
+        may wait in the hands of a worker."""
+        rows = self.file.read(
+            """
+            SELECT id, name, started_at FROM litejobs_job
+            WHERE state = 'running' AND holder = ? ORDER BY started_at, id
+            """,
+            (node,),
+        )
+        return [{"id": i, "name": n, "started_at": maybe_moment(at)} for i, n, at in rows]
+
     def others(self, node: int) -> list[tuple[int, str, int]]:
         """Ids, names and process ids of the other nodes that are listed, in the order in which
         they joined: those after this one, then those before it."""
@@ -6635,10 +7468,12 @@ class Nodes:
 
 
 def _store_definitions(tx: Transaction, known: Sequence[Mapping[str, Any]]) -> None:
-    columns = (*STORED, "expires", "name")
-    tx.connection.executemany(
-        f"INSERT OR REPLACE INTO litejobs_definition ({', '.join(columns)})"
-        f" VALUES ({', '.join(f':{column}' for column in columns)})",
+    columns = (*STORED, "expires", "concurrency", "rate", "name")
+    changes = ", ".join(f"{column} = excluded.{column}" for column in columns)
+    tx.connection.executemany(  # The tokens stay: to start again must not let more jobs start.
+        f"INSERT INTO litejobs_definition ({', '.join(columns)})"
+        f" VALUES ({', '.join(f':{column}' for column in columns)})"
+        f" ON CONFLICT (name) DO UPDATE SET {changes}",
         known,
     )
     tx.connection.executemany(
@@ -6815,6 +7650,26 @@ class Meter:
             tx.execute(f"DELETE {outdated}", (old,))
         return True
 
+    def last_hour(self, tx: Transaction) -> dict[str, tuple[int, timedelta | None]]:
+        """By queue, how many jobs ended in the last hour, and the median of how long they had
+        waited."""
+        ended: Counter[str] = Counter()
+        waited: defaultdict[str, dict[int, int]] = defaultdict(dict)
+        rows: Any = tx.execute(
+            """
+            SELECT queue, measure, bucket, sum(number) FROM litejobs_metric
+            WHERE span = 60 AND time > ? AND measure IN ('completed', 'failed', 'waiting')
+            GROUP BY 1, 2, 3
+            """,
+            (tx.now - SPANS["hour"],),
+        )
+        for queue, measure, bucket, number in rows:
+            if measure == "waiting":
+                waited[queue][as_integer(bucket) or 0] = as_integer(number) or 0
+            else:
+                ended[queue] += as_integer(number) or 0
+        return {queue: (ended[queue], quantile(waited[queue], 0.5)) for queue in ended}
+
     def read(self, span: Span, queue: str | None, name: str | None, limit: int) -> list[Metric]:
         """The metrics of the last spans, the current one at the end."""
         length = SPANS[span]
@@ -6914,7 +7769,7 @@ LATE = 3_600_000_000
 """Microseconds that a job may be ready without a warning: if no node is at work, and if one is."""
 LARGE_WAL = 128 * MEBIBYTE
 _ACTUAL_COUNTS = f"""
-    SELECT state, queue, name, count(*) AS number FROM litejobs_job INDEXED BY litejobs_shelf
+    SELECT state, queue, name, count(*) AS number FROM litejobs_job INDEXED BY litejobs_counted
     WHERE {COUNTED} AND queue IS NOT NULL GROUP BY queue, name, state
 """
 
@@ -6994,6 +7849,24 @@ PROBLEMS: Sequence[tuple[Level, str, str, str, str]] = (
         """,
     ),
     (
+        "warning", "definition {0!r}", "{1} blocked, such as {2}: {3}",
+        "run a definition that they fit, such as one with `upgrade=`, or `litejobs change …` them",
+        f"""
+        SELECT name, {_JOB_COUNT}, min(id), error FROM litejobs_job INDEXED BY litejobs_unfit
+        WHERE unfit_at IS NOT NULL AND state = 'blocked' GROUP BY name
+        """,
+    ),
+    (
+        "warning", "definition {0!r}", "has not the same parameters in the nodes {1}",
+        "each job runs where its payload fits; end the nodes of the older program",
+        """
+        SELECT known.key, group_concat(node.name, ', ')
+        FROM litejobs_node AS node, json_each(node.names) AS known
+        WHERE node.id IN (SELECT value FROM json_each(:live))
+        GROUP BY known.key HAVING count(DISTINCT substr(known.value, 1, 8)) > 1
+        """,
+    ),
+    (
         "warning", "schedule {0!r}", "{who} has its definition {1!r}",
         "start a program that defines it, or remove the schedule",
         f"""
@@ -7035,7 +7908,7 @@ PROBLEMS: Sequence[tuple[Level, str, str, str, str]] = (
         "`litejobs doctor … --repair` lets the first one in",
         f"""
         SELECT key, min(id), {_JOB_COUNT} FROM litejobs_job AS blocked
-        WHERE key IS NOT NULL AND state = 'blocked' AND NOT EXISTS (
+        WHERE key IS NOT NULL AND state = 'blocked' AND unfit_at IS NULL AND NOT EXISTS (
             SELECT 1 FROM litejobs_job
             WHERE key = blocked.key AND key IS NOT NULL AND state IN ('pending', 'running')
         ) GROUP BY key
@@ -7046,6 +7919,18 @@ PROBLEMS: Sequence[tuple[Level, str, str, str, str]] = (
         f"""
         SELECT queue, strftime('%F %T UTC', min(run_at) / 1e6, 'unixepoch'), {_JOB_COUNT}
         FROM {_PENDING} AND run_at < :late AND queue NOT IN ({_PAUSED}) GROUP BY queue
+        """,
+    ),
+    (
+        "warning", "definition {0!r}", "{2} late, and it may only {1}",
+        "raise its concurrency= or rate=, and start a node with that",
+        f"""
+        SELECT name, coalesce('run ' || concurrency || ' at a time', '')
+            || iif(concurrency IS NULL OR rate IS NULL, '', ', and ')
+            || coalesce('start ' || rate, ''), {_JOB_COUNT}
+        FROM litejobs_definition JOIN litejobs_job INDEXED BY litejobs_ready USING (name)
+        WHERE state = 'pending' AND run_at < :late AND coalesce(concurrency, rate) IS NOT NULL
+        GROUP BY name
         """,
     ),
     (
@@ -7099,7 +7984,8 @@ def find_problems(nodes: Nodes) -> Iterator[Finding]:
                     f"its next tick is stored as {stored}, but by its rule is {due}",
                     "the clock or the time zones have changed: a node that starts corrects it",
                 )  # fmt: skip
-        size = os.stat(f"{file.path}-wal").st_size
+        wal = f"{file.path}-wal"
+        size = os.path.getsize(wal) if os.path.exists(wal) else 0  # A file that is only read.
         if size > LARGE_WAL:
             yield Finding(
                 "warning", "the WAL", f"has grown to {size // MEBIBYTE} MiB",
@@ -7148,7 +8034,7 @@ def _find_damage(connection: apsw.Connection) -> Iterator[Finding]:
                 "`litejobs doctor … --repair` builds it anew; no job is lost by that",
             )  # fmt: skip
         # SQLite's own check refuses deeper nesting than Python's, and ends at a NUL.
-        for column in ("payload", "headers", "result", "progress", "retention"):
+        for column in ("payload", "headers", "result", "progress", "retention", "tags", "meta"):
             ids = []
             for id, text in connection.execute(f"""
                 SELECT id, {column} FROM litejobs_job
@@ -7221,6 +8107,8 @@ def _explanation(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> str:
         return f"{runs} since {_when(job.started_at)}{asked}"
     if job.state == "pending":
         return _pending_reason(tx, live, job)
+    if job.state == "blocked" and job.unfit_at is not None:
+        return f"{job.error}; it goes on once a node has a definition that it fits"
     if job.state == "blocked" and job.key is not None:
         sql = """
             SELECT id FROM litejobs_job
@@ -7246,21 +8134,12 @@ def _explanation(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> str:
 
 
 def _pending_reason(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> str:
-    settings = read_settings(tx).get(job.queue) or QueueSettings(job.queue)
-    running, limit = count_running(tx, job.queue), settings.concurrency
+    settings, limits = read_settings(tx).get(job.queue), read_limits(tx).get(job.name)
     here = [node for node in live if job.node in (None, node.name)]
     know = [node for node in here if node.names is None or job.name in node.names]
     serve = [node for node in know if node.queues is None or job.queue in node.queues]
     for waits, reason in (
-        (settings.paused, f"its queue {job.queue!r} is paused"),
-        (
-            limit is not None and running >= limit,
-            f"its queue {job.queue!r} runs as many jobs at a time as it may: {running} of {limit}",
-        ),
-        (
-            count_tokens(tx, settings, tx.now) < 1,
-            f"its queue {job.queue!r} starts as many jobs as it may: {settings.rate}",
-        ),
+        *(reason for each in (settings, limits) if each for reason in _limited(tx, each)),
         (not live, "no node is at work"),
         (not here, f"its node {job.node!r} is not at work"),
         (not know, f"no node at work has its definition {job.name!r}"),
@@ -7279,6 +8158,17 @@ def _pending_reason(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> str
     if ahead := tx.execute(sql, position).get:
         return f"it is ready, behind {_quantity(ahead, 'more urgent job')} of its queue"
     return "it is ready, and next in its queue"
+
+
+def _limited(tx: Transaction, settings: QueueSettings) -> Iterator[tuple[bool, str]]:
+    """Why the jobs of a queue or a definition may have to wait, each with whether they have to."""
+    it, limit = f"its {settings.of} {settings.name!r}", settings.concurrency
+    running = 0 if limit is None else count_running(tx, settings)
+    yield settings.paused, f"{it} is paused"
+    full = f"{it} runs as many jobs at a time as it may: {running} of {limit}"
+    yield limit is not None and running >= limit, full
+    rate = f"{it} starts as many jobs as it may: {settings.rate}"
+    yield count_tokens(tx, settings, tx.now) < 1, rate
 
 
 ################################################################################
@@ -7303,7 +8193,7 @@ class Exchanged(NamedTuple):
     late: int
     """How many settlements were discarded, because another claim holds the job."""
     again_at: int | None
-    """When the rate of a queue allows the next job to start, if one waits for that."""
+    """When a rate allows the next job to start, if one waits for that."""
     complete: bool = True
     """Whether all that was ready was considered: a slow scan is not repeated at once."""
 
@@ -7334,7 +8224,7 @@ class Store:
         node: int,
         choose: Callable[[Ready], list[int]],
         subscription: Subscription,
-        progress: Mapping[tuple[int, int], str] = {},
+        progress: Mapping[tuple[int, int], Sequence[str | None]] = {},
     ) -> Exchanged:
         """Stores progress, settles jobs, and claims those that *choose* picks from the ready ones,
         in one transaction."""
@@ -7382,8 +8272,8 @@ class Store:
                     change_jobs(tx, [claimed.id], failed, claim=claimed.claim, error=problem)
             del settlements[0]
 
-    def keep_progress(self, progress: Mapping[tuple[int, int], str]) -> None:
-        """Stores the progress of jobs, by id and claim, unless the claim was lost."""
+    def keep_progress(self, progress: Reports) -> None:
+        """Stores what jobs have reported, by id and claim, unless the claim was lost."""
         with self.file.transaction() as tx:
             _keep_progress(tx, progress)
 
@@ -7461,6 +8351,26 @@ class Store:
                 with self.file.transaction() as tx:
                     admitted += admit_blocked(tx, [key])
 
+    def release_unfit(self, subscription: Subscription, node: int, most: int) -> int:
+        """Makes blocked jobs ready that did not fit other definitions than these; returns how many.
+        While another node has other definitions, and may refuse them once more, at *most* so
+        many."""
+        with self.file.transaction(read_only=True) as tx:
+            unfit = (
+                "SELECT 1 FROM litejobs_job INDEXED BY litejobs_unfit WHERE unfit_at IS NOT NULL"
+            )
+            if tx.execute(f"{unfit} LIMIT 1").get is None:
+                return 0
+            bindings = {**subscription.bindings, "id": node}
+            if not tx.execute(_RIVALS, bindings).get:
+                most = BATCH
+            ids = _column(tx, f"{_RELEASABLE} LIMIT {most}", bindings)
+        if not ids:
+            return 0
+        with self.file.transaction() as tx:
+            term = "state = 'blocked' AND unfit_at IS NOT NULL"
+            return change_jobs(tx, ids, _set(f"state = {_WAITS}, unfit_at = NULL", term))
+
     def prune(self, now: int) -> int:
         """Deletes one batch of jobs whose retention is over; returns how many."""
         due = """
@@ -7487,6 +8397,26 @@ class Store:
         """Deletes the statistics that an ANALYZE in the application made of our tables."""
         with self.file.transaction(read_only=True) as tx:
             _forget_statistics(tx.connection)
+
+    def read_ended(
+        self, claims: Mapping[int, int | None], names: frozenset[str]
+    ) -> Iterator[tuple[Claimed, Ended]]:
+        """Those of these jobs, by id and claim (`None`: any), that have one of these *names* and
+        have ended."""
+        ended = f"SELECT {_JOB} FROM litejobs_job WHERE id IN carray(?) AND +state IN {FINISHED}"
+        last = f"""
+            SELECT {_FAILURE} FROM litejobs_attempt
+            WHERE job = ?1 AND (SELECT state FROM litejobs_job WHERE id = ?1) = 'failed'
+            ORDER BY id DESC LIMIT 1
+        """
+        with self.file.transaction(read_only=True) as tx:
+            for row in tx.execute(ended, (_carray(claims),)).fetchall():
+                claimed, rest = (
+                    Claimed._make(row[: len(Claimed._fields)]),
+                    row[len(Claimed._fields) :],
+                )
+                if claimed.name in names and claims[claimed.id] in (None, claimed.claim):
+                    yield claimed, (rest, tx.execute(last, (claimed.id,)).fetchone())
 
     # Queues and nodes
 
@@ -7543,13 +8473,13 @@ class Store:
 
     def has_work(self, subscription: Subscription) -> bool:
         """Whether a job of the subscription is pending in a queue that is not paused, or running or
-        retrying in any queue."""
+        retrying in any queue; or blocked by its payload, which none of its definitions refused."""
         with self.file.transaction(read_only=True) as tx:
             paused = {name for name, known in read_settings(tx).items() if known.paused}
             if Ready(attrs.evolve(subscription, paused=frozenset(paused))).scan(tx):
                 return True
             served = """
-                name IN (SELECT value FROM json_each(:names)) AND node IN ('', :node)
+                name IN (SELECT key FROM json_each(:names)) AND node IN ('', :node)
                 AND (:queues IS NULL OR queue IN (SELECT value FROM json_each(:queues)))
             """
             sql = f"""
@@ -7557,17 +8487,34 @@ class Store:
                 UNION ALL
                 SELECT 1 FROM litejobs_job
                 WHERE state IN ('scheduled', 'retrying') AND state = 'retrying' AND {served}
+                UNION ALL {_RELEASABLE}
                 LIMIT 1
             """
-            names, queues = subscription.as_json
-            bindings = {"names": names, "queues": queues, "node": subscription.node}
-            return tx.execute(sql, bindings).get is not None
+            return tx.execute(sql, subscription.bindings).get is not None
 
 
-def _keep_progress(tx: Transaction, progress: Mapping[tuple[int, int], str]) -> None:
+_RELEASABLE = """
+    SELECT job.id FROM json_each(:names) AS known
+    CROSS JOIN litejobs_job AS job INDEXED BY litejobs_unfit ON job.name = known.key
+    WHERE unfit_at IS NOT NULL AND NOT instr(refused, ' ' || known.value || ' ')
+        AND state = 'blocked' AND node IN ('', :node)
+        AND (:queues IS NULL OR queue IN (SELECT value FROM json_each(:queues)))
+"""
+"""A query for jobs that no definition of a subscription has refused."""
+_RIVALS = """
+    SELECT 1 FROM litejobs_node AS node, json_each(node.names) AS theirs
+    JOIN json_each(:names) AS known ON known.key = theirs.key AND known.value <> theirs.value
+    WHERE node.id <> :id LIMIT 1
+"""
+
+
+def _keep_progress(tx: Transaction, progress: Reports) -> None:
     tx.connection.executemany(
-        "UPDATE litejobs_job SET progress = ? WHERE id = ? AND claim = ? AND state = 'running'",
-        [(text, *claim) for claim, text in progress.items()],
+        """
+        UPDATE litejobs_job SET progress = coalesce(?, progress), meta = coalesce(?, meta)
+        WHERE id = ? AND claim = ? AND state = 'running'
+        """,
+        [(*texts, *claim) for claim, texts in progress.items()],
     )
 
 
@@ -7649,9 +8596,24 @@ def _settle(
 
 
 def _store_failures(tx: Transaction, settlements: list[Settlement]) -> None:
-    """Stores failed attempts: of a job that is retried for weeks, the first and the last ones."""
+    """Stores failed attempts: of a job that is retried for weeks, the first and the last ones. Of
+    a job whose payload does not fit, stores the fingerprint of its definition in this node."""
     for claimed, report in settlements:
-        if report.kind == "cancelled":
+        if report.kind == "unfit":
+            tx.execute(
+                """
+                UPDATE litejobs_job SET unfit_at = ?1, refused = (
+                    SELECT substr(replace(ifnull(refused, ' '), fingerprint, ' '), -200)
+                        || substr(fingerprint, 2)
+                    FROM (SELECT ' ' || ifnull((
+                        SELECT value FROM litejobs_node AS node, json_each(node.names) AS known
+                        WHERE node.id = holder AND known.key = litejobs_job.name
+                    ), '') || ' ' AS fingerprint)
+                ) WHERE id = ?2 AND claim = ?3 AND state = 'running'
+                """,
+                (tx.now, claimed.id, claimed.claim),
+            )
+        if report.kind in ("cancelled", "unfit"):
             continue
         facts = report._asdict() | {"attempt": claimed.attempt, "omitted": None}
         tx.execute(
@@ -7690,14 +8652,14 @@ def _store_failures(tx: Transaction, settlements: list[Settlement]) -> None:
 ################################################################################
 
 EventKind = Literal[
-    "enqueued", "started", "completed", "retrying", "failed", "cancelled", "timed_out", "crashed",
-    "schedule_fired", "queue_paused", "queue_resumed", "node_joined", "node_left",
+    "enqueued", "started", "completed", "retrying", "failed", "cancelled", "blocked", "timed_out",
+    "crashed", "schedule_fired", "queue_paused", "queue_resumed", "node_joined", "node_left",
 ]  # fmt: skip
 EVENT_KINDS: tuple[EventKind, ...] = typing.get_args(EventKind)
 _LEVELS: Mapping[EventKind, int] = {
     **dict.fromkeys(("enqueued", "started", "completed"), logging.DEBUG),
     **dict.fromkeys(("retrying", "cancelled", "queue_paused", "queue_resumed"), logging.INFO),
-    **dict.fromkeys(("timed_out", "crashed", "failed"), logging.WARNING),
+    **dict.fromkeys(("blocked", "timed_out", "crashed", "failed"), logging.WARNING),
 }
 """The log level of each kind; nodes and schedules have more detailed log lines of their own."""
 QUEUE_LIMIT = 10_000
@@ -7926,6 +8888,7 @@ def take_over(duties: Duties, id: int, node: str, pid: int) -> None:
         crashed = Event("crashed", now, node, job, name, queue, attempt, error=error)
         duties.events.dispatch(crashed)
         if given_up:
+            duties.ended[job] = None
             duties.events.dispatch(attrs.evolve(crashed, kind="failed"))
 
 
@@ -7971,6 +8934,8 @@ class Duties:
     on_ready: Callable[[], None] = lambda: None
     """Called when there may be jobs to claim."""
     table: Mapping[str, tuple[float, Duty]] = DUTIES
+    ended: dict[int, int | None] = attrs.field(factory=dict)
+    """The jobs that may have ended since `take_ended`, by id and claim (`None`: any)."""
     _due: defaultdict[str, float] = attrs.field(factory=lambda: defaultdict(float))
     """By the monotonic clock."""
     _logged: dict[str, tuple[float, float]] = attrs.field(factory=dict)
@@ -8016,6 +8981,15 @@ class Duties:
             self.on_ready()
         return None if due is None else min(1.0, max(0, due - now) / 1e6)
 
+    def take_ended(self, names: frozenset[str]) -> list[tuple[Claimed, Ended]]:
+        """The jobs of definitions of these *names* that have ended since the last call."""
+        claims, self.ended = self.ended, {}
+        try:
+            return list(self.store.read_ended(claims, names)) if claims else []
+        except FileError as error:
+            self.log("calling on_end", error)
+            return []
+
     def fired(self, schedule: Schedule, jobs: list[int]) -> None:
         """Emits that a schedule has enqueued jobs."""
         for job in jobs:
@@ -8059,7 +9033,7 @@ FREEZE_HINT = (
 def load_program(
     places: Mapping[str, tuple[str, str]],
     make_state: Callable[[], Any] | None,
-    home: Callable[[], Any],
+    home: Callable[[], LiteJobs],
     clock: Clock,
     around: tuple[AroundRun, ...],
     paths: Mapping[Path, Path],
@@ -8081,13 +9055,15 @@ def load_program(
             raise DefinitionError(name, f"not at {module}.{path} when a worker looked there")
         registry.add(definition)
     IMPORTING.reset(token)
-    registry.frozen = True
+    registry.nodes.append("this worker's")
     gc.freeze()  # Loaded code stays: the garbage collector need not look at it.
+    source = home()
+    source.registry = registry
     for body in {definition.body for definition in registry}:
-        body.home = body.home or home()
+        body.home = body.home or source
     if log_level is not None:
         log_to_stderr(log_level)  # Unless the program has set up logging itself.
-    return executor(registry, make_state, clock, NOWHERE, around)
+    return executor(registry, make_state, clock, source, around)
 
 
 @contextlib.contextmanager
@@ -8500,8 +9476,8 @@ def spawning() -> Iterator[None]:
     main = sys.modules["__main__"]
     file = str(getattr(main, "__file__", None) or "")
     hidden = not _importable_main(main) and (file.startswith("<") or os.path.exists(file))
-    masks = hasattr(signal, "pthread_sigmask")  # Not on Windows.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS) if masks else ()
+    masks: Any = signal if hasattr(signal, "pthread_sigmask") else None  # Not on Windows.
+    before = masks.pthread_sigmask(masks.SIG_BLOCK, STOP_SIGNALS) if masks else ()
     if hidden:
         del main.__file__
     try:
@@ -8510,7 +9486,7 @@ def spawning() -> Iterator[None]:
         if hidden:
             main.__file__ = file
         if masks:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            masks.pthread_sigmask(masks.SIG_SETMASK, before)
 
 
 def work_in_child(
@@ -8527,7 +9503,7 @@ def work_in_child(
         if hasattr(os, "register_at_fork"):
             # A process that a job forks can be ended like any other.
             os.register_at_fork(after_in_child=functools.partial(signal.signal, number, default))
-    if hasattr(signal, "pthread_sigmask"):
+    if sys.platform != "win32":
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     if sys.platform == "linux":
         # The kernel kills the whole group when the lifeline closes. The thread below, which is
@@ -8559,7 +9535,7 @@ def kill_group(pid: int, alive: bool = True) -> None:
     if hasattr(os, "killpg"):
         for kill in (os.killpg, os.kill) if alive else (os.killpg,):
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                kill(pid, signal.SIGKILL)
+                kill(pid, signal.SIGKILL)  # type: ignore[attr-defined, unused-ignore]
     elif alive:
         os.system(f"taskkill /F /T /PID {pid} >NUL 2>&1")
 
@@ -8576,7 +9552,7 @@ def work(
         try:
             executor = closing.enter_context(make())
             runner = JobRunner(channel, board, executor, make_restore(connection), cpu_clock)
-            batches: Iterator[Any] = (jobs for _, jobs in runner.messages())
+            batches: Iterator[Any] = (fields for _, *fields in runner.messages())
             if board.concurrency:
                 batches = closing.enter_context(runner.async_loop())
         except BaseException as error:
@@ -8584,7 +9560,7 @@ def work(
             return
         channel.send("ready")
         for batch in batches:
-            if not runner.run(batch):
+            if not runner.run(*batch):
                 break
 
 
@@ -8622,8 +9598,9 @@ class JobRunner:
                     return
                 yield message
 
-    def run(self, batch: list[tuple[int, tuple[Any, ...]]]) -> bool:
-        """Runs a batch of jobs; false if the worker cannot go on after one of them."""
+    def run(self, batch: list[tuple[int, tuple[Any, ...]]], ended: Ended | None = None) -> bool:
+        """Runs a batch of jobs, or calls the `on_end` of one that has *ended*; false if the worker
+        cannot go on after one of them."""
         channel, board, restore, cpu_clock = self.channel, self.board, self.restore, self.cpu_clock
         if not restore():
             return False
@@ -8640,7 +9617,7 @@ class JobRunner:
                 channel.send("reports")
                 unnotified, notified_at = 0, began
             asked = functools.partial(board.why_asked, number)
-            report = self.executor.run(Claimed._make(fields), asked, self.progress)
+            report = self.executor.run(Claimed._make(fields), asked, self.progress, ended)
             if report.took > SHORT_RUN or report.kind:
                 if report.kind or asked():  # Then the supervisor may settle it as failed.
                     cpu, memory = board.cpu_since(began, cpu_clock()), peak_memory(os.getpid())
@@ -8660,12 +9637,12 @@ class JobRunner:
         channel.send("reports")  # Also if all were revoked, so that the worker gets other jobs.
         return True
 
-    def progress(self, claimed: Claimed, progress: Progress) -> None:
-        """Sends the progress of a job, now or soon; it may be called from any thread."""
+    def progress(self, claimed: Claimed, what: Reported) -> None:
+        """Sends the progress or meta of a job, now or soon; it may be called from any thread."""
         if (reporter := self._reporters.get(claimed.id)) is None:
             send = functools.partial(self.channel.send, "progress", claimed.id, claimed.claim)
             reporter = self._reporters.setdefault(claimed.id, ProgressReporter(send))
-        reporter.report(progress)
+        reporter.report(what)
 
     def end_progress(self, id: int) -> bool:
         """Sends the last progress of a job that has ended; returns whether there was any."""
@@ -8696,7 +9673,7 @@ class JobRunner:
             try:
                 for what, *fields in self.messages():
                     if what == "run":
-                        batches.put(*fields)
+                        batches.put(fields)
                     else:
                         act = self._begin if what == "begin" else self._cancel
                         self._loop.call_soon_threadsafe(act, *fields)
@@ -8716,14 +9693,16 @@ class JobRunner:
                 self._loop.call_soon_threadsafe(self._loop.stop)
                 thread.join()
 
-    def _begin(self, jobs: list[tuple[int, int, tuple[Any, ...]]]) -> None:
+    def _begin(
+        self, jobs: list[tuple[int, int, tuple[Any, ...]]], ended: Ended | None = None
+    ) -> None:
         if not self._tasks:
             with self.board.held():  # So that no plain job begins meanwhile.
                 if not self.board.running:
                     self.restore()
         for number, place, fields in jobs:
             claimed = Claimed._make(fields)
-            task = self._loop.create_task(self._run(number, place, claimed))
+            task = self._loop.create_task(self._run(number, place, claimed, ended))
             self._tasks[number] = task, claimed
             task.add_done_callback(functools.partial(self._ended, number))
 
@@ -8736,13 +9715,13 @@ class JobRunner:
             if task.cancel():
                 self.executor.noticed.add(claimed[:2])
 
-    async def _run(self, number: int, place: int, claimed: Claimed) -> Report:
+    async def _run(self, number: int, place: int, claimed: Claimed, ended: Ended | None) -> Report:
         asked = functools.partial(self.board.why_asked, number, place)
         if asked():
             return GIVEN_BACK
         self.board.begin(number, place)
         OUTPUT.set(written := [b""])
-        report = await self.executor.run_async(claimed, asked, self.progress)
+        report = await self.executor.run_async(claimed, asked, self.progress, ended)
         if report.kind or asked():
             memory, output = peak_memory(os.getpid()), last_lines(written[0])
             report = report._replace(memory=memory, output=output)
@@ -8775,7 +9754,7 @@ def make_restore(connection: socket.socket) -> Callable[[], bool]:
     handlers = [(each, plain.getsignal(each)) for each in numbers if each]
     own_process = threading.current_thread() is threading.main_thread()
     masks = own_process and hasattr(signal, "pthread_sigmask")
-    blocked = plain.pthread_sigmask(signal.SIG_BLOCK, ()) if masks else ()
+    blocked = plain.pthread_sigmask(plain.SIG_BLOCK, ()) if masks else ()
     umask = os.umask(0o077) if own_process else 0
     if hasattr(os, "fchdir"):
         # By descriptor it takes half as long, and works for a folder that was renamed.
@@ -8794,8 +9773,8 @@ def make_restore(connection: socket.socket) -> Callable[[], bool]:
                 return True
             os.umask(umask)
             if masks:
-                plain.setitimer(signal.ITIMER_REAL, 0)  # Else it might end the next job.
-                plain.pthread_sigmask(signal.SIG_SETMASK, blocked)
+                plain.setitimer(plain.ITIMER_REAL, 0)  # Else it might end the next job.
+                plain.pthread_sigmask(plain.SIG_SETMASK, blocked)
             for each, handler in handlers:
                 if plain.getsignal(each) != handler:
                     plain.signal(each, handler)
@@ -8853,6 +9832,8 @@ class Run:
     """Whether its "started" event was emitted."""
     slow_after: float = 0.0
     """Seconds of running after which it is logged as slow again."""
+    ended: Ended | None = None
+    """If the job has ended already, and this only calls its `on_end`: nothing is to be settled."""
 
 
 @attrs.define(eq=False, repr=False, slots=False)
@@ -8919,7 +9900,7 @@ class Worker:
         return False
 
     def hand_over(self, runs: list[Run]) -> None:
-        """Sends jobs to it."""
+        """Sends jobs to it, or one that has ended, for its `on_end`."""
         now = time.monotonic()
         if not self.runs:
             self.progress_at = now
@@ -8932,11 +9913,12 @@ class Worker:
                 self.load += run.expected
                 plain.append((run.number, run.claimed[:]))
         self.plain += len(plain)
+        ended = () if runs[0].ended is None else (runs[0].ended,)
         if plain:
-            self.channel.send("run", plain)
+            self.channel.send("run", plain, *ended)
         if beside:
             self.check_at = min(self.check_at, now + ASYNC_CHECK)
-            self.channel.send("begin", beside)
+            self.channel.send("begin", beside, *ended)
 
     def take(self, number: int) -> Run | None:
         """Removes a job that it has in hand."""
@@ -9006,7 +9988,8 @@ def start_worker(make: MakeExecutor, presence: str | None, concurrency: int) -> 
         from multiprocessing import get_context
 
         context = get_context("spawn")
-        lifeline, held = map(opened.enter_context, context.Pipe(duplex=False))
+        pipe: Sequence[Any] = context.Pipe(duplex=False)
+        lifeline, held = map(opened.enter_context, pipe)
         board = Board(concurrency, context)
         handed = theirs, lifeline, board, presence, make
         process = context.Process(target=work_in_child, args=handed, name="litejobs-worker")
@@ -9017,7 +10000,7 @@ def start_worker(make: MakeExecutor, presence: str | None, concurrency: int) -> 
     lifeline.close()
     pid, sources = process.pid or 0, list[Any]([ours])
     try:
-        sources.append(os.pidfd_open(pid))
+        sources.append(os.pidfd_open(pid))  # type: ignore[attr-defined, unused-ignore]
     except (AttributeError, OSError):
         if sys.platform != "win32":
             # A pipe. If a forked process keeps it open, `_check_workers` notices the death.
@@ -9032,7 +10015,7 @@ def usage_of(pid: int) -> tuple[int | None, int | None]:
         ticks = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[11:13]
     except OSError:
         return None, None
-    return sum(map(int, ticks)) * 10**9 // os.sysconf("SC_CLK_TCK"), peak_memory(pid)
+    return sum(map(int, ticks)) * 10**9 // os.sysconf("SC_CLK_TCK"), peak_memory(pid)  # type: ignore[attr-defined, unused-ignore]
 
 
 def memory_of(pid: int) -> int:
@@ -9129,6 +10112,10 @@ class WorkerPool:
         ready = [each for each in self.workers if each.ready and (each.jobs_left > 0 or each.runs)]
         return [worker for worker in ready[: self.size] if worker.jobs_left > 0]
 
+    def at_work(self) -> list[Worker]:
+        """The workers that were not asked to end, even if they may run no more jobs."""
+        return [each for each in self.workers if each.ready and each.exit_by == math.inf]
+
     def runs(self) -> list[Run]:
         """The jobs that all workers have in hand."""
         return [run for worker in self.workers for run in worker.runs.values()]
@@ -9176,7 +10163,7 @@ def assign(
         else:
             which = loads.index(min(loads))
             fits = has_room(counts[which], loads[which], more)
-            if fits and ready.has_rate:  # A job of a queue with a rate has to start now.
+            if fits and ready.has_rate:  # A job that has a rate has to start now.
                 fits = not workers[which].plain and loads[which] <= BURST_SECONDS * 1e6
         if not fits:
             if not async_names:
@@ -9239,6 +10226,8 @@ def final_report(
     """The report of a job that was asked to end, or whose worker died by a *crash*. The reason to
     end counts more than how it ended, except when the node stops."""
     claimed, options = run.claimed, registry.options(run.claimed.name)
+    if report.state == "blocked" and run.reason != "cancel":
+        return report
     if run.reason == "cancel":
         return report._replace(
             state="cancelled", counted=True, result=None,
@@ -9295,6 +10284,9 @@ MEMORY_CHECK = 0.1
 """Seconds between checks of the memory of workers that run a job with `max_memory`."""
 RETRY_SOON = 0.05
 """Seconds until the next try if a worker held the lock of its board."""
+RELEASED, RELEASE_PAUSE = 8, 0.05
+"""For each idle worker, how many jobs that other nodes refused are made ready at a time; seconds
+until the next ones are."""
 FROZEN_AFTER = 1.0
 """Seconds by which the supervisor's loop has to be late for the node to count as stopped, as by
 SIGSTOP, `docker pause` or a laptop that sleeps. That time counts towards no timeout."""
@@ -9325,6 +10317,7 @@ class Supervisor:
     """Receives the datagrams that wake the node; their content is ignored."""
     _selector: selectors.BaseSelector = attrs.field(factory=selectors.DefaultSelector)
     _async_names: frozenset[str] = attrs.field(init=False)
+    _with_on_end: frozenset[str] = attrs.field(init=False)
     _duties: Duties = attrs.field(init=False)
     _node: int = 0
     _numbers: Iterator[int] = attrs.field(factory=lambda: itertools.count(1))
@@ -9338,12 +10331,14 @@ class Supervisor:
     _pending: list[Settlement] = attrs.field(factory=list)
     """The attempts that the next exchange settles."""
     _exchange_by: float = math.inf
-    """When the next exchange is due: for results, progress, or a job of a queue with a rate."""
+    """When the next exchange is due: for results, progress, or a job that has a rate."""
     _wanted: frozenset[EventKind] = frozenset()
     """The kinds of events that have listeners, as of this round of the loop."""
     _ended_events: list[Event] = attrs.field(factory=list)
     """The events to emit when all is settled."""
-    _progress: dict[tuple[int, int], str] = attrs.field(factory=dict)
+    _ended: deque[tuple[Claimed, Ended]] = attrs.field(factory=deque)
+    """The jobs that have ended and whose `on_end` no worker has been given yet."""
+    _progress: dict[tuple[int, int], Sequence[str | None]] = attrs.field(factory=dict)
     """Progress that is not in the file yet, by id and claim."""
     _changes: int = 0
     """What `File.changes` returned last."""
@@ -9374,6 +10369,7 @@ class Supervisor:
 
         self.store.file.may_wait = self._may_wait
         self._async_names = frozenset(own.name for own in self.registry if own.body.is_async)
+        self._with_on_end = self.registry.with_on_end()
         if not self._async_names:
             self.pool.concurrency = 0
         FORK_HOOKS[self.pool] = WorkerPool.close_in_fork
@@ -9381,6 +10377,7 @@ class Supervisor:
             "check_commits": (POLL_INTERVAL, self._check_commits),
             "check_workers": (POLL_INTERVAL, self._check_workers),
             "requests": (math.inf, self._check_requests),
+            "release_unfit": (1.0, self._release_unfit),
             **DUTIES,
         }
         self._duties = Duties(
@@ -9389,9 +10386,16 @@ class Supervisor:
         self._wakeup = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._wakeup.bind(("127.0.0.1", 0))
         self._wakeup.setblocking(False)
+        self.registry.nodes.append(self.subscription.node)
 
     def run(self) -> None:
         """Works until it is stopped, or until nothing is left to do."""
+        try:
+            self._run()
+        finally:
+            self.registry.nodes.remove(self.subscription.node)
+
+    def _run(self) -> None:
         with contextlib.ExitStack() as unjoined:
             for opened in (self._wakeup, self._selector, self.store.file):
                 unjoined.callback(opened.close)
@@ -9411,6 +10415,7 @@ class Supervisor:
                 self._watch()
                 self._listen()
                 self._unless_locked(self._duties.do_due, self._exchange)
+                self._call_on_end()
         finally:
             self._leave()
 
@@ -9472,6 +10477,7 @@ class Supervisor:
 
     def _done(self) -> bool:
         busy = bool(self._pending) or any(worker.runs for worker in self.pool.workers)
+        busy = busy or bool(self._ended and (self.pool.at_work() or not self._stops))
         if self._stops:
             # It must end even if threads do not, or results cannot be settled on a full disk.
             rest = 0.0 if self.pool.threads else self.grace + 1.0
@@ -9538,6 +10544,10 @@ class Supervisor:
             closing.callback(self.store.leave, self._node)
             self._settle_last()
             self._emit_ended()
+            self._ended.extend(self._duties.take_ended(self._with_on_end))
+            for claimed, _ in self._ended:
+                problem = "on_end of job %d (%s) is not called: the node has ended"
+                logger.warning(problem, claimed.id, claimed.name)
 
     # Spawn and listen
 
@@ -9592,11 +10602,12 @@ class Supervisor:
         for message in worker.receive(dead):
             match message:
                 case ("report", number, fields):
-                    if run := worker.take(number):
+                    if (run := worker.take(number)) and run.ended is None:
                         name, report = run.claimed.name, Report(*fields)
                         expected = self._durations.get(name, report.took)
                         self._durations[name] = expected + 0.2 * (report.took - expected)
-                        self._announce(run, report.started_at)
+                        if report.state != "blocked":
+                            self._announce(run, report.started_at)
                         if run.reason is not None:
                             report = final_report(run, report, self.registry, self._rng)
                         self._settle(run, report)
@@ -9610,8 +10621,8 @@ class Supervisor:
                     worker.failure = f"{kind}: {text}"
                     if not self.pool.ever_ready:
                         raise WorkerError(f"a worker could not start: {worker.failure}")
-                case ("progress", id, claim, text):
-                    self._progress[id, claim] = text
+                case ("progress", id, claim, *texts):
+                    self._progress[id, claim] = texts
                     soon = time.monotonic() + PROGRESS_INTERVAL
                     self._exchange_by = min(self._exchange_by, soon)
 
@@ -9641,6 +10652,16 @@ class Supervisor:
         # Ticks a little later, since this is called for each enqueue.
         self._duties.make_due("fire", within=FIRE_DELAY)
 
+    def _release_unfit(self, duties: Duties) -> float | None:
+        """Makes jobs ready whose payloads did not fit the definitions of other nodes: as many as
+        idle workers take at once, if such a node might take and refuse them again."""
+        idle = sum(not worker.plain for worker in self.pool.available())
+        most = RELEASED * idle or 1
+        if self._stops or not self.store.release_unfit(self.subscription, self._node, most):
+            return None
+        self._wake()
+        return RELEASE_PAUSE if idle else None
+
     # Settle and claim
 
     def _settle(self, run: Run, report: Report) -> None:
@@ -9653,9 +10674,36 @@ class Supervisor:
         if not self._pending:
             self._exchange_by = min(self._exchange_by, time.monotonic() + SETTLE_WITHIN)
         self._pending.append((run.claimed, report))
+        if run.claimed.name in self._with_on_end:
+            self._duties.ended[run.claimed.id] = run.claimed.claim
+
+    def _call_on_end(self) -> None:
+        """Has workers with room call the `on_end` of jobs that have ended, once all is settled."""
+        if self._duties.ended and not self._pending:
+            self._ended.extend(self._duties.take_ended(self._with_on_end))
+        while self._ended and (workers := self.pool.at_work()):
+            claimed, ended = self._ended[0]
+            expected, place = estimate(claimed.name, self._durations), 0
+            if claimed.name in self._async_names:
+                worker = max(workers, key=lambda worker: len(worker.free))
+                fits = bool(worker.free)
+                place = worker.free.pop() if fits else 0
+            else:
+                worker = min(workers, key=load_of)
+                fits = has_room(worker.plain, load_of(worker), expected)
+            if not fits:
+                return
+            self._ended.popleft()
+            run = Run(next(self._numbers), claimed, worker, expected, place)
+            run.announced, run.ended = True, ended
+            worker.hand_over([run])
 
     def _give_back(self, run: Run) -> None:
         """Makes a job ready again that has not begun, unless it was cancelled."""
+        if run.ended is not None:
+            self._ended.append((run.claimed, run.ended))
+            self._exchange_by = 0.0  # So that the loop goes on, and gives it to another worker.
+            return
         self._settle(run, not_begun(self.clock(), run.claimed.id in self._cancelled))
 
     def _settle_crashed(self, run: Run) -> None:
@@ -9663,6 +10711,13 @@ class Supervisor:
         there, since it is unknown which one was to blame. If the node has killed the worker,
         only jobs that were asked to end have failed; the others are given back."""
         worker, now = run.worker, self.clock()
+        if run.ended is not None:
+            why = run.reason or exit_description(
+                worker.process.exitcode if worker.is_process else 0
+            )
+            problem = "on_end of job %d (%s) did not end: %s"
+            logger.error(problem, run.claimed.id, run.claimed.name, why)
+            return
         began = worker.board.began(run)
         took = (time.monotonic_ns() - began) // 1000
         exit_code = worker.process.exitcode if worker.is_process else 0
@@ -9972,6 +11027,33 @@ PAGE_SIZE = 500
 """Jobs that `iterate` reads at a time."""
 MAX_WORKERS = 10_000
 """Workers of a node, and async jobs that a worker may run at a time."""
+ASYNC_THREADS = 16
+"""Threads in which a `LiteJobs` does what coroutines await: so many of these can share a commit."""
+
+
+def awaitable(
+    method: Callable[Concatenate[LiteJobs, P], R],
+) -> Callable[Concatenate[LiteJobs, P], Coroutine[Any, Any, R]]:
+    """The method for coroutines, its name with an `a` before it: it runs in another thread."""
+
+    async def run(jobs: LiteJobs, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        import asyncio  # Late: few programs need it.
+
+        call = functools.partial(contextvars.copy_context().run, method, jobs, *args, **kwargs)
+        started = jobs.async_threads().submit(call)
+        started.cancel = lambda: False  # What is begun is done, even if nobody awaits it any more.
+        result: R = await asyncio.wrap_future(started)
+        return result
+
+    functools.update_wrapper(run, method)
+    name = method.__name__
+    run.__name__, run.__qualname__ = f"a{name}", f"LiteJobs.a{name}"
+    run.__doc__ = f"""`{name}` for coroutines: the event loop goes on meanwhile, also while others
+        hold the file's write lock. If its task is cancelled meanwhile, it is done all the same.
+
+        Raises: like `{name}`.
+        """
+    return run
 
 
 @attrs.define(eq=False, repr=False, slots=False)
@@ -9990,10 +11072,12 @@ class LiteJobs:
     clock: Clock = attrs.field(default=system_clock, kw_only=True)
     registry: Registry = attrs.field(factory=Registry, init=False)
     define: Define = attrs.field(init=False)
-    middleware: Middleware = attrs.field(factory=Middleware, init=False)
+    middleware: Middleware = attrs.field(init=False)
     events: Events = attrs.field(factory=Events, init=False)
     store: Store = attrs.field(init=False)
-    _declared: dict[str, tuple[Schedule, object, str]] = attrs.field(factory=dict, init=False)
+    _declared: dict[str, tuple[Schedule, object, str, object]] = attrs.field(
+        factory=dict, init=False
+    )
     target: str | None = attrs.field(default=None, init=False)
     """The file of the program that was named on the command line."""
     _made_in: str | None = attrs.field(default=None, init=False)
@@ -10002,6 +11086,8 @@ class LiteJobs:
     """Whether `recording` has given it another file and clock."""
     log_level: int | None = attrs.field(default=None, init=False)
     """The level at which workers log to stderr, unless the program sets up logging itself."""
+    _async_threads: Any = attrs.field(default=None, init=False)
+    """The ThreadPoolExecutor for `awaitable` methods, once one was awaited."""
 
     def __attrs_post_init__(self) -> None:
         if self.durability not in typing.get_args(Durability):
@@ -10009,6 +11095,7 @@ class LiteJobs:
         if self.state is not None and not callable(self.state):
             raise OptionError("state", "expected a function that makes the state")
         self.define = Define(self.register)
+        self.middleware = Middleware(nodes=self.registry.nodes)
         self._made_in = sys._getframe(2).f_globals.get("__file__")
         self.store = Store(File(self._path, self.durability, clock=self.clock))
 
@@ -10027,7 +11114,10 @@ class LiteJobs:
         for given in definitions:
             if (definition := definition_of(given)) is None:
                 raise DefinitionError(repr(given), "no definition: decorate it with @define")
-            self.registry.add(definition)
+            if (replaced := self.registry.add(definition)) is not None:
+                # The schedules that were declared with it are declared anew, or are gone.
+                run = replaced.body.loaded_by
+                self._declared = {k: v for k, v in self._declared.items() if v[3] is not run}
             definition.body.home = self
 
     def on(self, *kinds: EventKind) -> Callable[[AnyListener], AnyListener]:
@@ -10066,9 +11156,15 @@ class LiteJobs:
             self.middleware.enqueue(trace_enqueue)
 
     def close(self) -> None:
-        """Closes the file; the next use opens it again."""
+        """Closes the file; the next use opens it again. Waits for what coroutines have begun."""
+        threads, self._async_threads = self._async_threads, None
+        if threads is not None:
+            threads.shutdown()
         self.events.close()
         self.store.file.close()
+
+    if not typing.TYPE_CHECKING:
+        __getattr__ = lead_back
 
     def __repr__(self) -> str:
         return f"LiteJobs({str(self.path)!r})"
@@ -10078,6 +11174,18 @@ class LiteJobs:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    def async_threads(self) -> Any:
+        """The threads in which `awaitable` methods run, made when first used."""
+        if self._async_threads is None:
+            from concurrent.futures import ThreadPoolExecutor
+
+            self._async_threads = ThreadPoolExecutor(ASYNC_THREADS, "litejobs")
+            FORK_HOOKS[self] = LiteJobs._forget_threads
+        return self._async_threads
+
+    def _forget_threads(self) -> None:
+        self._async_threads = None  # A forked child does not have them.
 
     # Enqueue
 
@@ -10109,6 +11217,9 @@ class LiteJobs:
         _refuse_while_importing()
         given = [*works]
         return self._enqueue_inside(self.middleware.enqueues if given else (), given)
+
+    aenqueue = awaitable(enqueue)  # type: ignore[var-annotated]
+    aenqueue_many = awaitable(enqueue_many)
 
     def _enqueue_inside(
         self, layers: Sequence[AroundEnqueue], works: Iterable[Bound[Any] | object]
@@ -10211,6 +11322,9 @@ class LiteJobs:
         with self.store.file.transaction(read_only=True) as tx:
             return find_jobs(tx, match, limit, self)
 
+    aget = awaitable(get)
+    afind = awaitable(find)
+
     def iterate(self, **filters: Unpack[Filters]) -> Iterator[Job[Any]]:
         """All jobs that match, newest first, read page by page. No transaction stays open, and jobs
         that are enqueued meanwhile are left out.
@@ -10285,15 +11399,15 @@ class LiteJobs:
     def as_completed(
         self, jobs: Iterable[int | Job[R]], timeout: Duration | None = None, *, bar: bool = False
     ) -> Iterator[Job[R]]:
-        """Yields each job once it has completed, failed or been cancelled. With *bar*, the terminal
-        shows a progress bar.
+        """Yields each job once it has completed, failed or been cancelled; a `Job` that was given
+        is refreshed, and is what is yielded. With *bar*, the terminal shows a progress bar.
 
         Raises:
             WaitTimeoutError: *timeout* passed before all had ended.
             JobNotFoundError: one was deleted or pruned.
         """
-        left = {*map(id_of, jobs)}
-        total = len(left)
+        given = {id_of(job): job for job in jobs}
+        left, total = {*given}, len(given)
         limit = math.inf if timeout is None else duration(timeout, "timeout").total_seconds()
         give_up = time.monotonic() + limit
         for pause in poll_intervals():
@@ -10304,7 +11418,8 @@ class LiteJobs:
             for job in found:
                 if job.finished:
                     left.remove(job.id)
-                    yield job
+                    own = given[job.id]
+                    yield own._update(job) if isinstance(own, Job) else job
             if not left:
                 return
             time_left = give_up - time.monotonic()
@@ -10519,6 +11634,7 @@ class LiteJobs:
         timezone: str = "UTC",
         **how: Unpack[Recurring],
     ) -> Define | ScheduleHandle:
+        check_known(how, Declaring.__annotations__, "no such option")
         schedule = make_schedule(expression, timezone, **how)
         module = module_name(sys._getframe(2).f_globals.get("__name__", "__main__"))
 
@@ -10526,13 +11642,14 @@ class LiteJobs:
             owner: Any = work if isinstance(work, Bound) else definition_of(work)
             title = (owner or self.registry.of(work)).name if name is None else name
             check_name(title, "name")
-            if self.registry.frozen:
-                problem = f"schedule {title!r} declared after work had started"
-                raise OptionError("name", f"{problem}: declare it before, or use schedule().set()")
-            if taken := self._declared.get(title):
+            if self.registry.nodes:
+                problem = f"schedule {title!r} declared {AFTER_START}"
+                raise OptionError("name", f"{problem}; or use schedule().set()")
+            taken, run = self._declared.get(title), running_module()
+            if taken and (taken[2] != module or taken[3] is run):
                 problem = f"schedule {title!r} declared twice, in {taken[2]} and in {module}"
                 raise OptionError("name", f"{problem}: give one another name=")
-            self._declared[title] = attrs.evolve(schedule, name=title), work, module
+            self._declared[title] = attrs.evolve(schedule, name=title), work, module, run
             return ScheduleHandle(title, self)
 
         return attrs.evolve(self.define, then=declare) if work is None else declare(work)
@@ -10542,7 +11659,7 @@ class LiteJobs:
         program = program_of(self.target, self._made_in)
         schedules = [
             self._with_work(attrs.evolve(schedule, origin=json.dumps({program: module})), work)
-            for schedule, work, module in self._declared.values()
+            for schedule, work, module, _ in self._declared.values()
         ]
         for schedule in schedules:
             self.registry.named(schedule.definition)
@@ -10550,8 +11667,11 @@ class LiteJobs:
 
     def _with_work(self, schedule: Schedule, work: object) -> Schedule:
         """The schedule with the definition, payload and options of what it enqueues."""
-        if isinstance(work, type) and definition_of(work):
-            work = work()
+        own = definition_of(work)
+        if own is not None and own.options is own.body.options:
+            # It may have been loaded again since.
+            own = self.registry.by_name.get(own.name, own)
+            work = own.body.code() if own.body.is_class else own
         bound = work.bind() if isinstance(work, Definition) else self.bind(work)
         options = bound.options
         merges = options.unique is not None and callable(options.unique.on_conflict)
@@ -10620,9 +11740,20 @@ class LiteJobs:
         run_until_stopped(self._supervisor(workers, **options))
 
     def start(self, workers: int | None = None, **options: Unpack[NodeOptions]) -> Pool:
-        """Like `work`, but in the background, until the end of a `with` statement: for programs
-        that have a main loop."""
-        return Pool(self._supervisor(workers, **options))
+        """Like `work`, but in the background, for programs that have a main loop: the node is at
+        work when this returns, and until `stop()` of what it returns, the end of a `with`
+        statement, or the exit of the program.
+
+        In an interactive session, such as a notebook, it first stops the one that was started
+        before on this file with the same *queues* and *node*: so a cell can be run again.
+
+        Raises: like `work`.
+        """
+        place = self.path, repr(options.get("queues")), options.get("node")
+        for pool in [*_POOLS] if hasattr(sys, "ps1") else ():
+            if pool.place == place:
+                pool.stop()
+        return Pool(self._supervisor(workers, **options), place)
 
     def _supervisor(
         self,
@@ -10635,8 +11766,10 @@ class LiteJobs:
         node: str | None = None,
         until: Until | None = None,
         grace: Duration = 5.0,
+        **unknown: object,
     ) -> Supervisor:
         _refuse_while_importing()
+        check_known(unknown, [*NodeOptions.__annotations__, "workers"], "no such option")
         if until not in (None, "empty"):
             raise OptionError("until", f"expected 'empty' or None, got {until!r}")
         if workers is not None and threads is not None:
@@ -10688,7 +11821,6 @@ class LiteJobs:
         return program
 
     def _subscription(self, queues: Iterable[str] | None, node: str | None) -> Subscription:
-        self.registry.frozen = self.middleware.frozen = True
         if not self.registry.by_name:
             raise DefinitionError("(none)", "there is nothing to run: use @jobs.define first")
         if isinstance(queues, str):
@@ -10699,7 +11831,9 @@ class LiteJobs:
         # Containers may have one host name, and then each has a process 1.
         unique = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
         name = unique if node is None else check_name(node, "node")
-        return Subscription(frozenset(d.name for d in self.registry), chosen, name)
+        fingerprints = {own.name: own.body.fingerprint for own in self.registry}
+        names = frozenset(fingerprints)
+        return Subscription(names, chosen, name, fingerprints=fingerprints)
 
     def drain(self, *, queues: Iterable[str] | None = None) -> int:
         """Runs jobs in this process, one after another, until none is due; returns the number of
@@ -10709,6 +11843,8 @@ class LiteJobs:
         whose retention is over (not in a test)."""
         subscription = self._subscription(queues, None)
         with contextlib.ExitStack() as closing:
+            self.registry.nodes.append(subscription.node)
+            closing.callback(self.registry.nodes.remove, subscription.node)
             own = self.registry, self.state, self.clock, self, self.middleware.runs
             runs = closing.enter_context(executor(*own))
             known = self.registry.listing()
@@ -10764,20 +11900,20 @@ def run_due(duties: Duties, executor: Executor, subscription: Subscription, prun
     # Without a handler, logging would print events that are warnings to stderr.
     emit = events.emit if logger.hasHandlers() else events.dispatch
     ended: Sequence[tuple[Claimed, Report]] = ()
-    attempts, interrupted = 0, False
+    attempts, interrupted, with_on_end = 0, False, executor.registry.with_on_end()
 
     def choose(ready: Ready) -> list[int]:
         room = 0 if interrupted or not store.nodes.is_listed(node) else 1
         return [id for id, _ in itertools.islice(ready, room)]
 
-    def keep_progress(text: str) -> None:
+    def keep_progress(*texts: str | None) -> None:
         try:
-            store.keep_progress({claimed[:2]: text})
+            store.keep_progress({claimed[:2]: texts})
         except FileError as error:
             logger.error("the progress of job %d could not be kept: %s", claimed.id, error)
 
-    def report_progress(claimed: Claimed, progress: Progress) -> None:
-        reporter.report(progress)
+    def report_progress(claimed: Claimed, what: Reported) -> None:
+        reporter.report(what)
 
     duties.do("rescue", "admit", "forget_statistics", "roll_up_metrics")
     while prunes and (store.prune(store.clock()) or store.shrink()):
@@ -10792,10 +11928,15 @@ def run_due(duties: Duties, executor: Executor, subscription: Subscription, prun
             if report.kind or events.wants("completed"):
                 for event in attempt_ended(settled, report, subscription.node):
                     emit(event)
+            if settled.name in with_on_end:
+                duties.ended[settled.id] = settled.claim
+        for claimed, what in duties.take_ended(with_on_end):
+            executor.run(claimed, ended=what)
         if interrupted:
             raise KeyboardInterrupt
         if not done.claimed:
-            if done.complete and not ended:  # Otherwise a retry may be due at once.
+            # Otherwise a retry may be due at once.
+            if done.complete and not (ended or store.release_unfit(subscription, node, BATCH)):
                 store.nodes.check_listed(node)
                 return attempts
             ended = ()
@@ -10980,28 +12121,28 @@ class ScheduleHandle:
         self._jobs.store.schedules.remove(self.name)
 
 
-@functools.cache
-def _options_in(typed: str) -> list[inspect.Parameter]:
-    return [
-        inspect.Parameter(
-            name, inspect.Parameter.KEYWORD_ONLY, default=..., annotation=hint.__forward_arg__
-        )
-        for name, hint in globals()[typed].__annotations__.items()
-    ]
+class Changes(Changeable, total=False):
+    """What can be changed of a waiting job; `None` means the same as in `enqueue`. A duration as
+    *expires* counts from when the job is due, if that is changed too, else from now."""
+
+    payload: Annotated[Mapping[str, Any], FIELDS]
 
 
-def _spell_out_options(owner: Any) -> None:
-    """Makes `help()` show the options that methods take as a TypedDict."""
-    for method in filter(inspect.isfunction, vars(owner).values()):
-        for hint in method.__annotations__.values():
-            if isinstance(hint, str) and hint.startswith("Unpack["):
-                signature = inspect.signature(method)
-                parameters = [*signature.parameters.values()][:-1] + _options_in(hint[7:-1])
-                vars(method)["__signature__"] = signature.replace(parameters=parameters)
+def _spelled_out(method: Any, typed: str) -> inspect.Signature:
+    """The signature of a method with the options that it takes as a TypedDict."""
+    del method.__signature__
+    made = inspect.signature(method)
+    *others, _ = made.parameters.values()
+    method.__signature__ = made.replace(parameters=others + options_in(globals()[typed]))
+    return typing.cast(inspect.Signature, method.__signature__)
 
 
-for _owner in (Definition, Bound, LiteJobs, Queue, ScheduleHandle):
-    _spell_out_options(_owner)
+for _owner in (Job, Definition, Bound, LiteJobs, Queue, ScheduleHandle):
+    for _method in filter(inspect.isfunction, vars(_owner).values()):
+        for _hint in map(str, _method.__annotations__.values()):
+            if _hint.startswith("Unpack[") and not hasattr(_method, "__wrapped__"):
+                _make = functools.partial(_spelled_out, _method, _hint[7:-1])
+                _method.__signature__ = LazySignature(_make)  # type: ignore[attr-defined]
 
 
 def module_name(name: str) -> str:
@@ -11025,16 +12166,6 @@ def program_of(target: str | None, made_in: str | None) -> str:
     if places[0] in (places[-1], *places[-1].parents):
         del places[1:]
     return "+".join(map(str, places))
-
-
-class Changes(Changeable, total=False):
-    """What can be changed of a waiting job; `None` means the same as in `enqueue`. A duration as
-    *expires* counts from when the job is due, if that is changed too, else from now."""
-
-    payload: Annotated[Mapping[str, Any], FIELDS]
-
-
-json_of_any: Final = Codec[Any](Any)
 
 
 def columns_of(choices: Choices, now: int) -> dict[str, Any]:
@@ -11085,22 +12216,32 @@ def _refuse_while_importing() -> None:
         raise LitejobsError(f"this copy of the program was started as a worker: {FREEZE_HINT}")
 
 
+_POOLS: weakref.WeakSet[Pool] = weakref.WeakSet()
+"""The nodes in the background of this process."""
+
+
 @attrs.define(eq=False, repr=False, slots=False)
 class Pool:
-    """A node in the background, from `with jobs.start(…) as pool:`."""
+    """A node in the background, which `jobs.start(…)` has started. It works until `stop`, the end
+    of a `with` statement, or the exit of the program, even if nothing refers to it any more."""
 
     _supervisor: Supervisor
-    _thread: threading.Thread | None = None
+    place: object = None
+    """What no other node in the background of an interactive session has: see `start`."""
+    _thread: threading.Thread = attrs.field(init=False)
     _error: BaseException | None = None
 
-    def __enter__(self) -> Pool:
+    def __attrs_post_init__(self) -> None:
+        if not self._supervisor.pool.threads:
+            # At exit it waits for all children; what registers later is called before.
+            importlib.import_module("multiprocessing.util")
         self._thread = threading.Thread(target=self._run, name="litejobs", daemon=True)
         self._thread.start()
         atexit.register(self.stop)
+        _POOLS.add(self)
         self._supervisor.joined.wait()
         if self._error is not None:
-            self.__exit__(None)
-        return self
+            self.wait()
 
     def _run(self) -> None:
         try:
@@ -11110,13 +12251,13 @@ class Pool:
             logger.exception("the node ended")
         finally:
             self._supervisor.joined.set()
+            atexit.unregister(self.stop)
 
     def wait(self, timeout: Duration | None = None) -> bool:
         """Waits until the node has ended by itself; returns whether it has.
 
         Raises: the error that ended the node, if any.
         """
-        assert self._thread is not None, "enter it with a with statement first"
         self._thread.join(None if timeout is None else duration(timeout, "timeout").total_seconds())
         if self._error is not None:
             error, self._error = self._error, None
@@ -11124,11 +12265,14 @@ class Pool:
         return not self._thread.is_alive()
 
     def stop(self) -> None:
-        """Stops the node: running jobs may end within the grace, and no others start."""
-        if self._thread is not None and self._thread.is_alive():
+        """Stops the node: running jobs may end within the grace, and no others start. Does nothing
+        if it has ended."""
+        if self._thread.is_alive():
             self._supervisor.stop()
             self._thread.join()
-        atexit.unregister(self.stop)
+
+    def __enter__(self) -> Pool:
+        return self
 
     def __exit__(self, *error: object) -> None:
         self.stop()
@@ -11257,15 +12401,16 @@ class Recorder:
             raise OptionError("errors", f"expected 'raise' or 'keep', got {errors!r}")
         with self.jobs.store.file.transaction(read_only=True) as tx:
             last = max([number for number, _, _ in read_failures(tx, "TRUE")], default=0)
+        before = self._unfit()
         attempts = self.jobs.drain()
-        # It was frozen for workers; here are none, and a test may define more.
-        self.jobs.registry = attrs.evolve(self.jobs.registry, frozen=False)
         with self.jobs.store.file.transaction(read_only=True) as tx:
             failed = read_failures(tx, "id > :number", last)
         new = [(self.jobs.get(id), failure) for _, id, failure in failed]
         self.failures += new
-        if new and errors == "raise":
-            lines = [f"{len(new)} failed"]
+        unfit = self._unfit().items() - before.items()
+        if (new or unfit) and errors == "raise":
+            lines = [f"{len(new) + len(unfit)} failed"]
+            lines += [f"job {id} is blocked: {error}" for id, error in sorted(unfit)]
             for job, failure in new:
                 call = f"{_call(job.name, self._arguments(job))}, attempt {failure.attempt}"
                 lines.append(f"job {job.id}, {call}:\n{failure.traceback.rstrip()}")
@@ -11288,6 +12433,11 @@ class Recorder:
             self.clock.turn_to(from_micros(due))
         turns = f"{MAX_TURNS:,} turns of the clock to {self.clock.now}"
         raise AssertionError(f"there is no end to it, after {turns}; {self._summary()}")
+
+    def _unfit(self) -> dict[int, str | None]:
+        """Why jobs are blocked whose payload does not fit, by id."""
+        blocked = self.jobs.find(state="blocked", limit=2**31 - 1)
+        return {job.id: job.error for job in blocked if job.unfit_at is not None}
 
     def _check(self) -> None:
         if self.jobs.store is not self._store:
@@ -11339,9 +12489,9 @@ def recording(jobs: LiteJobs, clock: TurnedClock | None = None) -> Iterator[Reco
     before += [(definition.body, "home", definition.body.home) for definition in jobs.registry]
     with tempfile.TemporaryDirectory(prefix="litejobs-", ignore_cleanup_errors=True) as folder:
         jobs.durability, jobs.clock, jobs.tested = "fast", clock, True
-        # The copies share their content with the originals, but are frozen separately.
-        jobs.registry = attrs.evolve(jobs.registry, frozen=False)
-        jobs.middleware = attrs.evolve(jobs.middleware, frozen=False)
+        # The copies share their content with the originals, but not what runs.
+        jobs.registry = attrs.evolve(jobs.registry, nodes=[])
+        jobs.middleware = attrs.evolve(jobs.middleware, nodes=jobs.registry.nodes)
         jobs.store = Store(File(Path(folder, "jobs.db"), jobs.durability, clock=clock))
         for definition in jobs.registry:
             definition.body.home = jobs
@@ -11355,14 +12505,14 @@ def recording(jobs: LiteJobs, clock: TurnedClock | None = None) -> Iterator[Reco
 
 @functools.cache
 def _pytest_plugin() -> ModuleType:
-    import pytest
+    import pytest  # type: ignore[import-not-found, unused-ignore]
 
-    @pytest.fixture
+    @pytest.fixture  # type: ignore[misc, untyped-decorator, unused-ignore]
     def litejobs_clock() -> TurnedClock:
         """The clock of `record_jobs`: it stands still until it is turned."""
         return TurnedClock()
 
-    @pytest.fixture
+    @pytest.fixture  # type: ignore[misc, untyped-decorator, unused-ignore]
     def record_jobs(litejobs_clock: TurnedClock) -> Iterator[RecordJobs]:
         """record_jobs(jobs) gives a LiteJobs a private file until the test ends, and returns its
         Recorder."""
@@ -11396,8 +12546,24 @@ else:
 # an argument is wrong; 3 the file cannot be used.
 ################################################################################
 
-Output = tuple[Any, str, int]
-"""What a command returns: a value for JSON, the same as text, and the exit code."""
+
+class Screen(NamedTuple):
+    """How text is shown: on a terminal, times in words and cut to its width; elsewhere, where a
+    script may read it, whole and in UTC."""
+
+    width: int | None
+    """Of the terminal; `None` elsewhere."""
+    utc: bool
+    console: Any
+    """rich's, if there are to be colours."""
+    arguments: Sequence[str]
+
+
+Line = str | Sequence[tuple[str, str]]
+"""A line, or its parts with their styles."""
+Output = tuple[Any, str | Callable[[Screen], Iterable[Line]], int]
+"""What a command returns: a value for JSON, the same as text, and the exit code. A command that
+goes on returns several."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -11406,13 +12572,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     for place, value in vars(_parse(arguments)).items():
         group, _, name = place.rpartition(".")
-        fields = name == "payload" and isinstance(value, list)
+        fields = name in ("payload", "meta") and isinstance(value, list)
         (given[group] if group else given)[name] = dict(value) if fields else value
     if not given.get("reload"):
-        return _do(given)
+        return _do(given, arguments)
     given["reload"] = sources = SourceWatch(given["target"])
     sources.start()
-    code = _do(given)
+    code = _do(given, arguments)
     with contextlib.suppress(KeyboardInterrupt):
         if code in (2, 3):
             print("litejobs: waiting until a source file changes", file=sys.stderr)
@@ -11423,10 +12589,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-def _do(given: dict[str, Any]) -> int:
-    """Runs a command with its arguments, and says in one line why it cannot be done."""
+def _do(given: dict[str, Any], words: Sequence[str]) -> int:
+    """Runs the command that *words* name, and says in one line why it cannot be done."""
     verb, to, as_json = given.pop("verb"), given.pop("to"), given.pop("json", False)
     try:
+        screen = _screen(given.pop("color", "auto"), given.pop("utc", False), words)
         with contextlib.suppress(AttributeError):
             sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
         run, _, *columns = _COMMANDS[verb]
@@ -11434,15 +12601,17 @@ def _do(given: dict[str, Any]) -> int:
         given |= {"to": to} if verb in ("change", "queue") else {}
         done = run(*jobs, *given.pop("ids", ()), **given)
         if columns:
-            rows = _values(jobs[0], done, _JOB_VALUES if verb == "list" else columns[0])
-            done = rows, _table(rows, columns[0]), int(not rows and verb != "queues")
-        value, text, code = done
-        if as_json:
-            # JSON escapes the other control characters below 128.
-            text = json.dumps(value, indent=2, default=_json_value).replace("\x7f", "\\u007f")
-        if text:
-            print(printable(text, keep="\n\t"), flush=True)
-        return typing.cast(int, code)
+            done = _listing(_values(jobs[0], done, columns[0]), columns[0])
+        code, once = 0, isinstance(done, tuple)
+        for value, text, result in [done] if once else done:
+            code = max(code, result)
+            if as_json:
+                indent = 2 if once else None
+                # JSON escapes the other control characters below 128.
+                text = json.dumps(value, indent=indent, default=_json_value)
+                text = text.replace("\x7f", "\\u007f")
+            _print(text, screen)
+        return code
     except (LitejobsError, OSError) as error:
         if isinstance(error, OSError):
             # If the reader is gone or the disk full, another flush at exit would fail, too.
@@ -11497,6 +12666,11 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
             command.add_argument("target", metavar="TARGET" if file else "PROGRAM", help=place)
         if verb not in ("new", "run"):
             command.add_argument("--json", action="store_true", help="print JSON")
+            about = "exact times in UTC, as where the output is no terminal"
+            command.add_argument("--utc", action="store_true", help=about)
+            when = ("auto", "always", "never")
+            command.add_argument("--color", choices=when, help="auto: on a terminal, with rich")
+            command.set_defaults(color="auto")
         flags = command.add_mutually_exclusive_group() if verb in ("run", "queue") else command
         parameters = inspect.signature(run, eval_str=True).parameters.values()
         for each in list(parameters)[verb != "new" :]:
@@ -11505,7 +12679,8 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
             options = typed and typing.get_type_hints(typed, include_extras=True)
             for name, hint in (options or {each.name: each.annotation}).items():
                 settings = _settings(name, hint, removable=bool(group))
-                plain = f"{'to-' if group and name in FILTERS else ''}{name.replace('_', '-')}"
+                word = "tag" if name == "tags" else name.replace("_", "-")
+                plain = f"{'to-' if group and name in FILTERS else ''}{word}"
                 flag = _FLAGS.get(f"{verb} {group}{name}", plain)
                 if each.kind in (each.POSITIONAL_OR_KEYWORD, each.VAR_POSITIONAL):
                     several = each.kind is each.VAR_POSITIONAL or "action" in settings
@@ -11828,8 +13003,19 @@ def _payload(words: Sequence[str], body: Body | None = None) -> str:
 
 def _list(
     jobs: LiteJobs, *, limit: int = 50, before: int | None = None, **filters: Unpack[Filters]
-) -> list[Job[Any]]:
-    return jobs.find(limit=limit, before=before, **filters)
+) -> Output:
+    rows = _values(jobs, jobs.find(limit=limit, before=before, **filters))
+
+    def text(screen: Screen) -> Iterator[Line]:
+        yield from _table(rows, _JOBS, screen)
+        if screen.width and rows and len(rows) == limit:
+            match = matching(filters)
+            # Without an index, counting could take long.
+            of = "" if match.others else f" of {jobs.count(**filters)}"
+            given = re.sub(r" --before[ =]\S+", "", shlex.join(screen.arguments))
+            yield f"{len(rows)}{of}, next page: litejobs {given} --before {rows[-1]['id']}"
+
+    return rows, text, int(not rows)
 
 
 SHOWN_FAILURES = 5
@@ -11844,22 +13030,40 @@ def _show(
     job = jobs.get(id)
     errors = job.errors
     (values,) = _values(jobs, [job])
-    shown = {key: _json_value(value) for key, value in values.items() if value is not None}
+    shown = {
+        key: value
+        for key, value in values.items()
+        if not (value is None or (key in ("tags", "meta") and not value))
+    }
     if isinstance(job.stored_payload, bytes):
         shown["payload"] = f"<{len(job.stored_payload)} bytes>"
     with contextlib.suppress(OptionError):  # Another program may have written the progress.
         shown |= {"progress": str(job.progress)} if job.progress else {}
-    lines = [
-        f"{key + ':':14}{printable(value if isinstance(value, str) else json.dumps(value))}"
-        for key, value in shown.items()
-    ]
+
+    def text(screen: Screen) -> Iterator[Line]:
+        for key, value in shown.items():
+            if isinstance(value, datetime) and screen.width and not screen.utc:
+                value = f"{value.astimezone():%Y-%m-%d %H:%M:%S %Z} ({_in_words(value)})"
+            if isinstance(value, timedelta) and screen.width:
+                value = _cell(value, screen)
+            value = _json_value(value)
+            plain = value if isinstance(value, str) else json.dumps(value)
+            yield [(f"{key + ':':14}", "bold"), (printable(plain), _style(key, plain))]
+        yield from _failed_attempts(errors, all, screen)
+
+    return {**values, "errors": list(map(attrs.asdict, errors))}, text, 0
+
+
+def _failed_attempts(errors: Sequence[Failure], all: bool, screen: Screen) -> Iterator[Line]:
+    """What is known of failed attempts: of the last ones, or of *all*."""
+    lines: list[str] = []
     first = 0 if all else max(0, len(errors) - SHOWN_FAILURES)
     if more := first + sum(failure.omitted for failure in errors[:first]):
         lines.append(f"\n{more} earlier failed attempts: --all shows those that are kept")
     for failure in errors[first:]:
         if failure.omitted:
             lines.append(f"\n{failure.omitted} failed attempts are not kept")
-        when = f"{_cell(failure.started_at)} UTC, worker {failure.worker}"
+        when = f"{_cell(failure.started_at, screen)}, worker {failure.worker}"
         lines.append("\n" + printable(f"attempt {failure.attempt}: {failure.kind} ({when})"))
         # Indented, so that no line of an exception's message looks like one of litejobs.
         message = failure.traceback.rstrip() or f"{failure.type}: {failure.message}"
@@ -11873,7 +13077,7 @@ def _show(
         lines += [", ".join(known)] if known else []
         if failure.output:
             lines.append("output:\n    " + failure.output.rstrip().replace("\n", "\n    "))
-    return {**values, "errors": list(map(attrs.asdict, errors))}, "\n".join(lines), 0
+    yield from lines
 
 
 class BulkChoices(Filters, total=False):
@@ -11929,9 +13133,64 @@ def _why(jobs: LiteJobs, id: int) -> Output:
 def _stats(jobs: LiteJobs) -> Output:
     counts = jobs.stats()
     states = [state for state in STATES if any(state in queue for queue in counts.values())]
+    with jobs.store.file.transaction(read_only=True) as tx:
+        oldest, recent = oldest_due(tx), jobs.store.meter.last_hour(tx)
+    measured: dict[str, dict[str, Any]] = {
+        queue: {
+            "oldest_due": oldest.get(queue),
+            "median_wait": recent[queue][1] if queue in recent else None,
+            "per_minute": round(recent[queue][0] / 60, 2) if queue in recent else None,
+        }
+        for queue in sorted(counts)
+    }
     none = dict.fromkeys(states, 0)
-    rows = [{"queue": queue, **none, **counts[queue]} for queue in sorted(counts)]
-    return counts, _table(rows, {name: name for name in ("queue", *states)}), 0
+    rows = [{"queue": queue, **none, **counts[queue], **more} for queue, more in measured.items()]
+    headings = {**{name: name for name in ("queue", *states)}, **_OF_QUEUE}
+    return (
+        {queue: {**counts[queue], **measured[queue]} for queue in measured},
+        lambda screen: _table(rows, headings, screen),
+        0,
+    )
+
+
+def _nodes(jobs: LiteJobs) -> Output:
+    nodes = jobs.nodes()
+    rows, running = _values(jobs, nodes, _NODES), list[dict[str, Any]]()
+    for node, row in zip(nodes, rows, strict=True):
+        alive = jobs.store.nodes.is_alive(node.id, if_unknown=True)
+        held = jobs.store.nodes.held(node.id)
+        row |= {"state": "at work" if alive else "dead", "jobs": held}
+        running += [{"node": node.name, **job} for job in held]
+
+    def text(screen: Screen) -> Iterator[Line]:
+        yield from _table(rows, _NODES, screen)
+        if running:
+            yield ""
+            yield from _table(running, _HELD, screen)
+
+    return rows, text, int(not rows)
+
+
+def _metrics(
+    jobs: LiteJobs,
+    *,
+    span: Span = "minute",
+    limit: int = 24,
+    queue: str | None = None,
+    name: str | None = None,
+) -> Output:
+    rows = _values(jobs, jobs.metrics(span, limit=limit, queue=queue, name=name), _METRICS)
+    ended = [row["completed"] + row["failed"] for row in rows]
+    first = next((i for i, row in enumerate(rows) if any([*row.values()][1:])), len(rows) - 1)
+
+    def text(screen: Screen) -> Iterator[Line]:
+        yield from _table(rows[first:], _METRICS, screen)
+        if screen.width:
+            top, *_ = sorted(ended, reverse=True)
+            bars = "".join("▁▂▃▄▅▆▇█"[number * 7 // (top or 1)] for number in ended)
+            yield [("ended  ", ""), (bars, "green"), (f"  at most {top} in a {span}", "")]
+
+    return rows, text, 0
 
 
 def _queue(
@@ -11951,7 +13210,7 @@ def _queue(
     if pause or resume:
         (queue.pause if pause else queue.resume)()
     rows = _values(jobs, [queue.settings], _QUEUES)
-    return rows[0], _table(rows, _QUEUES), 0
+    return rows[0], lambda screen: _table(rows, _QUEUES, screen), 0
 
 
 def _fire(jobs: LiteJobs, name: str) -> Output:
@@ -12063,7 +13322,10 @@ def _new(
     return None, _NEXT.format(**texts), 0
 
 
-_JOB_VALUES = [name for name in JOB_COLUMNS if name not in ("claim", "backoff", "headers", "grace")]
+_JOB_VALUES = [
+    *(name for name in JOB_COLUMNS if name not in ("claim", "backoff", "headers", "grace")),
+    "took",
+]
 
 
 def _values(
@@ -12073,15 +13335,18 @@ def _values(
     stored, a node says are hidden."""
     all_hidden = jobs.store.nodes.hidden() | {own.name: own.body.hidden for own in jobs.registry}
 
-    computed = ("payload", "progress", "result", "words")
+    computed = ("payload", "progress", "result", "words", "tags", "meta", "took")
 
     def value(thing: Any, name: str) -> Any:
+        if name == "took":
+            end = from_micros(jobs.clock()) if thing.state == "running" else thing.finished_at
+            return end - thing.started_at if end and thing.started_at else None
         if name == "words":
             return f"({thing.problem})" if thing.problem else thing.timetable.words
         if name not in computed:
             return getattr(thing, name)
         stored = getattr(thing, f"stored_{name}")
-        plain = _read_json(stored)
+        plain = _read_json(stored or {"tags": "[]", "meta": "{}"}.get(name))
         definition = thing.name if isinstance(thing, Job) else thing.definition
         hidden = [path for path in all_hidden.get(definition, ()) if path.startswith(name)]
         if plain is None or not hidden:
@@ -12098,58 +13363,164 @@ def _values(
 
 
 _Columns = Mapping[str, str]
-"""The values that a listing has in JSON, and the headings of those that its table shows."""
+"""The values that a listing has in JSON, and the headings of those that its table shows: those
+that a narrow terminal can do without are the last ones."""
 _JOBS: _Columns = {
-    "id": "id", "name": "name", "queue": "queue", "state": "state", "priority": "priority",
-    "attempt": "attempt", "run_at": "run at (UTC)", "error": "error",
+    name: name
+    for name in (
+        "id", "name", "state", "when", "took", "error", "payload", "progress", "queue",
+        "schedule", "attempt", "priority", "tags",
+    )
 }  # fmt: skip
 _QUEUES: _Columns = {
     "name": "queue", "paused": "state", "concurrency": "concurrency", "rate": "rate",
     "burst": "burst", "weight": "weight", "ageing": "ageing", "max_attempts": "max attempts",
     "timeout": "timeout",
 }  # fmt: skip
-_NODES: _Columns = {
-    "id": "", "name": "name", "pid": "pid", "started_at": "since (UTC)", "workers": "workers",
-    "queues": "queues", "running": "running jobs",
+_OF_QUEUE: _Columns = {
+    "oldest_due": "oldest due", "median_wait": "median wait", "per_minute": "per minute",
 }  # fmt: skip
+_NODES: _Columns = {
+    "id": "", "name": "name", "pid": "pid", "state": "state", "started_at": "since",
+    "workers": "workers", "running": "running jobs", "queues": "queues",
+}  # fmt: skip
+_HELD: _Columns = {"id": "job", "name": "name", "node": "node", "started_at": "since"}
 _SCHEDULES: _Columns = {
-    "name": "name", "expression": "expression", "words": "in words", "timezone": "zone",
-    "last_at": "last (UTC)", "next_at": "next (UTC)", "state": "state", "definition": "",
+    "name": "name", "state": "state", "expression": "expression", "words": "in words",
+    "next_at": "next", "last_at": "last", "timezone": "zone", "definition": "",
     "last_job": "", "misfire": "", "overlap": "", "origin": "", "problem": "", "payload": "",
 }  # fmt: skip
-_METRICS: _Columns = {
-    "start": "start (UTC)",
-    **{field.name: field.name.replace("_", " ") for field in attrs.fields(Metric)[1:]},
-}
-_CELLS: Mapping[str, Callable[[Mapping[str, Any]], object]] = {
-    "attempt": lambda job: f"{job['attempt']}/{job['max_attempts'] or '∞'}",
-    "error": lambda job: (job["error"] or "")[:80],
-    "paused": lambda queue: "paused" if queue["paused"] else "open",
-    "max_attempts": lambda queue: "inf" if queue["max_attempts"] is None else queue["max_attempts"],
-    "queues": lambda node: "all" if node["queues"] is None else ", ".join(node["queues"]),
-    "ageing": lambda queue: _json_value(queue["ageing"]),
-    "timeout": lambda queue: _json_value(queue["timeout"]),
-    "start": lambda span: f"{span['start']:%Y-%m-%d %H:%M}",
+_METRICS: _Columns = {field.name: field.name.replace("_", " ") for field in attrs.fields(Metric)}
+_CELLS: Mapping[str, Callable[[Mapping[str, Any], Screen], object]] = {
+    "when": lambda job, _: job[
+        {"running": "started_at"}.get(
+            job["state"], "finished_at" if job["finished_at"] else "run_at"
+        )
+    ],
+    "attempt": lambda job, _: f"{job['attempt']}/{job['max_attempts'] or '∞'}",
+    "error": lambda job, _: (job["error"] or "")[:80],
+    "payload": lambda job, _: json.dumps(job["payload"], ensure_ascii=False)[:80],
+    "tags": lambda job, _: " ".join(map(str, job["tags"] or ())),
+    "progress": lambda job, screen: (
+        "" if job["state"] == "completed" else _progress(job["progress"], screen)
+    ),
+    "paused": lambda queue, _: "paused" if queue["paused"] else "open",
+    "max_attempts": lambda queue, _: (
+        queue["max_attempts"] or "inf" if "max_attempts" in queue else ""
+    ),
+    "queues": lambda node, _: "all" if node["queues"] is None else ", ".join(node["queues"]),
+    "ageing": lambda queue, _: _json_value(queue["ageing"]),
+    "timeout": lambda queue, _: _json_value(queue.get("timeout")),
+    "start": lambda span, screen: (
+        f"{span['start']:%Y-%m-%dT%H:%MZ}"
+        if screen.utc or not screen.width
+        else f"{span['start'].astimezone():%Y-%m-%d %H:%M}"
+    ),
 }
 """How tables show some values."""
+_DULL = {"queue": "default", "priority": "0"}
+"""A column with nothing but this, or without values, is left out on a terminal."""
+_STYLES = {
+    "completed": "green", "failed": "red", "running": "cyan", "retrying": "yellow",
+    "cancelled": "dim", "blocked": "magenta", "paused": "magenta", "dead": "bold red",
+    "unusable": "bold red",
+}  # fmt: skip
+NARROW = 20
+"""Columns that are wider than this are cut before others are left out."""
 
 
-def _table(rows: Iterable[Mapping[str, Any]], columns: _Columns) -> str:
-    shown = {name: heading for name, heading in columns.items() if heading}
-    lines: list[list[object]] = [[*shown.values()]]
+def _listing(rows: Sequence[Mapping[str, Any]], columns: _Columns) -> Output:
+    code = int(not rows and columns is not _QUEUES)
+    return rows, lambda screen: _table(rows, columns, screen), code
+
+
+def _table(rows: Sequence[Mapping[str, Any]], columns: _Columns, screen: Screen) -> Iterator[Line]:
+    shown = [name for name, heading in columns.items() if heading]
+    lines: list[list[object]] = [[columns[name] for name in shown]]
     for row in rows:
-        lines.append(
-            [_CELLS.get(n, operator.itemgetter(n))(row) if n in row else "" for n in shown]
-        )
-    texts = [[printable(_cell(cell)) for cell in line] for line in lines]
-    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in texts)
+        cells = [_CELLS[n](row, screen) if n in _CELLS else row.get(n) for n in shown]
+        lines.append([*cells])
+    texts = [[printable(_cell(cell, screen)) for cell in line] for line in lines]
+    if screen.width and rows:
+        kept = [
+            place
+            for place, name in enumerate(shown)
+            if {line[place] for line in texts[1:]} - {"", _DULL.get(name)}
+        ]
+        texts = [[line[place] for place in kept] for line in texts]
+        shown = [shown[place] for place in kept]
+    widths = [max(map(_width, column)) for column in zip(*texts, strict=True)]
+    while screen.width and len(widths) > 1 and sum(widths) + 2 * len(widths) - 2 > screen.width:
+        widest = max(widths)
+        if widest > NARROW:
+            widths[widths.index(widest)] -= 1
+        else:
+            del widths[-1]
+    for number, line in enumerate(texts):
+        parts = [
+            (_fit(text, width) + "  ", "bold" if number == 0 else _style(name, text))
+            for name, text, width in zip(shown, line, widths, strict=False)
+        ]
+        while parts and not parts[-1][0].strip():
+            parts.pop()
+        yield [*parts[:-1], (parts[-1][0].rstrip(), parts[-1][1])] if parts else ""
 
 
-def _cell(value: object) -> str:
+def _style(name: str, text: str) -> str:
+    """The colour of a value."""
+    if name in ("state", "paused"):
+        return _STYLES.get(text, "")
+    return {"error": "red", "progress": "cyan"}.get(name, "")
+
+
+def _width(text: str) -> int:
+    """How many columns of a terminal a text takes."""
+    if text.isascii():
+        return len(text)
+    import unicodedata
+
+    wide = sum(unicodedata.east_asian_width(each) in "WF" for each in text)
+    return len(text) + wide - sum(map(bool, map(unicodedata.combining, text)))
+
+
+def _fit(text: str, width: int) -> str:
+    """The text, cut or filled up to a width."""
+    if _width(text) > width:
+        while _width(text) >= width:
+            text = text[:-1]
+        text += "…"
+    return text + " " * (width - _width(text))
+
+
+def _progress(stored: Any, screen: Screen) -> str:
+    try:
+        progress = Progress(**stored)
+    except (TypeError, OptionError):
+        return ""  # Another program may have written it.
+    if not screen.width or progress.share is None:
+        return str(progress)
+    full = round(progress.share * 10)
+    return f"{'█' * full}{'░' * (10 - full)} {progress.share:.0%} {progress.note}".rstrip()
+
+
+def _in_words(moment: datetime) -> str:
+    """How far a moment is from now; after a week, the date and time in the local zone."""
+    away = (moment - datetime.now(UTC)).total_seconds()
+    if abs(away) >= 7 * 86_400:
+        return f"{moment.astimezone():%Y-%m-%d %H:%M}"
+    units = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
+    unit, length = next((each for each in units if abs(away) >= each[1]), ("s", 1))
+    number = int(abs(away) / length)
+    if not number:
+        return "now"
+    return f"{number} {unit} ago" if away < 0 else f"in {number} {unit}"
+
+
+def _cell(value: object, screen: Screen) -> str:
     """A value in a table; a duration with three digits."""
     if isinstance(value, datetime):
-        return f"{value:%Y-%m-%d %H:%M:%S}"
+        exact = screen.utc or not screen.width
+        return f"{value:%Y-%m-%dT%H:%M:%SZ}" if exact else _in_words(value)
     if isinstance(value, float):
         return f"{value:g}"
     if not isinstance(value, timedelta):
@@ -12159,6 +13530,45 @@ def _cell(value: object) -> str:
         if micros >= length:
             return f"{micros / length:.3g} {unit}"
     return f"{micros} µs"
+
+
+def _screen(color: str, utc: bool, arguments: Sequence[str]) -> Screen:
+    """What stdout is. NO_COLOR is respected."""
+    import shutil
+
+    terminal, console = sys.stdout.isatty(), None
+    if color == "always" or (color == "auto" and terminal and not os.environ.get("NO_COLOR")):
+        try:
+            from rich.console import Console
+
+            console = Console(force_terminal=True if color == "always" else None, highlight=False)
+        except ImportError:
+            if color == "always":
+                problem = "colours need rich: pip install 'litejobs[cli]'"
+                raise OptionError("--color", problem) from None
+    return Screen(shutil.get_terminal_size().columns if terminal else None, utc, console, arguments)
+
+
+_ASCII = str.maketrans("…█░▁▂▃▄▅▆▇", "~#.1234567")
+
+
+def _print(text: str | Callable[[Screen], Iterable[Line]], screen: Screen) -> None:
+    """Prints what a command returned: text of others cannot control the terminal."""
+    for line in text(screen) if callable(text) else [text] if text else []:
+        parts = [(line, "")] if isinstance(line, str) else line
+        parts = [(printable(part, keep="\n\t"), style) for part, style in parts]
+        if screen.console is not None:
+            from rich.text import Text
+
+            with screen.console.capture() as captured:
+                screen.console.print(Text.assemble(*parts), soft_wrap=True, end="")
+            plain = captured.get()
+        else:
+            plain = "".join(part for part, _ in parts)
+        if not (sys.stdout.encoding or "").lower().startswith("utf"):
+            plain = plain.translate(_ASCII)
+        print(plain)
+    sys.stdout.flush()
 
 
 def _json_value(value: Any) -> Any:
@@ -12172,11 +13582,10 @@ def _bytes(size: int) -> str:
     return f"{size / MEBIBYTE:.1f} MiB" if size >= MEBIBYTE else f"{size / 1024:.0f} KiB"
 
 
-_MINUTES = functools.partial(LiteJobs.metrics, span="minute", limit=24)
 _COMMANDS: Mapping[str, tuple[Any, ...]] = {
     "run": (_run, "run jobs until stopped"),
     "enqueue": (_enqueue, "put a job into the file"),
-    "list": (_list, "list jobs, newest first", _JOBS),
+    "list": (_list, "list jobs, newest first"),
     "show": (_show, "show one job with its failed attempts"),
     "why": (_why, "say why a job is not running"),
     "retry": (functools.partial(_bulk, "retry"), "let failed and cancelled jobs start again"),
@@ -12188,8 +13597,8 @@ _COMMANDS: Mapping[str, tuple[Any, ...]] = {
     "stats": (_stats, "count jobs by queue and state"),
     "queues": (LiteJobs.queues, "list the queues that have settings", _QUEUES),
     "queue": (_queue, "show, pause, resume and set a queue"),
-    "nodes": (LiteJobs.nodes, "list the nodes", _NODES),
-    "metrics": (_MINUTES, "what nodes did by minute, hour or day; the last is now", _METRICS),
+    "nodes": (_nodes, "list the nodes with the jobs that they run"),
+    "metrics": (_metrics, "what nodes did by minute, hour or day; the last is now"),
     "schedules": (LiteJobs.schedules, "list schedules with their last and next times", _SCHEDULES),
     "fire": (_fire, "enqueue one job of a schedule now"),
     "pause-schedule": (functools.partial(_set_paused, "pause"), "pause a schedule, or all"),

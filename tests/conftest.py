@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections import namedtuple
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,20 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # A machine that has other things to do is not a failure.
 settings.register_profile("litejobs", deadline=None)
 settings.load_profile("litejobs")
+
+
+SYSTEMS = {"linux": sys.platform == "linux", "posix": os.name == "posix"}
+"""The marks by which a test says that it needs one system, or any but Windows."""
+
+# The ordeals need signals, limits and much else of POSIX.
+collect_ignore = [] if SYSTEMS["posix"] else ["test_planted_bugs.py"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for system, is_here in SYSTEMS.items():
+            if not is_here and item.get_closest_marker(system):
+                item.add_marker(pytest.mark.skip(reason=f"needs {system}"))
 
 
 @pytest.fixture

@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import apsw
 import pytest
 from programs import Programs, alive, beside, eventually, lines, misdeeds, never
 
-from litejobs import Job, LiteJobs, Moved, OptionError
+from litejobs import FileError, Job, JobNotFoundError, LiteJobs, Moved, OptionError, PayloadError
 
 GRACE = 0.3
 PATIENT = 60.0
@@ -223,6 +225,7 @@ class TestCrashes:
                 assert "exit code 3" in job.errors[0].message
             assert ended(beside.rest.enqueue(0)) == [("completed", 1)]
 
+    @pytest.mark.posix
     def test_after_the_death_of_the_whole_node_they_run_again(
         self, jobs: LiteJobs, log: Path, programs: Programs
     ) -> None:
@@ -338,3 +341,120 @@ class TestDrain:
         assert asyncio.run(main()) == 2
         assert [job.refresh().state, other.refresh().state] == ["completed"] * 2
         assert not [t for t in threading.enumerate() if t.name.startswith("ThreadPool")]
+
+
+class TestFromCoroutines:
+    def test_each_method_for_coroutines_does_what_its_twin_does(self, jobs: LiteJobs) -> None:
+        async def main() -> None:
+            job = await beside.fetch.using(priority=3).aenqueue(7)
+            assert (job.payload, job.priority) == ({"n": 7}, 3)
+            assert (await jobs.aget(job.id)) == jobs.get(job)
+            other = await jobs.aenqueue(beside.fetch.bind(8), queue="q")
+            more = await jobs.aenqueue_many(beside.fetch.bind(n) for n in (9, 10))
+            assert await jobs.afind(name=beside.fetch, limit=3) == [*reversed(more), other]
+            with jobs.start(threads=1, grace=GRACE):
+                assert (await job).result() == {"n": 7, "attempt": 1}
+
+        asyncio.run(main())
+
+    def test_they_raise_what_their_twins_raise(self, jobs: LiteJobs) -> None:
+        async def main(wrong: Any = "seven") -> None:
+            with pytest.raises(PayloadError, match="expected int, got 'seven'"):
+                await beside.fetch.aenqueue(wrong)
+            with pytest.raises(JobNotFoundError):
+                await jobs.aget(1000)
+            with pytest.raises(OptionError, match="did you mean 'state'"):
+                await jobs.afind(states="failed")  # type: ignore[call-arg]
+
+        asyncio.run(main())
+
+    def test_the_event_loop_goes_on_while_another_program_holds_the_write_lock(
+        self, jobs: LiteJobs
+    ) -> None:
+        first = beside.fetch.enqueue(0)
+        commits: list[int] = []
+
+        def count() -> bool:
+            commits.append(1)
+            return False  # Lets the commit happen.
+
+        async def main() -> list[Job[Any]]:
+            other = apsw.Connection(str(jobs.path))
+            other.execute("BEGIN IMMEDIATE")
+            jobs.store.file.connection().set_commit_hook(count)
+            waiting = [asyncio.create_task(beside.fetch.aenqueue(n)) for n in range(20)]
+            reading = asyncio.create_task(jobs.aget(first))
+            longest, since = 0.0, time.monotonic()
+            for _ in range(100):
+                await asyncio.sleep(0.002)
+                longest, since = max(longest, time.monotonic() - since), time.monotonic()
+            assert not any(task.done() for task in waiting)
+            print(f"the loop was late by {1000 * (longest - 0.002):.1f} ms at most")
+            assert longest < 1.0
+            other.execute("COMMIT")
+            other.close()
+            assert (await reading).id == first.id
+            return await asyncio.gather(*waiting)
+
+        added = asyncio.run(main())
+        assert sorted(job.payload["n"] for job in added) == [*range(20)]
+        print(f"{len(commits)} commits for 20 jobs")
+        assert len(commits) <= 10  # At most 16 threads wait: one, then 15 at once, then 4.
+
+    def test_what_was_begun_is_in_the_file_though_its_task_was_cancelled(
+        self, jobs: LiteJobs
+    ) -> None:
+        beside.fetch.enqueue(0)
+
+        async def main() -> None:
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(beside.fetch.aenqueue(1), 0.05)
+            never_awaited = [asyncio.create_task(beside.fetch.aenqueue(n)) for n in range(2, 40)]
+            await asyncio.sleep(0)
+            assert len(never_awaited) == 38
+
+        other = apsw.Connection(str(jobs.path))
+        other.execute("BEGIN IMMEDIATE")
+        asyncio.run(main())
+        other.execute("COMMIT")
+        other.close()
+        jobs.close()
+        assert sorted(job.payload["n"] for job in jobs.iterate()) == [*range(40)]
+        assert not [t for t in threading.enumerate() if t.name.startswith("litejobs_")]
+
+    def test_a_connection_of_apsw_is_used_and_one_of_sqlite3_belongs_to_its_thread(
+        self, jobs: LiteJobs
+    ) -> None:
+        beside.fetch.enqueue(0)
+        jobs.close()
+
+        async def main() -> None:
+            standard = sqlite3.connect(jobs.path)
+            with pytest.raises(FileError, match="same thread"):
+                await beside.fetch.using(connection=standard).aenqueue(1)
+            standard.close()
+            own = apsw.Connection(str(jobs.path))
+            own.execute("BEGIN IMMEDIATE")
+            await beside.fetch.using(connection=own).aenqueue(2)
+            own.execute("ROLLBACK")
+            await beside.fetch.using(connection=own).aenqueue(3)
+            own.close()
+
+        asyncio.run(main())
+        assert [job.payload["n"] for job in jobs.iterate()] == [3, 0]
+
+    def test_a_handler_enqueues_from_the_event_loop_of_its_worker(self, jobs: LiteJobs) -> None:
+        with jobs.start(workers=1, grace=GRACE):
+            first = beside.enqueue_next.enqueue(3)
+            eventually(lambda: jobs.count(name=beside.enqueue_next, state="completed") == 4)
+            assert first.result(PATIENT) == first.id + 1
+
+    def test_a_forked_child_has_threads_of_its_own(self, jobs: LiteJobs) -> None:
+        assert asyncio.run(beside.fetch.aenqueue(0)).id == 1
+        if not (pid := os.fork()):
+            try:
+                os._exit(asyncio.run(beside.fetch.aenqueue(1)).id)
+            finally:
+                os._exit(99)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 2
+        assert asyncio.run(beside.fetch.aenqueue(2)).id == 3

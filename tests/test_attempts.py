@@ -37,7 +37,6 @@ from litejobs import (
 PATIENT = 60.0
 GRACE = 0.3
 MIB = 2**20
-on_linux = pytest.mark.skipif(sys.platform != "linux", reason="it takes /proc")
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +84,7 @@ class TestOutput:
         hostile = "nul \0, bell \a, escape \x1b[31m, caf\xe9, \U0001f600"
         assert failure_of(jobs, wordy.say.bind(hostile)).output == hostile + "\n"
 
-    @pytest.mark.skipif(not hasattr(os, "fork"), reason="it forks")
+    @pytest.mark.posix
     def test_is_also_that_of_forked_children(self, jobs: LiteJobs) -> None:
         assert failure_of(jobs, wordy.say_in_a_fork.bind()).output == "from a child\n"
 
@@ -143,7 +142,7 @@ if __name__ == "__main__":
 
 @pytest.mark.usefixtures("pool")
 class TestCrashes:
-    @pytest.mark.skipif(not hasattr(os, "fork"), reason="other codes")
+    @pytest.mark.posix
     @pytest.mark.parametrize(
         ("how", "code"),
         [("segfault", -signal.SIGSEGV), ("kill", -signal.SIGKILL), ("exit", 3)],
@@ -155,6 +154,7 @@ class TestCrashes:
         reported = failure.kind, failure.exit_code, failure.output
         assert reported == ("crash", code, "last words")
 
+    @pytest.mark.posix
     def test_at_the_timeout_too(self, jobs: LiteJobs) -> None:
         failure = failure_of(jobs, wordy.log_and_hang.bind())
         assert (failure.kind, failure.output) == ("timeout", "WARNING this takes long\n")
@@ -172,7 +172,7 @@ class TestCrashes:
         assert failure.cpu is not None
         assert failure.cpu > timedelta(seconds=0.01)
 
-    @on_linux
+    @pytest.mark.linux
     def test_leave_their_cpu_time(self, jobs: LiteJobs) -> None:
         wordy.compute_well.enqueue(0.3).wait(PATIENT)
         cpu = failure_of(jobs, wordy.compute_and_crash.bind(0.1)).cpu
@@ -200,7 +200,7 @@ class TestUse:
         assert cpu is not None
         assert cpu < timedelta(seconds=0.1)
 
-    @pytest.mark.skipif(sys.platform == "win32", reason="nobody counts it there")
+    @pytest.mark.posix
     def test_memory_is_the_peak(self, jobs: LiteJobs) -> None:
         before = failure_of(jobs, wordy.fail_in_silence.bind()).memory
         after = failure_of(jobs, wordy.occupy.bind(100 * MIB)).memory

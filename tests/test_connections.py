@@ -128,6 +128,7 @@ def test_an_sqlite3_that_may_lose_commits_is_told_of_once(
         assert jobs.doctor() == []
 
 
+@pytest.mark.posix
 def test_a_job_is_not_there_if_the_callers_process_is_killed(path: Path) -> None:
     program = textwrap.dedent("""
         import os, signal, sqlite3, sys

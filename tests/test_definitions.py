@@ -126,11 +126,13 @@ def test_a_name_that_is_taken_is_refused_with_both_places(jobs: LiteJobs) -> Non
     assert "name=" in said
 
 
-def test_a_definition_is_registered_once(jobs: LiteJobs) -> None:
+def test_registering_a_definition_again_changes_nothing(jobs: LiteJobs) -> None:
     @jobs.define
     def work() -> None: ...
 
-    assert "defined twice" in refusal(DefinitionError, jobs.register, work)
+    jobs.register(work)
+    assert [*jobs.registry] == [work]
+    assert "defined twice" in refusal(DefinitionError, jobs.register, work.using(priority=1))
 
 
 def test_two_queues_may_have_the_same_names(jobs: LiteJobs) -> None:
@@ -835,6 +837,12 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ("retention", 5, "expected a Retention, got 5"),
     ("retention", None, "expected a Retention, got None"),
     ("headers", {"from": 5}, "expected texts by their names, got {'from': 5}"),
+    ("tags", 5, "expected words, got 5"),
+    ("tags", ["", "a"], "expected 1 to 200 printable characters, got ''"),
+    ("tags", [*map(str, range(21))], "21 words, more than 20"),
+    ("meta", [1], "expected JSON values by their names, got [1]"),
+    ("meta", {1: 2}, "expected JSON values by their names, got {1: 2}"),
+    ("meta", {"a": {1}}, "expected JSON values: Object of type set is not JSON serializable"),
 ]
 
 
@@ -1039,12 +1047,17 @@ def test_no_definition_is_added_once_work_has_started(jobs: LiteJobs) -> None:
     @define
     def late() -> None: ...
 
-    jobs.drain()
-    said = refusal(DefinitionError, jobs.register, late)
-    assert said == "definition 'late': defined after work had started: define it before"
-    assert "'Letter'" in refusal(DefinitionError, jobs.define, Letter)
-    assert refusal(DefinitionError, late.enqueue).endswith("jobs.register(it) first")
-    assert work.enqueue().state == "pending"
+    with jobs.start(threads=1):
+        said = refusal(DefinitionError, jobs.register, late)
+        problem = "defined after work had started: do it before, or stop the node first"
+        assert said == f"definition 'late': {problem}"
+        assert "'Letter'" in refusal(DefinitionError, jobs.define, Letter)
+        assert refusal(DefinitionError, late.enqueue).endswith("jobs.register(it) first")
+        assert work.enqueue().wait(30).state == "completed"
+    jobs.register(late)
+    job = late.enqueue()
+    with jobs.start(threads=1):
+        assert job.wait(30).state == "completed"
 
 
 def test_work_without_definitions_says_that_there_is_nothing_to_run(jobs: LiteJobs) -> None:

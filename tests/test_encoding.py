@@ -319,23 +319,22 @@ class TestTrouble:
         with pytest.raises(PayloadError, match="unexpected keyword argument 'volume'"):
             say.enqueue("ho", volume=3)
 
-    def test_a_decode_that_raises_fails_the_job_for_good_with_its_traceback(
-        self, jobs: LiteJobs, say: Say
+    def test_a_decode_that_raises_leaves_the_job_blocked_and_its_traceback_in_the_log(
+        self, jobs: LiteJobs, say: Say, caplog: pytest.LogCaptureFixture
     ) -> None:
         job = say.enqueue("ho")
         write_by_hand(jobs, "UPDATE litejobs_job SET payload = x'00ff'")
         assert jobs.drain() == 1
-        failed = job.refresh()
-        [failure] = failed.errors
-        assert (failed.state, failed.attempt, failed.max_attempts) == ("failed", 1, 5)
-        assert failure.type == "PayloadError"
-        assert failure.message.startswith(
-            "the payload of 'say' does not fit: decode raised error: Error -3"
+        kept = job.refresh()
+        assert (kept.state, kept.attempt, kept.errors) == ("blocked", 0, ())
+        assert (kept.error or "").startswith(
+            "PayloadError: the payload of 'say' does not fit: decode raised error: Error -3"
         )
-        assert "in stretch" in failure.traceback
+        assert "the payload of job 1 (say) cannot be read" in caplog.text
+        assert "in stretch" in caplog.text
 
     @pytest.mark.parametrize("kind", ["plain", "async"])
-    def test_a_decode_that_exits_or_cannot_say_what_is_wrong_fails_only_its_job(
+    def test_a_decode_that_exits_or_cannot_say_what_is_wrong_blocks_only_its_job(
         self, jobs: LiteJobs, kind: str
     ) -> None:
         class MuteError(Exception):
@@ -358,7 +357,8 @@ class TestTrouble:
         echo = jobs.define(encode=write, decode=read)(code)
         left = [echo.enqueue("exit"), echo.enqueue("mute")]
         assert jobs.drain() == 2
-        problems = [job.refresh().errors[0].message.partition("decode raised ")[2] for job in left]
+        errors = [str(job.refresh().error) for job in left]
+        problems = [error.partition("decode raised ")[2] for error in errors]
         assert problems == ["SystemExit: bye", "an error that cannot be shown"]
 
     @pytest.mark.parametrize(
@@ -369,17 +369,17 @@ class TestTrouble:
             ({1: ""}, "what decode gave: keywords must be strings"),
         ],
     )
-    def test_a_decode_that_gives_something_else_fails_the_job_for_good(
+    def test_a_decode_that_gives_something_else_leaves_the_job_blocked(
         self, jobs: LiteJobs, made: object, problem: str
     ) -> None:
         job = decoded_as(jobs, lambda data: made).enqueue()
         jobs.drain()
-        failed = job.refresh()
-        assert failed.state == "failed"
-        assert failed.error is not None
-        assert problem in failed.error
+        kept = job.refresh()
+        assert kept.state == "blocked"
+        assert kept.error is not None
+        assert problem in kept.error
 
-    def test_bytes_for_a_definition_without_decode_fail_its_job_and_say_why(
+    def test_bytes_for_a_definition_without_decode_block_its_job_and_say_why(
         self, jobs: LiteJobs
     ) -> None:
         @jobs.define

@@ -560,6 +560,7 @@ class TestTheLine:
         eventually(lambda: received.events)
         assert time.monotonic() - began < PATIENT / 2
 
+    @pytest.mark.posix
     def test_is_anothers_in_a_process_that_was_forked(self, received: Received) -> None:
         if not hasattr(os, "fork"):
             pytest.skip("there are no forks here")
@@ -578,6 +579,7 @@ class TestTheLine:
                 os._exit(len(received.events))
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
 
+    @pytest.mark.posix
     def test_does_not_wait_there_for_a_thread_of_the_parents(self, received: Received) -> None:
         if not hasattr(os, "fork"):
             pytest.skip("there are no forks here")

@@ -71,6 +71,7 @@ def test_indexes_a_library_like_a_plain_loop(
     assert output.count("SyntaxError: Missing parentheses") == 3
 
 
+@pytest.mark.posix
 def test_goes_on_where_it_was_after_kill_9_of_everything(
     library: Path, plain: dict[str, int], tmp_path: Path
 ) -> None:
@@ -86,7 +87,7 @@ def test_goes_on_where_it_was_after_kill_9_of_everything(
     assert not list(tmp_path.glob("*-node-*")), "every node that died was taken off the list"
 
 
-@pytest.mark.skipif(os.name != "posix", reason="sends signals")
+@pytest.mark.posix
 def test_stops_at_ctrl_c_and_goes_on(library: Path, plain: dict[str, int], tmp_path: Path) -> None:
     process = run(library, tmp_path)
     assert process.stderr is not None

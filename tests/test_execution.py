@@ -784,7 +784,7 @@ PAYLOADS: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(("payload", "problem"), PAYLOADS, ids=range(len(PAYLOADS)))
-def test_a_payload_that_does_not_fit_is_a_dead_letter_at_once_and_names_the_field(
+def test_a_job_whose_payload_does_not_fit_is_blocked_costs_no_attempt_and_names_the_field(
     jobs: LiteJobs, payload: Any, problem: str
 ) -> None:
     ran: list[Point] = []
@@ -796,13 +796,10 @@ def test_a_payload_that_does_not_fit_is_a_dead_letter_at_once_and_names_the_fiel
     bad, good = send.enqueue(Point(1, 2)), send.enqueue(Point(3, 4))
     write_by_hand(jobs, "UPDATE litejobs_job SET payload = ? WHERE id = ?", payload, bad.id)
     assert jobs.drain() == 2
-    dead = jobs.get(bad.id)
-    assert (dead.state, dead.attempt) == ("failed", 1)
-    assert (dead.error or "").startswith("PayloadError: the payload of 'send' does not fit: ")
-    assert problem in (dead.error or "")
-    [failure] = dead.errors
-    assert failure.kind == "exception"
-    assert "litejobs.py" not in failure.traceback
+    kept = jobs.get(bad.id)
+    assert (kept.state, kept.attempt, kept.errors, kept.started_at) == ("blocked", 0, (), None)
+    assert (kept.error or "").startswith("PayloadError: the payload of 'send' does not fit: ")
+    assert problem in (kept.error or "")
     assert good.refresh().state == "completed"
     assert ran == [Point(3, 4)]
 
@@ -819,7 +816,7 @@ def test_all_fields_that_do_not_fit_are_named_at_once(jobs: LiteJobs) -> None:
     assert "$.n" in error
 
 
-def test_a_definition_that_can_no_longer_be_compiled_is_a_dead_letter(jobs: LiteJobs) -> None:
+def test_jobs_of_a_definition_that_can_no_longer_be_compiled_are_blocked(jobs: LiteJobs) -> None:
     @jobs.define
     def send(to: Gone) -> None: ...  # type: ignore[name-defined]  # noqa: F821
 
@@ -827,7 +824,7 @@ def test_a_definition_that_can_no_longer_be_compiled_is_a_dead_letter(jobs: Lite
     def as_it_was(to: int) -> None: ...
 
     job = run(jobs, jobs.enqueue(as_it_was.bind(5)))
-    assert job.state == "failed"
+    assert (job.state, job.attempt) == ("blocked", 0)
     assert "name 'Gone' is not defined" in (job.error or "")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import stat
-import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -47,7 +46,13 @@ class Nodes:
         subscription = Subscription(
             frozenset(names), None if queues is None else frozenset(queues), name
         )
-        own = {**Options().columns, "expires": None, "hidden": ()}
+        own = {
+            **Options().columns,
+            "expires": None,
+            "hidden": (),
+            "concurrency": None,
+            "rate": None,
+        }
         known = [{**own, "name": name} for name in names]
         node = self.jobs.store.nodes.join(name, 0, 2, subscription, known)
         self.alive.add(node)
@@ -106,7 +111,7 @@ class TestBackup:
             add(copy)
             assert copy.count() == jobs.count() + 1
 
-    @pytest.mark.skipif(sys.platform == "win32", reason="modes are another thing there")
+    @pytest.mark.posix
     def test_is_private_to_its_user(self, jobs: LiteJobs, tmp_path: Path) -> None:
         before = os.umask(0)
         try:
@@ -115,6 +120,7 @@ class TestBackup:
             os.umask(before)
         assert stat.S_IMODE((tmp_path / "copy.db").stat().st_mode) == 0o600
 
+    @pytest.mark.posix
     def test_overwrites_nothing_and_leaves_nothing_half_done(
         self, jobs: LiteJobs, tmp_path: Path
     ) -> None:

@@ -266,6 +266,172 @@ class TestRate:
             parse_rate(text)
 
 
+class TestLimitsOfADefinition:
+    def define(self, jobs: LiteJobs, **options: Any) -> Hands:
+        """A node that has the definition `call` with these options."""
+        jobs.define(name="call", **options)(note)
+        return Hands(jobs)
+
+    def enqueue(self, jobs: LiteJobs, count: int, **choices: Any) -> None:
+        call = jobs.registry.named("call").using(**choices)
+        jobs.enqueue_many(call.bind(n) for n in range(count))
+
+    def test_concurrency_holds_in_all_queues_and_nodes_together(self, jobs: LiteJobs) -> None:
+        hands = self.define(jobs, concurrency=2)
+        other = Hands(jobs)
+        self.enqueue(jobs, 3)
+        self.enqueue(jobs, 3, queue="slow")
+        enqueue(jobs, 2)
+        first = hands.claim(1)
+        assert [job.name for job in first] == ["call"]
+        assert [job.name for job in other.claim()] == ["call", "note", "note"]
+        assert hands.claim() == other.claim() == []
+        hands.settle(*first)
+        assert [job.name for job in other.claim()] == ["call"]
+        hands.die()
+        other.die()
+
+    def test_rate_lets_so_many_start_and_says_when_the_next_may(
+        self, jobs: LiteJobs, clock: TurnedClock
+    ) -> None:
+        hands = self.define(jobs, rate="2/s")
+        self.enqueue(jobs, 5)
+        enqueue(jobs, 2)
+        assert [job.name for job in hands.claim()] == ["call", "note", "note"]
+        assert hands.claim() == []
+        assert hands.again_at is not None
+        assert abs(hands.again_at - clock() - 500_000) <= 2
+        clock.turn(0.500002)
+        assert [job.name for job in hands.claim()] == ["call"]
+        hands.die()
+
+    def test_hold_beside_those_of_the_queue(self, jobs: LiteJobs, clock: TurnedClock) -> None:
+        hands = self.define(jobs, rate="1/s", concurrency=3)
+        jobs.queue("default").set(concurrency=2)
+        self.enqueue(jobs, 5)
+        enqueue(jobs, 5)
+        first = hands.claim()
+        assert [job.name for job in first] == ["call", "note"]
+        clock.turn(1.1)
+        assert hands.claim() == []
+        hands.settle(*first)
+        assert [job.name for job in hands.claim()] == ["call", "note"]
+        hands.die()
+
+    def test_are_those_of_the_node_that_started_last(self, jobs: LiteJobs) -> None:
+        hands = self.define(jobs, concurrency=1)
+        self.enqueue(jobs, 9)
+        assert len(hands.claim()) == 1
+        with LiteJobs(jobs.path, durability="fast", clock=jobs.clock) as later:
+            other = self.define(later, concurrency=4)
+            assert len(hands.claim()) == 3
+            other.die()
+        with LiteJobs(jobs.path, durability="fast", clock=jobs.clock) as last:
+            self.define(last).die()
+            assert len(hands.claim()) == 5
+        hands.die()
+
+    def test_let_no_more_start_because_a_node_starts_again(
+        self, jobs: LiteJobs, clock: TurnedClock
+    ) -> None:
+        hands = self.define(jobs, rate="6/min")
+        self.enqueue(jobs, 9)
+        assert len(hands.claim()) == 1
+        hands.die()
+        with LiteJobs(jobs.path, durability="fast", clock=clock) as later:
+            hands = self.define(later, rate="12/min")
+            assert hands.claim() == []
+            clock.turn(5.1)
+            assert len(hands.claim()) == 1
+            hands.die()
+
+    def test_are_named_by_why_and_doctor(self, jobs: LiteJobs, clock: TurnedClock) -> None:
+        hands = self.define(jobs, rate="1/10min", concurrency=1)
+        self.enqueue(jobs, 2)
+        running = hands.claim()
+        job = jobs.find(state="pending")[0]
+        text = "its definition 'call' runs as many jobs at a time as it may: 1 of 1"
+        assert job.why() == text
+        hands.settle(*running)
+        assert job.why() == "its definition 'call' starts as many jobs as it may: 1/10min"
+        hands.die()
+        clock.turn(60 * 120)
+        [finding] = [found for found in jobs.doctor() if found.subject == "definition 'call'"]
+        assert finding.problem == "1 job late, and it may only run 1 at a time, and start 1/10min"
+
+    def test_cannot_be_set_for_one_job(self, jobs: LiteJobs) -> None:
+        with pytest.raises(OptionError, match="concurrency: belongs to the definition"):
+            jobs.registry.named("note").using(concurrency=1)  # type: ignore[call-arg]
+        for option, value in (("concurrency", 0), ("rate", "fast"), ("rate", 10)):
+            with pytest.raises(OptionError, match=f"{option}: expected"):
+                self.define(jobs, **{option: value})
+
+    @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(data=st.data())
+    def test_never_let_more_run_or_start(
+        self, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
+        clock, began = TurnedClock(), TurnedClock()
+        path = tmp_path_factory.mktemp("limits") / "jobs.db"
+        with LiteJobs(path, durability="fast", clock=clock) as jobs:
+            hands = [self.define(jobs, concurrency=3, rate="2/s"), Hands(jobs)]
+            running: list[tuple[Hands, Claimed]] = []
+            started = 0
+            for _ in range(data.draw(st.integers(1, 30))):
+                step = data.draw(st.sampled_from(["enqueue", "claim", "settle", "turn"]))
+                if step == "enqueue":
+                    self.enqueue(jobs, 2, queue=data.draw(st.sampled_from("ab")))
+                elif step == "claim":
+                    node = data.draw(st.sampled_from(hands))
+                    claimed = node.claim(data.draw(st.integers(1, 3)))
+                    started += len(claimed)
+                    running += [(node, job) for job in claimed]
+                elif step == "settle" and running:
+                    node, job = running.pop()
+                    node.settle(job, error=data.draw(st.sampled_from([None, ValueError()])))
+                else:
+                    clock.turn(data.draw(st.sampled_from([0.2, 1.0, 30.0])))
+                assert jobs.count(name="call", state="running") == len(running) <= 3
+                assert started <= 1 + 2 * (clock.now - began.now) / SECOND
+            for node in hands:
+                node.die()
+
+    def test_hold_for_two_programs(self, tmp_path: Path, programs: Programs) -> None:
+        path = tmp_path / "jobs.db"
+        programs.write(
+            app="""if True:
+            import sys, time
+            from litejobs import LiteJobs
+
+            jobs = LiteJobs(sys.argv[1])
+
+            @jobs.define(concurrency=2)
+            def narrow() -> None:
+                time.sleep(0.03)
+
+            @jobs.define(rate="20/s")
+            def slow() -> None:
+                pass
+
+            if __name__ == "__main__":
+                if sys.argv[2:]:
+                    jobs.enqueue_many(each.bind() for each in [narrow, slow] * 12)
+                else:
+                    jobs.work(2, until="empty")
+            """
+        )
+        assert programs.run("app.py", path, "enqueue")[0] == 0
+        nodes = [programs.start("app.py", path) for _ in range(2)]
+        assert [node.wait(PATIENT) for node in nodes] == [0, 0]
+        with LiteJobs(path) as jobs:
+            done = [(job, job.started_at, job.finished_at) for job in jobs.find()]
+        narrow = [(a, b) for job, a, b in done if a and b and job.name == "narrow"]
+        assert len(narrow) == 12
+        assert all(sum(a <= start < b for a, b in narrow) <= 2 for start, _ in narrow)
+        starts = [a for job, a, _ in done if a and job.name == "slow"]
+        assert max(starts) - min(starts) > timedelta(seconds=0.5), "11 intervals of 50 ms, roughly"
+
+
 class TestPause:
     def test_lets_nothing_start_until_it_is_resumed(self, jobs: LiteJobs, hands: Hands) -> None:
         enqueue(jobs, 3, queue="slow")

@@ -72,7 +72,7 @@ class TestMemory:
         with pytest.raises(OptionError, match=r"max_memory.*litejobs\[memory\]"):
             real.work(workers=1)
 
-    @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+    @pytest.mark.linux
     def test_what_it_measures_grows_with_what_is_used(self) -> None:
         before = memory_of(os.getpid())
         eaten = b"x" * 50_000_000

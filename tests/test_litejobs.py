@@ -48,6 +48,7 @@ from litejobs import (
     Retention,
     Retry,
     State,
+    Unique,
     WaitTimeoutError,
     define,
     from_micros,
@@ -123,7 +124,7 @@ class TestEnqueue:
         with LiteJobs(jobs.path) as others:
             assert others.get(1).payload == {"n": 3}
 
-    @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kills itself")
+    @pytest.mark.posix
     def test_survives_kill_9_once_it_has_returned(self, tmp_path: Path) -> None:
         program = """
             import os, signal
@@ -743,6 +744,79 @@ class TestArguments:
             jobs.find(state=wrong)
 
 
+class TestHandles:
+    """What can be done with a job that one holds."""
+
+    def test_change_the_job_and_show_it_as_it_is_then(
+        self, jobs: LiteJobs, squared: Definition[[int], int, int]
+    ) -> None:
+        job = squared.enqueue(3)
+        assert job.hold() is job
+        assert job.state == "paused"
+        assert job.release().state == "pending"
+        assert job.change(priority=4, payload={"n": 5}).payload == {"n": 5}
+        assert job.cancel().state == job.cancel().state == "cancelled"
+        assert (job.retry().state, job.priority) == ("pending", 4)
+        jobs.drain()
+        assert f"{job} {job.result()}" == "<Job 1 square pending> 25", "read from left to right"
+        assert job == jobs.get(job.id)
+        assert job.delete().state == "completed"
+        with pytest.raises(JobNotFoundError):
+            job.refresh()
+
+    @pytest.mark.parametrize("verb", ["cancel", "retry", "hold", "release", "delete", "refresh"])
+    def test_say_that_a_job_is_gone(
+        self, jobs: LiteJobs, squared: Definition[[int], int, int], verb: str
+    ) -> None:
+        job = squared.enqueue(3)
+        jobs.delete(job)
+        with pytest.raises(JobNotFoundError, match="no job has the id 1"):
+            getattr(job, verb)()
+
+    def test_refuse_what_the_job_would_not_show(
+        self, jobs: LiteJobs, squared: Definition[[int], int, int]
+    ) -> None:
+        @jobs.define
+        def delete_itself(context: Context) -> None:
+            context.job.delete()
+
+        job = squared.enqueue(3)
+        with pytest.raises(OptionError, match="prio: cannot be changed; did you mean 'priority'"):
+            job.change(prio=3)  # type: ignore[call-arg]
+        with pytest.raises(PayloadError, match="expected int"):
+            job.change(payload={"n": "three"})
+        jobs.drain()
+        with pytest.raises(OptionError, match="is completed: only waiting jobs can be changed"):
+            job.change(priority=3)
+        itself = delete_itself.using(max_attempts=1).enqueue()
+        jobs.drain()
+        with pytest.raises(JobFailedError, match="is running: cancel it before it is deleted"):
+            itself.result()
+
+    def test_a_job_that_was_waited_for_is_as_it_was_seen_last(
+        self, jobs: LiteJobs, squared: Definition[[int], int, int]
+    ) -> None:
+        unique = squared.using(unique=Unique())
+        first, same = unique.enqueue(1), unique.enqueue(1)
+        others = {squared.enqueue(n): n for n in range(3)}
+        jobs.drain()
+        assert same.wait() is same
+        assert (same.state, same.duplicate, same == first.refresh()) == ("completed", True, False)
+        assert {others[job]: job.result() for job in jobs.as_completed(others)} == {
+            0: 0,
+            1: 1,
+            2: 4,
+        }
+        assert {job.state for job in others} == {"completed"}
+        assert asyncio.run(_wait_for(other := squared.enqueue(4), jobs)) is other
+        assert other.state == "completed"
+
+
+async def _wait_for(job: Job[Any], jobs: LiteJobs) -> Job[Any]:
+    await asyncio.to_thread(jobs.drain)
+    return await job
+
+
 class TestWaiting:
     def test_is_over_at_once_for_a_finished_job(
         self, jobs: LiteJobs, squared: Definition[[int], int, int]
@@ -752,7 +826,7 @@ class TestWaiting:
         assert job.wait(0).state == "completed"
         assert job.wait(0).result(0) == 9
         assert job.result(timeout=timedelta(0)) == 9
-        assert job.state == "pending", "a job is a snapshot"
+        assert job.state == "completed", "waiting refreshes the job"
 
     def test_ends_soon_after_the_job(
         self, jobs: LiteJobs, squared: Definition[[int], int, int]
@@ -924,12 +998,21 @@ class TestDrain:
         with pytest.raises(DefinitionError, match=r"there is nothing to run: use @jobs\.define"):
             jobs.drain()
 
-    def test_is_over_for_definitions_that_come_later(
+    def test_is_followed_by_another_one_of_definitions_that_come_later(
         self, jobs: LiteJobs, squared: Definition[[int], int, int]
     ) -> None:
-        jobs.drain()
-        with pytest.raises(DefinitionError, match="defined after work had started"):
-            jobs.define(keep_text)
+        refused = []
+
+        @jobs.define
+        def define_more() -> None:
+            with pytest.raises(DefinitionError, match="defined after work had started"):
+                jobs.define(keep_text)
+            refused.append(True)
+
+        define_more.enqueue()
+        assert (jobs.drain(), refused) == (1, [True])
+        job = jobs.define(keep_text).enqueue("x")
+        assert (jobs.drain(), job.refresh().state) == (1, "completed")
 
     @pytest.mark.parametrize(
         "error",
@@ -1008,7 +1091,7 @@ class TestDrain:
         ],
         ids=lambda payload: ascii(payload)[:20],
     )
-    def test_makes_a_dead_letter_of_a_payload_that_does_not_fit(
+    def test_leaves_a_job_blocked_whose_payload_does_not_fit(
         self, payload: Any, jobs: LiteJobs, squared: Definition[[int], int, int]
     ) -> None:
         squared.enqueue(1)
@@ -1018,7 +1101,7 @@ class TestDrain:
         )
         assert jobs.drain() == 2
         job = jobs.get(1)
-        assert job.state == "failed"
+        assert job.state == "blocked"
         assert job.error is not None
         assert "the payload of 'square' does not fit" in job.error
         assert jobs.get(2).result() == 4

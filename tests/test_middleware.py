@@ -407,12 +407,14 @@ class TestABoundJob:
 
 
 class TestOnceWorkHasStarted:
-    def test_nothing_is_added(self, both: LiteJobs) -> None:
-        both.drain()
-        with pytest.raises(OptionError, match=r"middleware: .*shout.* was added after work had"):
-            both.middleware.run(shout)
-        with pytest.raises(OptionError, match="was added after work had started"):
-            both.middleware.enqueue(hurry)
+    def test_nothing_is_added_until_it_ends(self, both: LiteJobs) -> None:
+        with both.start(threads=1):
+            with pytest.raises(OptionError, match=r"middleware: .*shout.* was added after work ha"):
+                both.middleware.run(shout)
+            with pytest.raises(OptionError, match="was added after work had started"):
+                both.middleware.enqueue(hurry)
+        both.middleware.run(shout)
+        assert ran(both, hello.enqueue("Ada")) == "HELLO ADA"
 
     def test_a_drain_in_a_recording_has_not_started_the_programs_own(self, both: LiteJobs) -> None:
         both.middleware.run(shout)

@@ -46,6 +46,8 @@ EXAMPLES: dict[str, Any] = {
     "unique": Unique(ttl=60),
     "key": "customer 5",
     "headers": {"tenant": "7"},
+    "tags": ("acme", "import"),
+    "meta": {"customer": 7},
 }
 """Of each option that a row keeps, a value other than the default."""
 SAYS_WHEN = {"delay", "at"}
@@ -168,7 +170,8 @@ class TestEachOption:
         assert main(["show", str(jobs.path), str(job.id), "--json"]) == 0
         values = json.loads(capsys.readouterr().out)
         for name in {*shown(job)} & {*JOB_COLUMNS} - {"timeout", "headers"}:
-            assert values[name] == getattr(jobs.get(job.id), name), name
+            value = getattr(jobs.get(job.id), name)
+            assert values[name] == (list(value) if name == "tags" else value), name
 
 
 @pytest.mark.parametrize(

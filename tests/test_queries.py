@@ -84,6 +84,7 @@ ERRORS = [
 ]
 GROUP = litejobs.error_group("mail", ERRORS[1])
 NODES, KEYS = ["", "laptop", "server"], [None, "ada", "bob"]
+TAGS = [None, '["acme"]', '["acme","import"]', '["import", "acme"]', "[]", "{}", "no JSON"]
 HOURS = st.integers(0, 4).map(lambda hours: START + hours * 3_600_000_000)
 
 rows = st.fixed_dictionaries(
@@ -94,6 +95,7 @@ rows = st.fixed_dictionaries(
         "node": st.sampled_from(NODES),
         "key": st.sampled_from(KEYS),
         "schedule": st.sampled_from([None, "nightly"]),
+        "tags": st.sampled_from(TAGS),
         "enqueued_at": HOURS,
         "finished_at": st.none() | HOURS,
         "payload": st.sampled_from(TEXTS),
@@ -115,6 +117,7 @@ filters = st.fixed_dictionaries(
         "node": st.sampled_from(NODES),
         "key": st.sampled_from(["ada", "bob"]),
         "schedule": st.just("nightly"),
+        "tags": st.sampled_from(["acme", ["import", "acme"], ["other"]]),
         "enqueued_after": moments,
         "enqueued_before": moments,
         "finished_after": moments,
@@ -161,6 +164,11 @@ LOOKS: dict[str, Callable[[Any, Any], bool]] = {
     "node": lambda row, node: row.node == node,
     "key": lambda row, key: row.key == key,
     "schedule": lambda row, schedule: row.schedule == schedule,
+    "tags": lambda row, tags: (
+        bool(row.tags)
+        and row.tags.startswith("[")
+        and {*json.loads(row.tags)} >= {*([tags] if isinstance(tags, str) else tags)}
+    ),
     "enqueued_after": lambda row, moment: row.enqueued_at >= to_micros(moment),
     "enqueued_before": lambda row, moment: row.enqueued_at < to_micros(moment),
     "finished_after": lambda row, moment: (row.finished_at or -1) >= to_micros(moment),
@@ -212,7 +220,7 @@ class TestFilters:
 
     def test_leave_the_statements_as_they_were_when_they_are_not_used(self) -> None:
         for match in (Match(), Match(queue="slow"), Match(states=("failed",)), Match(ids=(1,))):
-            for words in ("payload", "enqueued", "node", "key", "schedule"):
+            for words in ("payload", "enqueued", "node", "key", "schedule", "tags"):
                 assert words not in litejobs._ids_of(match)
         assert "payload" in litejobs._ids_of(Match(others={"payload": "{}"}))
 

@@ -194,9 +194,12 @@ class TestDeclarations:
 
     def test_after_work_has_started_are_refused(self, jobs: LiteJobs) -> None:
         definition = jobs.define(report)
-        jobs.drain()
-        with pytest.raises(OptionError, match="after work had started"):
+        with (
+            jobs.start(threads=1),
+            pytest.raises(OptionError, match="after work had started"),
+        ):
             jobs.cron("@hourly", definition)
+        jobs.cron("@hourly", definition)
 
     @pytest.mark.parametrize(
         ("options", "problem"),

@@ -220,6 +220,7 @@ class TestTheFile:
         other.close()
         assert not [finding for finding in jobs.doctor() if finding.level == "error"]
 
+    @pytest.mark.posix
     def test_is_private_also_its_copy_and_its_locks(self, jobs: LiteJobs, tmp_path: Path) -> None:
         before = os.umask(0)
         try:
@@ -234,6 +235,7 @@ class TestTheFile:
         assert len(modes) == 5
         jobs.store.nodes.release_lock(node)
 
+    @pytest.mark.posix
     @pytest.mark.parametrize("end", ["", "-wal", "-shm", "-journal"])
     def test_follows_no_link(self, end: str, tmp_path: Path) -> None:
         victim = tmp_path / "victim"
@@ -426,6 +428,7 @@ class TestAHostileFile:
         with pytest.raises(OptionError, match="not written by litejobs"):
             jobs.schedule("daily").fire()
 
+    @pytest.mark.posix
     def test_beside_which_lies_a_link_in_place_of_a_lock_says_so(self, jobs: LiteJobs) -> None:
         write(jobs, "INSERT INTO litejobs_node VALUES (1, 'n', 1, 1, 1, '[]', 1, '[]', NULL)")
         Path(f"{jobs.path}-node-1").symlink_to("nowhere")

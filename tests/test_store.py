@@ -297,6 +297,11 @@ def without_privileges() -> Iterator[None]:
         os.seteuid(0)
 
 
+def enqueue(jobs: LiteJobs) -> None:
+    with jobs.store.file.transaction() as tx:
+        litejobs.insert_unknown(tx, "job", "{}", {})
+
+
 class TestTheConnection:
     @pytest.mark.parametrize(("durability", "synchronous"), [("full", 2), ("fast", 1)])
     def test_follows_the_recipe(self, path: Path, durability: Durability, synchronous: int) -> None:
@@ -330,6 +335,7 @@ class TestTheConnection:
         assert jobs.count() == 0
         assert path.exists()
 
+    @pytest.mark.posix
     def test_keeps_the_file_private_whatever_the_umask(self, path: Path) -> None:
         before = os.umask(0)
         try:
@@ -345,7 +351,7 @@ class TestTheConnection:
         store.nodes.release_lock(node)
         store.file.close()
 
-    @pytest.mark.skipif(sys.platform == "win32", reason="there are no modes")
+    @pytest.mark.posix
     def test_lets_a_colleague_who_may_use_it_ask_whether_a_node_lives(self, path: Path) -> None:
         store = Store(File(path))
         store.file.changes()
@@ -364,6 +370,7 @@ class TestTheConnection:
             assert jobs.drain() == 1
         assert [each.name for each in path.parent.iterdir()] == ["jobs.db"]
 
+    @pytest.mark.posix
     def test_refuses_a_symbolic_link(self, path: Path) -> None:
         target = path.with_name("target.db")
         target.touch()
@@ -372,6 +379,7 @@ class TestTheConnection:
             Store(File(path)).file.changes()
         assert target.stat().st_size == 0
 
+    @pytest.mark.posix
     def test_follows_links_of_folders(self, tmp_path: Path) -> None:
         (tmp_path / "real").mkdir()
         (tmp_path / "link").symlink_to(tmp_path / "real")
@@ -380,6 +388,7 @@ class TestTheConnection:
         assert store.file.path == tmp_path / "real" / "jobs.db"
         store.file.close()
 
+    @pytest.mark.posix
     def test_refuses_a_loop_of_links(self, store: Store, tmp_path: Path) -> None:
         """Path.resolve() raised a RuntimeError of a loop, before Python 3.13."""
         (tmp_path / "one").symlink_to(tmp_path / "two")
@@ -396,7 +405,7 @@ class TestTheConnection:
         with pytest.raises(litejobs.OptionError, match=r"path of a file, got .*recording"):
             LiteJobs(name)
 
-    @pytest.mark.skipif(sys.platform == "win32", reason="no current folder is removed there")
+    @pytest.mark.posix
     def test_refuses_a_relative_path_in_a_folder_that_is_gone(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -411,6 +420,7 @@ class TestTheConnection:
         with pytest.raises(FileError, match="is a folder: name a file in it"):
             Store(File(tmp_path)).file.changes()
 
+    @pytest.mark.posix
     def test_refuses_a_pipe(self, path: Path) -> None:
         os.mkfifo(path)
         with pytest.raises(FileError, match="is not a regular file"):
@@ -454,19 +464,79 @@ class TestTheConnection:
         with pytest.raises(FileError, match=r"CorruptError: database disk image is malformed"):
             count_in(store, Match())
 
-    @pytest.mark.parametrize(
-        ("mode", "problem"),
-        [(0o444, "cannot be written by this user"), (0o000, "cannot be opened: is it readable")],
-    )
-    def test_says_that_a_file_cannot_be_written(
-        self, mode: int, problem: str, public_folder: Path
-    ) -> None:
+    @pytest.mark.posix
+    def test_says_that_a_file_cannot_be_read(self, public_folder: Path) -> None:
         path = public_folder / "jobs.db"
         LiteJobs(path).count()
-        path.chmod(mode)
+        path.chmod(0o000)
+        problem = "cannot be opened: is it readable"
         with without_privileges(), pytest.raises(FileError, match=problem):
             Store(File(path)).file.changes()
 
+    @pytest.mark.posix
+    @pytest.mark.parametrize("folder", [0o555, 0o777], ids=oct)
+    @pytest.mark.parametrize("mode", [0o444, 0o666], ids=oct)
+    @pytest.mark.parametrize("in_use", [False, True], ids=["left", "in use"])
+    def test_that_may_only_be_read_is_read(
+        self,
+        folder: int,
+        mode: int,
+        in_use: bool,
+        public_folder: Path,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        if mode == 0o666 and (folder == 0o777 or in_use):
+            pytest.skip("it may be written")
+        path = public_folder / "jobs.db"
+        with LiteJobs(path) as jobs:
+            enqueue(jobs)
+            if not in_use:
+                jobs.close()
+            for made in public_folder.iterdir():
+                made.chmod(mode)
+            public_folder.chmod(folder)
+            there = sorted(public_folder.iterdir())
+            assert len(there) == (3 if in_use else 1)
+            with without_privileges(), LiteJobs(path) as reader:
+                assert reader.count() == 1
+                assert reader.stats() == {"default": {"pending": 1}}
+                assert [job.refresh().state for job in reader.find(name="job")] == ["pending"]
+                for write in (reader.queue("q").pause, lambda: reader.cancel(name="job")):
+                    with pytest.raises(FileError, match="may only be read here"):
+                        write()
+                assert caplog.text.count("may only be read here") == 1
+            assert sorted(public_folder.iterdir()) == there
+            public_folder.chmod(0o755)
+
+    @pytest.mark.posix
+    def test_that_may_only_be_read_shows_what_others_write_and_is_written_once_it_may_be(
+        self, public_folder: Path
+    ) -> None:
+        path = public_folder / "jobs.db"
+        with LiteJobs(path) as jobs, LiteJobs(path) as reader:
+            enqueue(jobs)
+            jobs.close()
+            path.chmod(0o444)
+            with without_privileges():
+                assert reader.count() == 1  # Without locks.
+            enqueue(jobs)
+            for made in public_folder.iterdir():
+                made.chmod(0o444)
+            with without_privileges():
+                assert reader.count() == 2  # With the shared memory of the other one.
+            enqueue(jobs)
+            with without_privileges():
+                assert reader.count() == 3
+            jobs.close()
+            with without_privileges():
+                assert reader.count() == 3
+            for made in (*public_folder.iterdir(), public_folder):
+                made.chmod(0o777)
+            with without_privileges():
+                assert reader.cancel(name="job").moved == 3
+                reader.close()
+
+    @pytest.mark.posix
     def test_says_that_a_file_cannot_be_created(self, public_folder: Path) -> None:
         public_folder.chmod(0o555)
         with (
@@ -475,6 +545,7 @@ class TestTheConnection:
         ):
             Store(File(public_folder / "jobs.db")).file.changes()
 
+    @pytest.mark.posix
     def test_says_that_a_folder_cannot_be_written(self, public_folder: Path) -> None:
         path = public_folder / "jobs.db"
         LiteJobs(path).count()
@@ -617,7 +688,7 @@ class TestOtherProcesses:
         processes.run("kept.pop().close()", store.file.path, 1)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.posix
 class TestAFork:
     def in_a_child(self, act: Callable[[], object]) -> None:
         child = os.fork()
@@ -1026,7 +1097,7 @@ class TestTheFileThatIsTakenAway:
         assert count_in(store, Match()) == 2
         store.file.close()
 
-    @pytest.mark.skipif(sys.platform == "win32", reason="nothing that is open is renamed there")
+    @pytest.mark.posix
     def test_has_its_wal_put_aside_by_one_process_and_not_a_new_one_by_another(
         self, path: Path
     ) -> None:
@@ -1055,6 +1126,7 @@ class TestTheFileThatIsTakenAway:
         assert wal.read_bytes() == b"of the new file"
         assert len(refused) == 1
 
+    @pytest.mark.posix
     def test_has_its_wal_put_aside_in_a_folder_that_cannot_be_read(
         self, public_folder: Path
     ) -> None:
@@ -2117,7 +2189,7 @@ HOT: dict[str, tuple[Callable[[Store, int], object], str]] = {
     ),
     "finding dead letters": (
         lambda store, node: find_in(store, Match(states=("failed",)), 20),
-        "litejobs_shelf",
+        "litejobs_counted",
     ),
     "counting dead letters": (
         lambda store, node: count_in(store, Match(states=("failed",))),
@@ -2125,7 +2197,7 @@ HOT: dict[str, tuple[Callable[[Store, int], object], str]] = {
     ),
     "retrying dead letters": (
         lambda store, node: steer(store, "retry", Match(states=("failed",), name="no")),
-        "litejobs_shelf",
+        "litejobs_counted",
     ),
     "cancelling one job": (
         lambda store, node: steer(store, "cancel", Match(ids=(7,))),
@@ -2145,11 +2217,11 @@ HOT: dict[str, tuple[Callable[[Store, int], object], str]] = {
     ),
     "finding cancelled jobs": (
         lambda store, node: find_in(store, Match(states=("cancelled", "failed")), 20),
-        "litejobs_shelf",
+        "litejobs_counted",
     ),
     "finding scheduled jobs": (
         lambda store, node: find_in(store, Match(states=("scheduled",)), 20),
-        "litejobs_shelf",
+        "litejobs_counted",
     ),
     "finding pending jobs of a queue": (
         lambda store, node: count_in(store, Match(states=("pending",), queue="default")),
@@ -2599,7 +2671,7 @@ class TestThreadsThatEnqueueAtOnce:
             assert list(put(store, [new()])) == [1]
         store.file.close()
 
-    @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+    @pytest.mark.posix
     def test_are_left_to_their_own_process_by_a_fork(self, path: Path) -> None:
         store = Store(File(path, "full"))
         count_in(store, Match())

@@ -147,6 +147,7 @@ def test_jobs_that_were_handed_over_but_not_begun_are_not_lost_with_their_node(
         }
 
 
+@pytest.mark.posix
 def test_a_job_that_was_cancelled_when_its_node_died_does_not_run_again(
     jobs: LiteJobs, log: Path, programs: Programs
 ) -> None:
@@ -195,6 +196,7 @@ def test_many_nodes_rescue_the_same_jobs_and_none_is_hurt(tmp_path: Path) -> Non
     assert not errors
 
 
+@pytest.mark.posix
 def test_a_node_that_is_stopped_for_a_while_keeps_its_jobs(
     jobs: LiteJobs, log: Path, programs: Programs
 ) -> None:
@@ -354,7 +356,7 @@ def test_an_insert_by_hand_from_another_process_is_seen(jobs: LiteJobs, log: Pat
     assert (job.result(), job.queue, job.max_attempts) == (7, "default", 5)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads what the kernel says of a process")
+@pytest.mark.linux
 def test_an_idle_node_computes_nothing(jobs: LiteJobs, programs: Programs) -> None:
     """Less than one part in thirty of a core, and of that most is the check of its workers."""
     node = programs.node(jobs.path, "--workers", "2")
@@ -399,7 +401,7 @@ def test_a_node_says_who_it_is_and_what_it_does(jobs: LiteJobs, log: Path) -> No
         eventually(lambda: jobs.nodes()[0].running == 0)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="it looks into /proc")
+@pytest.mark.linux
 def test_a_node_that_cannot_join_leaves_nothing_open(tmp_path: Path) -> None:
     """Its wakeup socket and its selector were left to the garbage collector."""
     folder = tmp_path / "folder"
@@ -620,13 +622,25 @@ def test_a_plain_insert_of_an_extreme_number_stops_no_other_job(
     assert jobs.delete(name="nap").moved
 
 
+@pytest.mark.parametrize("column", ["queue", "priority", "run_at", "enqueued_at"])
+def test_another_program_cannot_set_a_needed_column_to_null(jobs: LiteJobs, column: str) -> None:
+    trouble.nap.enqueue(0)
+    with (
+        contextlib.closing(apsw.Connection(str(jobs.path))) as connection,
+        pytest.raises(apsw.ConstraintError, match=f"litejobs: {column} cannot be NULL"),
+    ):
+        connection.execute(f"UPDATE litejobs_job SET {column} = NULL")
+    assert [job.state for job in jobs.find()] == ["pending"]
+
+
 @pytest.mark.parametrize("number", [3, 20], ids=["few", "many"])
 @pytest.mark.parametrize("column", ["priority", "run_at", "enqueued_at"])
-def test_a_job_whose_column_another_program_set_to_null_runs_like_the_others(
+def test_a_job_whose_column_was_set_to_null_in_an_older_file_runs_like_the_others(
     jobs: LiteJobs, column: str, number: int
 ) -> None:
     jobs.enqueue_many(trouble.nap.bind(0) for _ in range(number))
     with contextlib.closing(apsw.Connection(str(jobs.path))) as connection:
+        connection.config(apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, 0)
         connection.execute(f"UPDATE litejobs_job SET {column} = NULL WHERE id = 2")
     jobs.work(threads=1, until="empty")
     assert jobs.stats()["default"]["completed"] == number
@@ -723,6 +737,7 @@ def test_a_node_that_died_with_a_row_of_somebody_elses_is_taken_over(jobs: LiteJ
     assert (len(states), set(states)) == (15, {"completed", "failed"})
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("obeys", [True, False], ids=["in time", "in its grace"])
 def test_time_in_which_the_whole_node_was_frozen_counts_towards_no_timeout(
     obeys: bool, jobs: LiteJobs, log: Path, programs: Programs
@@ -773,6 +788,7 @@ def test_a_job_is_killed_after_its_own_grace_and_its_failure_says_how_long_that_
 # Signals
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize(
     ("number", "to_group"),
     [(signal.SIGTERM, True), (signal.SIGINT, False)],
@@ -898,6 +914,7 @@ def test_a_second_signal_ends_a_node_at_once(jobs: LiteJobs, log: Path, programs
     assert not alive(int(lines(log)[0]))
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("to_group", [False, True], ids=["process", "group"])
 def test_a_signal_while_workers_start_ends_the_node_in_order(
     to_group: bool, jobs: LiteJobs, programs: Programs
@@ -932,7 +949,7 @@ else:
 """
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows cannot block signals")
+@pytest.mark.posix
 def test_ctrl_c_while_a_worker_imports_the_program_prints_no_traceback(programs: Programs) -> None:
     programs.write(app=IMPORTING)
     node = programs.start("app.py")
@@ -1047,6 +1064,7 @@ def test_a_cancellation_that_races_with_completion_has_one_winner(
     assert all(job.attempt <= 1 and not job.errors for job in ended)
 
 
+@pytest.mark.posix
 def test_a_job_that_is_cancelled_while_it_fails_is_not_tried_again(
     jobs: LiteJobs, log: Path, programs: Programs
 ) -> None:
@@ -1212,6 +1230,7 @@ def test_a_node_whose_file_is_replaced_leaves_the_jobs_of_the_other_one_alone(
         assert theirs.nodes() == []
 
 
+@pytest.mark.posix
 def test_a_node_that_cannot_be_asked_does_not_keep_others_from_being_rescued(
     jobs: LiteJobs, log: Path, programs: Programs
 ) -> None:
@@ -1309,9 +1328,75 @@ def test_nodes_without_a_name_are_told_apart_and_each_gets_what_is_for_all(
     assert [job.state for job in done] == ["completed"] * 2
 
 
+# In the background
+
+FORGETFUL = """
+import gc, os, sys
+from litejobs import LiteJobs
+
+jobs = LiteJobs("jobs.db")
+
+@jobs.define
+def pid() -> int:
+    return os.getpid()
+
+if __name__ == "__main__":
+    jobs.start(**{sys.argv[1]: 1})
+    gc.collect()
+    job = pid.enqueue()
+    print(job.result(60) == os.getpid(), job.state, flush=True)
+    if sys.argv[2] == "raise":
+        raise ValueError("oops")
+    sys.exit(3)
+"""
+
+
+@pytest.mark.parametrize(
+    ("where", "end"), [("threads", "raise"), ("threads", "exit"), ("workers", "raise")]
+)
+def test_a_node_that_the_program_forgot_works_and_is_stopped_at_exit(
+    programs: Programs, where: str, end: str
+) -> None:
+    programs.write(forgetful=FORGETFUL)
+    code, output, errors = programs.run("forgetful.py", where, end)
+    assert output == f"{where == 'threads'} completed\n"
+    assert (code, "ValueError: oops" in errors) == ((1, True) if end == "raise" else (3, False))
+    assert sorted(os.listdir(programs.folder)) == ["forgetful.py", "jobs.db", "stderr.txt"], (
+        "it has left the list, and closed the file"
+    )
+
+
+def test_a_node_in_the_background_works_before_and_without_a_with_and_stops_any_number_of_times(
+    jobs: LiteJobs,
+) -> None:
+    pool = jobs.start(threads=1)
+    assert [node.workers for node in jobs.nodes()] == [1]
+    assert trouble.whoami.enqueue().result(PATIENT) == os.getpid()
+    with pool:
+        assert trouble.whoami.enqueue().result(PATIENT) == os.getpid()
+    pool.stop()
+    pool.stop()
+    assert pool.wait()
+    assert jobs.nodes() == []
+
+
+def test_a_notebook_whose_cell_is_run_again_has_one_node(
+    jobs: LiteJobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "ps1", "In : ", raising=False)
+    with jobs.start(threads=1, queues=["other"]), jobs.start(threads=1) as first:
+        assert len(jobs.nodes()) == 2, "one for other queues is another one"
+        again = LiteJobs(jobs.path)
+        again.define(name="later")(lambda: None)
+        with again, again.start(threads=2):
+            assert first.wait(0), "the first one has been stopped"
+            assert sorted(node.workers for node in jobs.nodes()) == [1, 2]
+
+
 # Forks
 
 
+@pytest.mark.posix
 def test_a_fork_of_a_process_that_has_the_queue_open_loses_nothing(
     jobs: LiteJobs, log: Path
 ) -> None:
@@ -1330,6 +1415,7 @@ def test_a_fork_of_a_process_that_has_the_queue_open_loses_nothing(
     assert sorted(map(int, lines(log))) == list(range(10))
 
 
+@pytest.mark.posix
 def test_a_node_goes_on_while_its_process_forks(jobs: LiteJobs, log: Path) -> None:
     with jobs.start(workers=1, grace=GRACE):
         for n in range(5):
@@ -1369,6 +1455,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.posix
 def test_workers_of_a_killed_node_die_even_if_its_process_had_forked(
     jobs: LiteJobs, log: Path, programs: Programs
 ) -> None:
@@ -1403,7 +1490,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process adopt orphans")
+@pytest.mark.linux
 def test_replaced_workers_leave_no_zombies_to_the_first_process_of_a_container(
     jobs: LiteJobs, programs: Programs
 ) -> None:
@@ -1440,6 +1527,7 @@ def test_all_promises_hold_under_full_load(jobs: LiteJobs, log: Path) -> None:
     assert {(job.attempt, job.error) for job in done} == {(1, None)}
 
 
+@pytest.mark.posix
 def test_a_payload_for_a_worker_that_is_stopped_blocks_nobody(jobs: LiteJobs, log: Path) -> None:
     """It fits no pipe, and the worker reads nothing."""
     with jobs.start(workers=2, grace=GRACE) as pool:
@@ -1458,6 +1546,7 @@ def test_a_payload_for_a_worker_that_is_stopped_blocks_nobody(jobs: LiteJobs, lo
         assert large.wait(PATIENT).state == "failed"  # no file has so long a name
 
 
+@pytest.mark.posix
 def test_a_node_with_such_a_worker_ends(jobs: LiteJobs) -> None:
     with jobs.start(workers=1, grace=GRACE) as pool:
         eventually(lambda: any(worker.ready for worker in pool._supervisor.pool.workers))
@@ -1645,7 +1734,7 @@ def test_a_worker_that_is_replaced_has_begun_nothing(jobs: LiteJobs, log: Path) 
 # A disk that fills while no node is at work
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="replaces system calls of Linux")
+@pytest.mark.linux
 def test_a_node_until_all_is_done_ends_with_an_error_on_a_disk_that_stays_full(
     tmp_path: Path,
 ) -> None:

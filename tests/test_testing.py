@@ -198,11 +198,12 @@ class TestRecording:
     def test_leaves_a_program_that_works_already_as_strict_as_it_was(
         self, app: LiteJobs, send: Send
     ) -> None:
-        app.drain()
-        with recording(app):
-            app.define(name="free")(lambda: None)
-        with pytest.raises(DefinitionError, match="defined after work had started"):
-            app.define(Resize)
+        with app.start(threads=1):
+            with recording(app):
+                app.define(name="free")(lambda: None)
+            with pytest.raises(DefinitionError, match="defined after work had started"):
+                app.define(Resize)
+        app.define(Resize)
 
     def test_may_stand_inside_another_and_the_outer_one_goes_on(
         self, app: LiteJobs, send: Send

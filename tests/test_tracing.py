@@ -232,8 +232,7 @@ def test_once_work_has_started_it_is_too_late(jobs: LiteJobs) -> None:
     @jobs.define
     def plain() -> None: ...
 
-    jobs.drain()
-    with pytest.raises(OptionError, match="after work had started"):
+    with jobs.start(threads=1), pytest.raises(OptionError, match="after work had started"):
         jobs.trace()
 
 

@@ -142,7 +142,7 @@ def test_what_a_job_started_dies_with_it_when_it_crashes(jobs: LiteJobs, log: Pa
         eventually(lambda: not alive(child), within=1.0)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="it forks")
+@pytest.mark.posix
 def test_what_a_dead_worker_was_being_told_keeps_nobody_waiting(
     jobs: LiteJobs, log: Path, programs: Programs
 ) -> None:
@@ -163,6 +163,7 @@ def test_what_a_dead_worker_was_being_told_keeps_nobody_waiting(
         os.kill(daemon, signal.SIGKILL)
 
 
+@pytest.mark.posix
 def test_a_worker_that_is_killed_costs_the_running_job_one_attempt(
     jobs: LiteJobs, log: Path
 ) -> None:
@@ -178,6 +179,7 @@ def test_a_worker_that_is_killed_costs_the_running_job_one_attempt(
     assert "SIGKILL" in job.errors[0].message
 
 
+@pytest.mark.posix
 def test_an_idle_worker_that_is_killed_is_replaced(jobs: LiteJobs) -> None:
     with jobs.start(workers=1, grace=GRACE):
         first = trouble.whoami.enqueue().result(PATIENT)
@@ -228,7 +230,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs a shell")
+@pytest.mark.posix
 @pytest.mark.parametrize("streams", ["<&- >&- 2>&-", ">&-", "2>&-"])
 @pytest.mark.parametrize("how", ["workers", "threads"])
 def test_jobs_print_to_nowhere_in_a_program_whose_standard_streams_are_closed(
@@ -243,10 +245,7 @@ def test_jobs_print_to_nowhere_in_a_program_whose_standard_streams_are_closed(
 # What jobs change of their process
 
 
-needs_signals = pytest.mark.skipif(sys.platform == "win32", reason="needs signals of POSIX")
-
-
-@needs_signals
+@pytest.mark.posix
 def test_a_job_finds_signals_folder_and_context_as_before_the_one_that_changed_them(
     jobs: LiteJobs,
 ) -> None:
@@ -265,7 +264,7 @@ def test_a_coroutine_finds_the_folder_as_before_the_one_that_changed_it(jobs: Li
         assert surroundings.look_aside.enqueue().result(PATIENT) == before
 
 
-@needs_signals
+@pytest.mark.posix
 def test_a_job_can_terminate_its_programs_after_one_that_ignored_sigterm(jobs: LiteJobs) -> None:
     """They inherited that: `terminate` of a pool of processes hung."""
     jobs.register(surroundings.ignore_sigterm, surroundings.terminate_a_program)
@@ -275,7 +274,7 @@ def test_a_job_can_terminate_its_programs_after_one_that_ignored_sigterm(jobs: L
         assert job.result(PATIENT) == -signal.SIGTERM
 
 
-@needs_signals
+@pytest.mark.posix
 def test_a_job_after_which_the_folder_cannot_be_put_back_is_the_last_one_in_its_worker(
     jobs: LiteJobs,
 ) -> None:
@@ -323,7 +322,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGCHLD"), reason="nobody waits for processes")
+@pytest.mark.posix
 @pytest.mark.parametrize("how", ["SIG_IGN", "waitpid"])
 def test_a_worker_that_somebody_else_has_waited_for_is_dead_all_the_same(
     how: str, jobs: LiteJobs, programs: Programs
@@ -357,7 +356,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="it forks")
+@pytest.mark.posix
 @pytest.mark.parametrize("where", ["workers", "threads", "drain"])
 def test_a_process_that_a_job_forked_does_not_come_out_of_it_as_well(
     where: str, jobs: LiteJobs, log: Path, programs: Programs
@@ -636,7 +635,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.skipif(os.name == "nt", reason="a script is no executable there")
+@pytest.mark.posix
 @pytest.mark.parametrize(
     ("statement", "error", "copies", "enqueued"),
     [
@@ -773,7 +772,7 @@ class Pipes:
         return self.make()
 
 
-@pytest.mark.skipif(os.name == "nt", reason="pipes are made otherwise")
+@pytest.mark.posix
 def test_a_worker_that_the_system_has_no_room_for_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -786,7 +785,7 @@ def test_a_worker_that_the_system_has_no_room_for_is_tried_again(
     assert "a worker cannot be started and will be tried again: [Errno 24]" in caplog.text
 
 
-@pytest.mark.skipif(os.name == "nt", reason="pipes are made otherwise")
+@pytest.mark.posix
 def test_a_node_that_the_system_has_no_room_for_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

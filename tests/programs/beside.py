@@ -228,9 +228,14 @@ async def leave_a_trail(context: Context, call_next: Callable[[], Awaitable[obje
     return f"around {value}" if context.job.name == "tell_how_far" else value
 
 
+@define
+async def enqueue_next(left: int) -> int | None:
+    return (await enqueue_next.aenqueue(left - 1)).id if left else None
+
+
 DEFINITIONS = (
     rest, rest_and_tell, fetch, clean_up, ignore, block_the_loop, watch_itself, swallow,
     seconds_left, leave_at_once, stop_the_loop, cancel_whoever_comes, large, take, compute,
     nap_and_tell, devour, devour_aside, eat_little, whoami, give_up, give_up_aside, give_up_badly,
-    rest_too_long, tell_how_far,
+    rest_too_long, tell_how_far, enqueue_next,
 )  # fmt: skip

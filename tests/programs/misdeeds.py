@@ -15,7 +15,6 @@ import gc
 import json
 import os
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -31,6 +30,9 @@ from litejobs import Bound, Constant, Fail, Snooze, State, define
 
 from . import trouble
 from .trouble import note
+
+if sys.platform != "win32":
+    import resource
 
 AT_ONCE = Constant(0, jitter="none")
 LIMIT = 0.3

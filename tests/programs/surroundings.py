@@ -6,14 +6,17 @@ import contextlib
 import contextvars
 import decimal
 import os
-import resource
 import signal
 import stat
 import subprocess
+import sys
 import tempfile
 from typing import Any
 
 from litejobs import define
+
+if sys.platform != "win32":
+    import resource
 
 TENANT = contextvars.ContextVar("TENANT", default="none")
 

@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import multiprocessing
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -14,6 +13,9 @@ import time
 from pathlib import Path
 
 from litejobs import Cancel, Constant, Context, Fail, Retry, Snooze, define
+
+if sys.platform != "win32":
+    import resource
 
 AT_ONCE = Constant(0)
 
