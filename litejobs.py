@@ -13153,6 +13153,24 @@ def _stats(jobs: LiteJobs) -> Output:
     )
 
 
+def _queues(jobs: LiteJobs) -> Output:
+    with jobs.store.file.transaction(read_only=True) as tx:
+        limited = _values(jobs, read_limits(tx).values(), _LIMITS)
+    queues = _values(jobs, jobs.queues(), _QUEUES)
+
+    def text(screen: Screen) -> Iterator[Line]:
+        yield from _table(queues, _QUEUES, screen)
+        if limited:
+            yield ""
+            yield from _table(limited, _LIMITS, screen)
+
+    return (
+        [*queues, *({"definition": row.pop("name"), **row} for row in map(dict, limited))],
+        text,
+        0,
+    )
+
+
 def _nodes(jobs: LiteJobs) -> Output:
     nodes = jobs.nodes()
     rows, running = _values(jobs, nodes, _NODES), list[dict[str, Any]]()
@@ -13377,6 +13395,7 @@ _QUEUES: _Columns = {
     "burst": "burst", "weight": "weight", "ageing": "ageing", "max_attempts": "max attempts",
     "timeout": "timeout",
 }  # fmt: skip
+_LIMITS: _Columns = {"name": "definition", "concurrency": "concurrency", "rate": "rate"}
 _OF_QUEUE: _Columns = {
     "oldest_due": "oldest due", "median_wait": "median wait", "per_minute": "per minute",
 }  # fmt: skip
@@ -13430,8 +13449,7 @@ NARROW = 20
 
 
 def _listing(rows: Sequence[Mapping[str, Any]], columns: _Columns) -> Output:
-    code = int(not rows and columns is not _QUEUES)
-    return rows, lambda screen: _table(rows, columns, screen), code
+    return rows, lambda screen: _table(rows, columns, screen), int(not rows)
 
 
 def _table(rows: Sequence[Mapping[str, Any]], columns: _Columns, screen: Screen) -> Iterator[Line]:
@@ -13595,7 +13613,7 @@ _COMMANDS: Mapping[str, tuple[Any, ...]] = {
     "release": (functools.partial(_bulk, "release"), "release held jobs"),
     "change": (_change, "change options of waiting jobs"),
     "stats": (_stats, "count jobs by queue and state"),
-    "queues": (LiteJobs.queues, "list the queues that have settings", _QUEUES),
+    "queues": (_queues, "list the queues that have settings, and the limits of definitions"),
     "queue": (_queue, "show, pause, resume and set a queue"),
     "nodes": (_nodes, "list the nodes with the jobs that they run"),
     "metrics": (_metrics, "what nodes did by minute, hour or day; the last is now"),
