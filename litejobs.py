@@ -445,11 +445,75 @@ def check_name(value: object, what: str) -> str:
     return value
 
 
+def _by_word(ours: Mapping[str, str]) -> Mapping[str, str]:
+    return {word: own for own, words in ours.items() for word in words.split()}
+
+
+OPTIONS_ELSEWHERE = _by_word(
+    {
+        "at": "eta run_at when enqueue_at scheduled_at",
+        "backoff": "retry_backoff retry_delay retry_wait wait default_retry_delay",
+        "concurrency": "limit max_concurrency",
+        "delay": "countdown delay_seconds defer_by schedule_in wait_for",
+        "expires": "ttl expire expiry",
+        "max_attempts": "retries retry max_retries max_tries tries attempts autoretry",
+        "on_failure": "on_error",
+        "queue": "queue_name",
+        "rate": "rate_limit",
+        "retention": "result_ttl failure_ttl ttl_result remove_on_complete",
+        "retry_on": "autoretry_for retry_for",
+        "state": "status",
+        "timeout": "time_limit soft_time_limit job_timeout task_timeout",
+        "timezone": "tz",
+        "unique": "lock lock_task queueing_lock unique_for",
+        "workers": "processes n_workers num_workers max_workers worker_count",
+    }
+)
+"""What options are called in other libraries, to ours."""
+NAMES_ELSEWHERE = _by_word(
+    {
+        "f.enqueue(…), or f.using(delay=60).enqueue(…) with an option": "delay send apply_async"
+        " send_with_options defer defer_async kiq perform_async perform_later submit push",
+        "f.using(delay=60).enqueue(…)": "enqueue_in enqueue_at perform_in perform_at schedule",
+        "f.bind(…)": "s si signature subtask message",
+        "jobs.enqueue_many(f.bind(each) for each in …)": "map starmap chunks enqueue_all",
+        "jobs.enqueue(f.bind(…))": "enqueue enqueue_call send_task insert",
+        "f(…), which only calls the function": "call_local fn func",
+        "@jobs.define": "task job actor shared_task worker_task register_task",
+        "@jobs.cron(…) or @jobs.every(…)": "periodic_task scheduled_job add_job periodic"
+        " add_periodic_task crontab repeat",
+        "jobs.work(), or jobs.start() in the background": "worker worker_main run run_worker"
+        " run_forever run_until_empty start_worker create_consumer",
+        "jobs.get(id)": "fetch fetch_job get_job AsyncResult",
+        "job.result(timeout)": "get return_value result_value get_result",
+        "job.state": "status get_status",
+        "job.finished": "ready is_finished is_complete done successful is_failed",
+        "job.error, or job.errors with tracebacks": "exc_info traceback exception",
+        "job.payload": "args kwargs arguments",
+        "cancel(…)": "revoke abort",
+        "delete(…)": "purge flush forget empty",
+        "raise Retry(delay), or Snooze(delay)": "retry reschedule",
+        "context.progress(done, total)": "update_state set_progress update_progress",
+    }
+)
+"""What attributes are called in other libraries, to what is written here."""
+
+
+def lead_back(owner: object, name: str) -> Any:
+    """The `__getattr__` of public classes: for a name of another library, an error with ours."""
+    if ours := NAMES_ELSEWHERE.get(name):
+        kind = type(owner).__name__
+        raise AttributeError(f"{kind!r} object has no attribute {name!r}: write {ours}")
+    return object.__getattribute__(owner, name)  # Raises the usual error.
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The end of a sentence about an unknown word: the nearest known one, or all."""
     import difflib
 
     known = sorted(known)
+    if (ours := OPTIONS_ELSEWHERE.get(word)) in known:
+        return f"; did you mean {ours!r}?"
     if near := difflib.get_close_matches(word, known, n=1):
         return f"; did you mean {near[0]!r}?"
     return f"; there is {', '.join(known)}" if known else ""
@@ -516,6 +580,10 @@ def _run_fork_hooks() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_run_fork_hooks)
+
+
+WARN_AFTER = 1.0
+"""Seconds of waiting for a job after which it is logged why it does not run."""
 
 
 def poll_intervals() -> Iterator[float]:
@@ -914,16 +982,23 @@ class Job(Generic[R]):
         import asyncio  # Late: few programs need it.
 
         async def wait(job: Job[R]) -> Job[R]:
-            intervals = poll_intervals()
+            intervals, began = poll_intervals(), time.monotonic()
+            warn_at = began + WARN_AFTER
             while not job.finished:
                 await asyncio.sleep(next(intervals))
                 job._update(await job._source.aget(job.id))
+                if (now := time.monotonic()) >= warn_at:
+                    warned = await job._source._awarn_of_wait([job])
+                    warn_at = math.inf if warned else 2 * now - began
             return job
 
         return wait(self).__await__()
 
     def __hash__(self) -> int:
         return hash(self.id)
+
+    if not typing.TYPE_CHECKING:
+        __getattr__ = lead_back
 
     def __repr__(self) -> str:
         return printable(f"<Job {self.id} {self.name} {self.state}>")
@@ -2214,6 +2289,10 @@ class Interrupted(BaseException):
     asked. It is not an `Exception`, so that code that catches those does not stop it."""
 
 
+Reported = Progress | Callable[[], Progress] | dict[str, Any]
+"""What a job reports while it runs: its progress, a function that gives the latest, or its meta."""
+
+
 @attrs.frozen(eq=False, repr=False)
 class Context(Generic[S]):
     """What a running job can know and use. A handler gets it as the parameter that is annotated
@@ -2225,7 +2304,7 @@ class Context(Generic[S]):
     deadline: datetime | None = None
     """When the timeout of this attempt is over; `None` if it has none."""
     _asked: StopCheck = lambda: None
-    _report: Callable[[Progress | dict[str, Any]], None] = lambda what: None
+    _report: Callable[[Reported], None] = lambda what: None
     _meta: dict[str, Any] = attrs.field(factory=dict)
 
     def progress(self, done: float, total: float | None = None, note: str = "") -> None:
@@ -2256,17 +2335,29 @@ class Context(Generic[S]):
         """
         if total is None and hasattr(items, "__len__"):
             total = len(items)
+        done, is_known = 0, True
+
+        def latest() -> Progress:
+            nonlocal is_known
+            is_known = True  # Before `done` is read, so that the next item is reported in any case.
+            return Progress(done, total, note)
+
+        def count() -> None:
+            nonlocal done, is_known
+            done += 1
+            if is_known:  # A report for each item would take longer than many an item.
+                is_known = False
+                self._report(latest)
 
         def each() -> Iterator[Any]:
-            for done, item in enumerate(items, 1):
+            for item in items:
                 yield item
-                self.progress(done, total, note)
+                count()
 
         async def each_async() -> AsyncIterator[Any]:
-            done = 0
             async for item in items:
                 yield item
-                self.progress(done := done + 1, total, note)
+                count()
 
         self.progress(0, total, note)
         return each_async() if hasattr(items, "__aiter__") else each()
@@ -2306,6 +2397,9 @@ class Context(Generic[S]):
         """
         if reason := self._asked():
             raise Interrupted(f"the job has been asked to end: {reason}")
+
+    if not typing.TYPE_CHECKING:
+        __getattr__ = lead_back
 
     @property
     def logger(self) -> logging.LoggerAdapter[logging.Logger]:
@@ -2360,12 +2454,27 @@ class DefinitionChoices(Choices, total=False):
         "the only exceptions after which it is tried again; each with its backoff, if given",
     ]
     fail_on: Annotated[Errors, "exceptions after which it is not tried again"]
+    on_success: Annotated[
+        Callable[[Context[Any], Any], Any] | None,
+        "called in the worker with what the handler has returned",
+    ]
+    """It is part of the attempt, and its time counts towards the timeout; what it raises is logged,
+    and the job is completed."""
     on_failure: Annotated[
         Callable[[Context[Any], BaseException], Any] | None,
         "called in the worker after an exception, when it is not tried again",
     ]
     """Called in the worker when a job has failed for good by an exception: not after a timeout,
-    a crash, too much memory, or the loss of the node."""
+    a crash, too much memory, or the loss of the node. What it raises is logged."""
+    on_end: Annotated[
+        Callable[[Context[Any], Failure | None], Any] | None,
+        "called when a job that was started has ended, in whatever way, with its failure or None",
+    ]
+    """Called when the file says that the job has ended: with its last `Failure` if it failed, else
+    with `None`; `context.job` is the job as it ended. It runs in any worker of the node that
+    settled the job, or took it over from a lost node, within the job's timeout. It is called once,
+    or never, if that node is killed just then or has no worker left; what it raises, or a crash in
+    it, is logged and changes nothing."""
     encode: Annotated[Callable[[Any], bytes] | None, "makes the bytes that are stored for JSON"]
     """Makes of a payload (an instance, or a function's arguments by name, with its defaults) the
     bytes that are stored instead of JSON, and that nothing but *decode* reads."""
@@ -2551,7 +2660,9 @@ class Options:
     max_memory: int | None = _option(None, _check_memory)
     retry_on: Mapping[type[BaseException], Backoff | None] | None = _option(None, _check_errors)
     fail_on: Mapping[type[BaseException], Backoff | None] = _option({}, _check_errors)
+    on_success: Callable[[Context[Any], Any], Any] | None = _option(None, _check_function)
     on_failure: Callable[[Context[Any], BaseException], Any] | None = _option(None, _check_function)
+    on_end: Callable[[Context[Any], Failure | None], Any] | None = _option(None, _check_function)
     encode: Callable[[Any], bytes] | None = _option(None, _check_function)
     decode: Callable[[bytes], Any] | None = _option(None, _check_function)
     upgrade: Callable[[dict[str, Any]], Mapping[str, Any]] | None = _option(None, _check_function)
@@ -2933,6 +3044,9 @@ class Bound(Generic[R]):
         """
         return _bound(self.body, self.options.for_job(choices), self.payload)
 
+    if not typing.TYPE_CHECKING:
+        __getattr__ = lead_back
+
     def __repr__(self) -> str:
         payload = "" if self.body.hidden else f" {reprlib.repr(self.payload)}"
         return printable(f"<Bound {self.name}{payload}>")
@@ -3006,7 +3120,11 @@ class Definition(Generic[P, R, C]):
         try:
             payload = self.body.arguments(args, kwargs)
         except TypeError as error:
-            raise PayloadError(self.name, (str(error),)) from None
+            known, problem = attrs.fields_dict(self.body.kind), str(error)
+            for option in (OPTIONS_ELSEWHERE.get(word, word) for word in kwargs.keys() - known):
+                if option in CHOICES:
+                    problem += f"; as an option, write f.using({option}=…).enqueue(…)"
+            raise PayloadError(self.name, (problem,)) from None
         return _bound(self.body, self.options, self.body.encode(payload))
 
     @_with_its_parameters
@@ -3035,6 +3153,9 @@ class Definition(Generic[P, R, C]):
         if self.body.home is None:
             raise DefinitionError(self.name, "belongs to no queue yet: jobs.register(it) first")
         return self.body.home
+
+    if not typing.TYPE_CHECKING:
+        __getattr__ = lead_back
 
     def __repr__(self) -> str:
         return printable(f"<Definition {self.name} at {self.body.place}>")
@@ -3190,12 +3311,21 @@ class Registry:
         known = definition and self.by_name.get(definition.name)
         if definition and known and (known is definition or known.body.replaces(definition.body)):
             return definition
+        if callable(instance) or isinstance(instance, str):
+            problem = (
+                "not a job: call enqueue() of its definition, or give an instance of its class"
+            )
+            raise DefinitionError(getattr(instance, "__name__", str(instance)), problem)
         problem = "no definition: decorate its class with @jobs.define"
         raise DefinitionError(type(instance).__name__, problem)
 
     def options(self, name: str) -> Options:
         """The options of a definition; the defaults, if there is none of this name."""
         return self.by_name[name].options if name in self.by_name else Options()
+
+    def with_on_end(self) -> frozenset[str]:
+        """The names of the definitions that have an `on_end`."""
+        return frozenset(own.name for own in self if own.options.on_end is not None)
 
     def listing(self) -> list[dict[str, Any]]:
         """What nodes store of each definition: its name, the columns of its options, the time
@@ -3485,6 +3615,9 @@ GIVEN_BACK = Report(state="pending", counted=False)
 UNFIT = Report(state="blocked", counted=False, kind="unfit")
 Settlement = tuple[Claimed, Report]
 """An attempt that has ended. It is settled only while its claim still holds the job."""
+Ended = tuple[tuple[Any, ...], tuple[Any, ...] | None]
+"""What `on_end` is told of a job that has ended: the rest of its row, after what was claimed, and
+the row of its last failure, if it has failed."""
 
 
 def report_of_error(
@@ -3524,8 +3657,10 @@ def retry_or_fail(claimed: Claimed, defined: Backoff, rng: random.Random) -> Rep
     return Report(state="retrying", delay=wait // MICROSECOND)
 
 
-ReportProgress = Callable[[Claimed, Progress | dict[str, Any]], None]
-"""Passes on the progress of a job, or its meta."""
+ReportProgress = Callable[[Claimed, Reported], None]
+EXECUTOR: contextvars.ContextVar[Executor] = contextvars.ContextVar("EXECUTOR")
+"""What runs the jobs of this thread, one at a time: its *running* is the present one. Not set in a
+worker's event loop. (To set a variable for each job would take 0.3 µs.)"""
 
 
 @attrs.define(eq=False, repr=False, slots=False)
@@ -3544,6 +3679,8 @@ class Executor:
     """The attempts, by id and claim, whose handler has seen that it was asked to end."""
     forked: bool = False
     """Whether this process was forked by a job."""
+    running: Claimed | None = None
+    """The job that `run` runs, or has run last."""
     _runner: Any = None
     """An asyncio.Runner, made for the first coroutine."""
 
@@ -3558,11 +3695,16 @@ class Executor:
         claimed: Claimed,
         asked: StopCheck = lambda: None,
         progress: ReportProgress = lambda claimed, progress: None,
+        ended: Ended | None = None,
     ) -> Report:
         """Runs one attempt, with its own copy of the context variables. The report says what
-        the handler raised."""
-        attempt = self._attempt(claimed, asked, progress, self._compose, self._run_blocking)
+        the handler raised. If the job has *ended*, its `on_end` is called instead."""
+        if ended is None:
+            attempt = self._attempt(claimed, asked, progress, self._compose, self._run_blocking)
+        else:
+            attempt = self._call_on_end(claimed, asked, ended, self._run_blocking)
         try:
+            self.running = claimed
             contextvars.copy_context().run(attempt.send, None)
         except StopIteration as ended:
             report: Report = ended.value
@@ -3577,9 +3719,12 @@ class Executor:
         claimed: Claimed,
         asked: StopCheck,
         progress: ReportProgress = lambda claimed, progress: None,
+        ended: Ended | None = None,
     ) -> Report:
         """The same for a coroutine, in the running event loop. A cancelled task is reported,
         too."""
+        if ended is not None:
+            return await self._call_on_end(claimed, asked, ended, _identity)
         return await self._attempt(claimed, asked, progress, compose_async, _identity)
 
     async def _attempt(
@@ -3607,7 +3752,8 @@ class Executor:
             return Context(job, self.state, deadline, why_asked, report)
 
         try:
-            body = self.registry.named(claimed.name).body
+            definition = self.registry.named(claimed.name)
+            body = definition.body
             payload, (_, codec, call) = body.decode(claimed.payload), body.signature
             fits = True
             if self.around:
@@ -3624,7 +3770,11 @@ class Executor:
                 self._exit_fork(claimed)
             took = (time.perf_counter_ns() - began) // 1000
             report = Report(started_at, self.clock(), took, result=result, message=lost)
-            return report._replace(state="pending", counted=False) if given_back else report
+            if given_back:
+                return report._replace(state="pending", counted=False)
+            if definition.options.on_success and asked() not in ("timeout", "cancel"):
+                await self._call("on_success", claimed, wait, lambda: (make_context(), value))
+            return report
         except BaseException as error:
             if self.forked:
                 self._exit_fork(claimed, error)
@@ -3633,16 +3783,46 @@ class Executor:
             report = self._failed(claimed, error, unfit, asked)._replace(
                 started_at=0 if unfit else started_at, finished_at=self.clock(), took=took
             )
-            hook = self.registry.options(claimed.name).on_failure
+            hook, raised = self.registry.options(claimed.name).on_failure, error
             # The supervisor decides about jobs that were asked to end, unless the node stops.
             if hook is not None and report.state == "failed" and asked() in (None, "stop"):
-                try:
-                    value = hook(make_context(), error)
-                    if inspect.iscoroutine(value):
-                        await wait(value)
-                except BaseException:
-                    logger.exception("on_failure failed for job %d (%s)", claimed.id, claimed.name)
+                await self._call("on_failure", claimed, wait, lambda: (make_context(), raised))
             return report
+
+    async def _call_on_end(
+        self, claimed: Claimed, asked: StopCheck, ended: Ended, wait: Callable[..., Awaitable[Any]]
+    ) -> Report:
+        began = time.perf_counter_ns()
+
+        def arguments() -> tuple[Context[Any], Failure | None]:
+            rest, failure = ended
+            job: Job[Any] = Job(*claimed, *rest, source=self.source)
+            context = Context(job, self.state, None, asked)
+            return context, None if failure is None else Failure(*failure)
+
+        await self._call("on_end", claimed, wait, arguments)
+        return GIVEN_BACK._replace(took=(time.perf_counter_ns() - began) // 1000)
+
+    async def _call(
+        self,
+        hook: str,
+        claimed: Claimed,
+        wait: Callable[[Coroutine[Any, Any, Any]], Awaitable[Any]],
+        arguments: Callable[[], tuple[Any, ...]],
+    ) -> None:
+        """Calls a function that a definition has for what comes after; logs what it raises."""
+        problem: BaseException | None = None
+        try:
+            value = getattr(self.registry.options(claimed.name), hook)(*arguments())
+            if inspect.iscoroutine(value):
+                await wait(value)
+        except BaseException as error:
+            problem = error
+        if self.forked:
+            self._exit_fork(claimed, problem)
+        if problem is not None:
+            about = hook, claimed.id, claimed.name
+            logger.error("%s failed for job %d (%s)", *about, exc_info=problem)
 
     def _failed(
         self, claimed: Claimed, error: BaseException, unfit: bool, asked: StopCheck
@@ -3820,7 +4000,7 @@ class ProgressReporter:
     ones at most ten times a second, and the last one in any case. Thread-safe."""
 
     _forward: Callable[[str | None, str | None], None]
-    _progress: Progress | None = None
+    _progress: Progress | Callable[[], Progress] | None = None
     _meta: dict[str, Any] | None = None
     _pending: bool = False
     _quiet_until: float = 0.0
@@ -3828,15 +4008,15 @@ class ProgressReporter:
     _closed: bool = False
     _lock: threading.RLock = attrs.field(factory=threading.RLock)
 
-    def report(self, what: Progress | dict[str, Any]) -> None:
-        """Forwards progress, or all meta, now or soon."""
+    def report(self, what: Reported) -> None:
+        """Forwards it now or soon."""
         with self._lock:
             if self._closed:
                 return  # From a thread that outlived the attempt.
-            if isinstance(what, Progress):
-                self._progress = what
-            else:
+            if isinstance(what, dict):
                 self._meta = {**(self._meta or {}), **what}
+            else:
+                self._progress = what
             self._pending = True
             if self._timer is not None:
                 return
@@ -3860,7 +4040,8 @@ class ProgressReporter:
             self._timer = None
             if self._pending:
                 # Both, so that a report may replace one that is not stored yet.
-                progress = store_progress(self._progress) if self._progress else None
+                latest = self._progress() if callable(self._progress) else self._progress
+                progress = None if latest is None else store_progress(latest)
                 self._forward(progress, _store_json(self._meta))
                 self._pending = False
                 self._quiet_until = time.monotonic() + PROGRESS_INTERVAL
@@ -4073,7 +4254,8 @@ SCHEMA = f"""
         meta         TEXT,                               -- JSON: an object
         unfit_at     INTEGER,                            -- when its payload did not fit; NULL: it
                                                          -- is blocked by its key, if at all
-        refused      TEXT                                -- fingerprints that it did not fit
+        refused      TEXT,                               -- fingerprints that it did not fit
+        awaited_by   INTEGER                             -- the running job that waits for it
     ) STRICT;
 
     CREATE INDEX litejobs_ready ON litejobs_job (queue, name, node, priority DESC, run_at)
@@ -5210,6 +5392,8 @@ def open_in_apsw(place: Path, if_busy: bool) -> bool:
 # name, and their numbers are kept. So every query reads little, however large the file is.
 ################################################################################
 
+Reports = Mapping[tuple[int, int], Sequence[str | None]]
+"""By id and claim, the progress and the meta of running jobs, as JSON."""
 BATCH = 5_000
 """Rows that a bulk command changes in one transaction."""
 _JOB = ", ".join(JOB_COLUMNS)
@@ -5701,19 +5885,21 @@ def get_jobs(tx: Transaction, ids: Iterable[int], source: LiteJobs = NOWHERE) ->
 
 def count_jobs(tx: Transaction, match: Match) -> int:
     """How many jobs match."""
-    return sum(count_by_state(tx, match).values())
+    return sum(count_by(tx, "state", match).values())
 
 
-def count_by_state(tx: Transaction, match: Match) -> dict[State, int]:
-    """How many jobs match, by state."""
-    sql = f"SELECT state, sum(number) FROM ({_counts_of(match)}) GROUP BY state"
+def count_by(tx: Transaction, column: Literal["state", "name"], match: Match) -> dict[str, int]:
+    """How many jobs match, by state or by name, in that order."""
+    sql = f"SELECT {column}, sum(number) FROM ({_counts_of(match)}) GROUP BY {column}"
     if match.ids is not None or match.others:
         sql = f"""
             WITH found (job) AS MATERIALIZED ({_ids_of(match)})
-            SELECT state, count(*) FROM found CROSS JOIN litejobs_job ON id = job GROUP BY state
+            SELECT {column}, count(*) FROM found CROSS JOIN litejobs_job ON id = job
+            GROUP BY {column}
         """
-    counts: dict[State, int] = dict(tx.execute(sql, {**match.bindings, "limit": -1}).fetchall())
-    return {state: counts[state] for state in STATES if counts.get(state)}
+    counts: dict[str, int] = dict(tx.execute(sql, {**match.bindings, "limit": -1}).fetchall())
+    order = STATES if column == "state" else sorted(counts)
+    return {value: counts[value] for value in order if counts.get(value)}
 
 
 def count_by_queue(tx: Transaction) -> dict[str, dict[str, int]]:
@@ -6333,8 +6519,7 @@ def _insert_one(tx: Transaction, job: NewJob) -> tuple[int, bool]:
         kept = {"name", "enqueued_at", "state", "unique_key", "unique_scope", "schedule"}
         sets = "".join(f"{column} = :{column}, " for column in job.columns if column not in kept)
         state = "state = CASE WHEN state = 'paused' THEN state ELSE :state END"
-        sets += f"{state}, unfit_at = NULL, refused = NULL, payload = :payload"
-        sql = f"UPDATE litejobs_job SET {sets} WHERE id = :id"
+        sql = f"UPDATE litejobs_job SET {sets} {state}, payload = :payload WHERE id = :id"
         change_jobs(tx, [id], sql, **job.columns, payload=payload)
     return id, True
 
@@ -6346,9 +6531,7 @@ def _unique_key_holder(tx: Transaction, key: str | None) -> tuple[int, str | byt
         return None
     row = tx.execute(
         f"""
-        SELECT id, payload,
-            claim > 0 AND (unfit_at IS NULL OR attempt > 0) OR finished_at IS NOT NULL,
-            unique_until,
+        SELECT id, payload, claim > 0 OR finished_at IS NOT NULL, unique_until,
             CASE WHEN {_UNSTARTED} THEN expires_at END
         FROM litejobs_job INDEXED BY litejobs_unique
         WHERE unique_key = ? AND {HOLDS}
@@ -8008,43 +8191,78 @@ def repair(file: File) -> int:
     return repaired
 
 
-def explain(nodes: Nodes, job: Job[Any]) -> str:
-    """Why a job is not running, or how it ended, in one sentence, on one line."""
+def explain(nodes: Nodes, job: Job[Any]) -> tuple[str, bool]:
+    """Why a job is not running, or how it ended, in one sentence, on one line; and whether it takes
+    more than its turn for it to run."""
     live = [node for node in nodes.all() if nodes.is_alive(node.id, if_unknown=True)]
     with nodes.file.transaction(read_only=True) as tx:
-        return printable(_explanation(tx, live, job))
+        why, stuck = _explanation(tx, live, job)
+        return printable(why), stuck
 
 
-def _explanation(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> str:
+def find_left(file: File, subscription: Subscription) -> dict[str, str]:
+    """How many jobs wait although a node has nothing to do now: by the reason, with it."""
+    left: Counter[str] = Counter()
+    with file.transaction(read_only=True) as tx:
+        paused = {name for name, known in read_settings(tx).items() if known.paused}
+        first = _one_number(tx, "SELECT min(run_at) FROM litejobs_job WHERE state = 'scheduled'")
+        for state, queue, name, number in tx.execute(_counts_of(Match(states=WAITING))):
+            if name not in subscription.names:
+                why = f"of {name!r}, which this program does not define"
+            elif subscription.queues is not None and queue not in subscription.queues:
+                why = f"in queue {queue!r}, which the node does not serve"
+            elif state == "pending":
+                why = (
+                    f"in queue {queue!r}, which is paused" if queue in paused else "for other nodes"
+                )
+            else:
+                why = "held" if state == "paused" else state
+            left[why] += number
+    due = {"scheduled": f" (the first is due at {_when(first)})"}
+    most = left.most_common(10)
+    return {why: f"{number} {why}{due.get(why, '')}" for why, number in most if number > 0}
+
+
+def store_awaited(file: File, id: int, by: int) -> None:
+    """Stores that a job is waited for *by* the handler of a running one, for `explain`."""
+    with file.transaction() as tx:
+        tx.execute("UPDATE litejobs_job SET awaited_by = ? WHERE id = ?", (by, id))
+
+
+def _explanation(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> tuple[str, bool]:
     due, ended = _when(job.run_at), _when(job.finished_at)
     if job.state == "running":
         sql = "SELECT holder, cancel_at FROM litejobs_job WHERE id = ?"
         holder, cancel_at = tx.execute(sql, (job.id,)).fetchone() or (None, None)
         node = next((node for node in live if node.id == holder), None)
         if node is None:
-            return "the node that ran it has died, and the next one at work takes it over"
+            return "the node that ran it has died, and the next one at work takes it over", True
         asked = "" if cancel_at is None else ", and was asked to end"
         runs = f"it is running: attempt {job.attempt} on node {node.name!r} (pid {node.pid})"
-        return f"{runs} since {_when(job.started_at)}{asked}"
+        return f"{runs} since {_when(job.started_at)}{asked}", False
     if job.state == "pending":
         return _pending_reason(tx, live, job)
     if job.state == "blocked" and job.unfit_at is not None:
-        return f"{job.error}; it goes on once a node has a definition that it fits"
+        return f"{job.error}; it goes on once a node has a definition that it fits", True
     if job.state == "blocked" and job.key is not None:
         sql = """
             SELECT id FROM litejobs_job
             WHERE key = ? AND key IS NOT NULL AND state IN ('pending', 'running')
             ORDER BY id LIMIT 5
         """
-        ids = ", ".join(str(id) for (id,) in tx.execute(sql, (job.key,)))
-        jobs = f"jobs {ids}" if "," in ids else f"job {ids}"
+        ids = [id for (id,) in tx.execute(sql, (job.key,))]
+        jobs = f"job{'s' * (len(ids) > 1)} {', '.join(map(str, ids))}"
         nobody = "no job: `litejobs doctor … --repair` lets it in"
-        return f"its key {job.key!r} is held by {jobs if ids else nobody}"
+        waiter = _waiter(tx, live, job)
+        among = waiter is not None and waiter.id in ids
+        by = f"; {waiter} is one of them" if among else ""
+        stuck = among or not ids or not live
+        return f"its key {job.key!r} is held by {jobs if ids else nobody}{by}", stuck
     if job.state in DELAYED and to_micros(job.run_at) <= tx.now and not live:
-        return f"it has been due since {due}, and no node is at work"
+        return f"it has been due since {due}, and no node is at work", True
     # The error of an earlier attempt is not the reason why it was cancelled.
     cancelled = str(job.error).startswith(("Expired: ", "Cancel: ", "Cancelled: "))
-    return {
+    why = {
         "blocked": "it waits for another job",
         "paused": "a person holds it, until it is released",
         "scheduled": f"it is due at {due}",
@@ -8052,22 +8270,29 @@ def _explanation(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> str:
         "failed": f"it failed at {ended}, after {_quantity(job.attempt, 'attempt')}: {job.error}",
         "cancelled": f"it was cancelled at {ended}{f': {job.error}' if cancelled else ''}",
     }.get(job.state, f"it completed at {ended}{f', and {job.error}' if job.error else ''}")
+    return why, job.state in ("paused", *DELAYED)
 
 
-def _pending_reason(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> str:
+def _pending_reason(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> tuple[str, bool]:
     settings, limits = read_settings(tx).get(job.queue), read_limits(tx).get(job.name)
     here = [node for node in live if job.node in (None, node.name)]
     know = [node for node in here if node.names is None or job.name in node.names]
     serve = [node for node in know if node.queues is None or job.queue in node.queues]
-    for waits, reason in (
-        *(reason for each in (settings, limits) if each for reason in _limited(tx, each)),
-        (not live, "no node is at work"),
-        (not here, f"its node {job.node!r} is not at work"),
-        (not know, f"no node at work has its definition {job.name!r}"),
-        (not serve, f"no node at work serves its queue {job.queue!r}"),
+    waiter = _waiter(tx, live, job)
+    alone = waiter is not None and [node.id for node in serve] == [waiter.holder]
+    share = "one of them" if serve and serve[0].workers > 1 else "the only one"
+    busy = f"it is ready, but no worker is free: {waiter} has {share}"
+    busy += " (an `async def` handler that awaits it would leave its worker free)"
+    for waits, reason, stuck in (
+        *(why for each in (settings, limits) if each for why in _limited(tx, each, waiter)),
+        (not live, "no node is at work", True),
+        (not here, f"its node {job.node!r} is not at work", True),
+        (not know, f"no node at work has its definition {job.name!r}", True),
+        (not serve, f"no node at work serves its queue {job.queue!r}", True),
+        (alone and serve[0].running >= serve[0].workers, busy, True),
     ):
         if waits:
-            return reason
+            return reason, stuck
     sql = """
         SELECT count(*) FROM (
             SELECT 1 FROM litejobs_job INDEXED BY litejobs_ready
@@ -8077,19 +8302,46 @@ def _pending_reason(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> str
     """
     position = job.queue, job.priority, to_micros(job.run_at), job.id
     if ahead := tx.execute(sql, position).get:
-        return f"it is ready, behind {_quantity(ahead, 'more urgent job')} of its queue"
-    return "it is ready, and next in its queue"
+        return f"it is ready, behind {_quantity(ahead, 'more urgent job')} of its queue", False
+    return "it is ready, and next in its queue", False
 
 
-def _limited(tx: Transaction, settings: QueueSettings) -> Iterator[tuple[bool, str]]:
-    """Why the jobs of a queue or a definition may have to wait, each with whether they have to."""
+class _Waiter(NamedTuple):
+    """A running job whose handler waits for another job."""
+
+    id: int
+    definition: str
+    queue: str
+    holder: int
+
+    def __str__(self) -> str:
+        return f"job {self.id} ({self.definition}), which waits for it,"
+
+
+def _waiter(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> _Waiter | None:
+    sql = """
+        SELECT id, name, queue, holder FROM litejobs_job WHERE state = 'running'
+            AND id = (SELECT awaited_by FROM litejobs_job WHERE id = ?)
+    """
+    found: Any = tx.execute(sql, (job.id,)).fetchone()
+    waiter = found and _Waiter(*found)
+    return waiter if waiter and waiter.holder in {node.id for node in live} else None
+
+
+def _limited(
+    tx: Transaction, settings: QueueSettings, waiter: _Waiter | None
+) -> Iterator[tuple[bool, str, bool]]:
+    """Why the jobs of a queue or a definition may have to wait: whether they have to, the reason,
+    and whether it takes more than their turn."""
     it, limit = f"its {settings.of} {settings.name!r}", settings.concurrency
     running = 0 if limit is None else count_running(tx, settings)
-    yield settings.paused, f"{it} is paused"
+    yield settings.paused, f"{it} is paused", True
     full = f"{it} runs as many jobs at a time as it may: {running} of {limit}"
-    yield limit is not None and running >= limit, full
+    among = waiter is not None and getattr(waiter, settings.of) == settings.name
+    full += f"; {waiter} is one of them" if among else ""
+    yield limit is not None and running >= limit, full, among
     rate = f"{it} starts as many jobs as it may: {settings.rate}"
-    yield count_tokens(tx, settings, tx.now) < 1, rate
+    yield count_tokens(tx, settings, tx.now) < 1, rate, False
 
 
 ################################################################################
@@ -8119,10 +8371,6 @@ class Exchanged(NamedTuple):
     """Whether all that was ready was considered: a slow scan is not repeated at once."""
 
 
-Reported = Sequence[str | None]
-"""The progress and the meta of a running job, as JSON."""
-
-
 @attrs.define(eq=False, repr=False, slots=False)
 class Store:
     """The file with all its parts, and the life of the jobs in it."""
@@ -8149,7 +8397,7 @@ class Store:
         node: int,
         choose: Callable[[Ready], list[int]],
         subscription: Subscription,
-        progress: Mapping[tuple[int, int], Reported] = {},
+        progress: Mapping[tuple[int, int], Sequence[str | None]] = {},
     ) -> Exchanged:
         """Stores progress, settles jobs, and claims those that *choose* picks from the ready ones,
         in one transaction."""
@@ -8197,7 +8445,7 @@ class Store:
                     change_jobs(tx, [claimed.id], failed, claim=claimed.claim, error=problem)
             del settlements[0]
 
-    def keep_progress(self, progress: Mapping[tuple[int, int], Reported]) -> None:
+    def keep_progress(self, progress: Reports) -> None:
         """Stores what jobs have reported, by id and claim, unless the claim was lost."""
         with self.file.transaction() as tx:
             _keep_progress(tx, progress)
@@ -8323,6 +8571,26 @@ class Store:
         with self.file.transaction(read_only=True) as tx:
             _forget_statistics(tx.connection)
 
+    def read_ended(
+        self, claims: Mapping[int, int | None], names: frozenset[str]
+    ) -> Iterator[tuple[Claimed, Ended]]:
+        """Those of these jobs, by id and claim (`None`: any), that have one of these *names* and
+        have ended."""
+        ended = f"SELECT {_JOB} FROM litejobs_job WHERE id IN carray(?) AND +state IN {FINISHED}"
+        last = f"""
+            SELECT {_FAILURE} FROM litejobs_attempt
+            WHERE job = ?1 AND (SELECT state FROM litejobs_job WHERE id = ?1) = 'failed'
+            ORDER BY id DESC LIMIT 1
+        """
+        with self.file.transaction(read_only=True) as tx:
+            for row in tx.execute(ended, (_carray(claims),)).fetchall():
+                claimed, rest = (
+                    Claimed._make(row[: len(Claimed._fields)]),
+                    row[len(Claimed._fields) :],
+                )
+                if claimed.name in names and claims[claimed.id] in (None, claimed.claim):
+                    yield claimed, (rest, tx.execute(last, (claimed.id,)).fetchone())
+
     # Queues and nodes
 
     def queues(self) -> dict[str, QueueSettings]:
@@ -8413,7 +8681,7 @@ _RIVALS = """
 """
 
 
-def _keep_progress(tx: Transaction, progress: Mapping[tuple[int, int], Reported]) -> None:
+def _keep_progress(tx: Transaction, progress: Reports) -> None:
     tx.connection.executemany(
         """
         UPDATE litejobs_job SET progress = coalesce(?, progress), meta = coalesce(?, meta)
@@ -8705,7 +8973,7 @@ class Events:
     def emit(self, event: Event) -> None:
         """Logs an event and passes it on. It never blocks, and never fails."""
         if event.kind in _LEVELS:
-            logger.log(_LEVELS[event.kind], "%s", event)
+            logger.log(_LEVELS[event.kind], "%s", event, extra={"event": event.kind})
         self.dispatch(event)
 
     def dispatch(self, event: Event) -> None:
@@ -8823,6 +9091,7 @@ def take_over(duties: Duties, id: int, node: str, pid: int) -> None:
         crashed = Event("crashed", now, node, job, name, queue, attempt, error=error)
         duties.events.dispatch(crashed)
         if given_up:
+            duties.ended[job] = None
             duties.events.dispatch(attrs.evolve(crashed, kind="failed"))
 
 
@@ -8868,6 +9137,8 @@ class Duties:
     on_ready: Callable[[], None] = lambda: None
     """Called when there may be jobs to claim."""
     table: Mapping[str, tuple[float, Duty]] = DUTIES
+    ended: dict[int, int | None] = attrs.field(factory=dict)
+    """The jobs that may have ended since `take_ended`, by id and claim (`None`: any)."""
     _due: defaultdict[str, float] = attrs.field(factory=lambda: defaultdict(float))
     """By the monotonic clock."""
     _logged: dict[str, tuple[float, float]] = attrs.field(factory=dict)
@@ -8912,6 +9183,15 @@ class Duties:
         if changed:
             self.on_ready()
         return None if due is None else min(1.0, max(0, due - now) / 1e6)
+
+    def take_ended(self, names: frozenset[str]) -> list[tuple[Claimed, Ended]]:
+        """The jobs of definitions of these *names* that have ended since the last call."""
+        claims, self.ended = self.ended, {}
+        try:
+            return list(self.store.read_ended(claims, names)) if claims else []
+        except FileError as error:
+            self.log("calling on_end", error)
+            return []
 
     def fired(self, schedule: Schedule, jobs: list[int]) -> None:
         """Emits that a schedule has enqueued jobs."""
@@ -9005,12 +9285,58 @@ def executor(
             state = closing.enter_context(state)
         made = Executor(registry, state, clock, source, around=around)
         closing.callback(made.close)
+        closing.callback(EXECUTOR.reset, EXECUTOR.set(made))
         yield made
+
+
+REPEATED_AFTER = 10.0
+"""Seconds after which an error that goes on is logged again, with how often it was seen."""
+_ANY_NUMBER = re.compile(r"\b\d+(\.\d+)?(e-?\d+)?\b")
+
+
+class LogHandler(logging.StreamHandler[Any]):
+    """Prints the log of `litejobs run` to stderr: one line for each attempt, when it has ended.
+    Errors that are the same but for numbers are printed once, then counted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._repeated: dict[str, tuple[float, int, str]] = {}
+        """By text without numbers: when it was printed, how many have come since, and the last."""
+
+    def filter(self, record: logging.LogRecord) -> Any:
+        """Whether the record is printed."""
+        event = getattr(record, "event", "")
+        if event in ("enqueued", "started"):
+            return False
+        if record.name == logger.name and (record.levelno > logging.INFO or event == "retrying"):
+            text = record.getMessage()
+            kind = _ANY_NUMBER.sub("#", text)
+            printed_at, more, _ = self._repeated.get(kind, (-math.inf, 0, ""))
+            now = time.monotonic()
+            if now < printed_at + REPEATED_AFTER:
+                self._repeated[kind] = printed_at, more + 1, text
+                return False
+            if len(self._repeated) > 1000:
+                self._repeated.clear()
+            self._repeated[kind] = now, 0, text
+            if more:
+                record.msg = f"{record.msg} (and {more} more like it)"
+        return super().filter(record)
+
+    def close(self) -> None:
+        """Prints how often errors have come since they were printed last."""
+        repeated, self._repeated = self._repeated, {}
+        for _, more, text in repeated.values():
+            if more:
+                logger.warning("%d more like this: %s", more, text)
+        super().close()
 
 
 def log_to_stderr(level: int) -> None:
     """Sets up logging for `litejobs run`, unless the program has done so."""
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s")
+    handlers = [LogHandler()]
+    form = "%(asctime)s %(levelname)s %(message)s"
+    logging.basicConfig(level=level, format=form, handlers=handlers)
 
 
 def _at(module: ModuleType, path: str) -> Any:
@@ -9430,7 +9756,7 @@ def work(
         try:
             executor = closing.enter_context(make())
             runner = JobRunner(channel, board, executor, make_restore(connection), cpu_clock)
-            batches: Iterator[Any] = (jobs for _, jobs in runner.messages())
+            batches: Iterator[Any] = (fields for _, *fields in runner.messages())
             if board.concurrency:
                 batches = closing.enter_context(runner.async_loop())
         except BaseException as error:
@@ -9438,7 +9764,7 @@ def work(
             return
         channel.send("ready")
         for batch in batches:
-            if not runner.run(batch):
+            if not runner.run(*batch):
                 break
 
 
@@ -9476,8 +9802,9 @@ class JobRunner:
                     return
                 yield message
 
-    def run(self, batch: list[tuple[int, tuple[Any, ...]]]) -> bool:
-        """Runs a batch of jobs; false if the worker cannot go on after one of them."""
+    def run(self, batch: list[tuple[int, tuple[Any, ...]]], ended: Ended | None = None) -> bool:
+        """Runs a batch of jobs, or calls the `on_end` of one that has *ended*; false if the worker
+        cannot go on after one of them."""
         channel, board, restore, cpu_clock = self.channel, self.board, self.restore, self.cpu_clock
         if not restore():
             return False
@@ -9494,7 +9821,7 @@ class JobRunner:
                 channel.send("reports")
                 unnotified, notified_at = 0, began
             asked = functools.partial(board.why_asked, number)
-            report = self.executor.run(Claimed._make(fields), asked, self.progress)
+            report = self.executor.run(Claimed._make(fields), asked, self.progress, ended)
             if report.took > SHORT_RUN or report.kind:
                 if report.kind or asked():  # Then the supervisor may settle it as failed.
                     cpu, memory = board.cpu_since(began, cpu_clock()), peak_memory(os.getpid())
@@ -9514,7 +9841,7 @@ class JobRunner:
         channel.send("reports")  # Also if all were revoked, so that the worker gets other jobs.
         return True
 
-    def progress(self, claimed: Claimed, what: Progress | dict[str, Any]) -> None:
+    def progress(self, claimed: Claimed, what: Reported) -> None:
         """Sends the progress or meta of a job, now or soon; it may be called from any thread."""
         if (reporter := self._reporters.get(claimed.id)) is None:
             send = functools.partial(self.channel.send, "progress", claimed.id, claimed.claim)
@@ -9550,7 +9877,7 @@ class JobRunner:
             try:
                 for what, *fields in self.messages():
                     if what == "run":
-                        batches.put(*fields)
+                        batches.put(fields)
                     else:
                         act = self._begin if what == "begin" else self._cancel
                         self._loop.call_soon_threadsafe(act, *fields)
@@ -9570,14 +9897,16 @@ class JobRunner:
                 self._loop.call_soon_threadsafe(self._loop.stop)
                 thread.join()
 
-    def _begin(self, jobs: list[tuple[int, int, tuple[Any, ...]]]) -> None:
+    def _begin(
+        self, jobs: list[tuple[int, int, tuple[Any, ...]]], ended: Ended | None = None
+    ) -> None:
         if not self._tasks:
             with self.board.held():  # So that no plain job begins meanwhile.
                 if not self.board.running:
                     self.restore()
         for number, place, fields in jobs:
             claimed = Claimed._make(fields)
-            task = self._loop.create_task(self._run(number, place, claimed))
+            task = self._loop.create_task(self._run(number, place, claimed, ended))
             self._tasks[number] = task, claimed
             task.add_done_callback(functools.partial(self._ended, number))
 
@@ -9590,13 +9919,13 @@ class JobRunner:
             if task.cancel():
                 self.executor.noticed.add(claimed[:2])
 
-    async def _run(self, number: int, place: int, claimed: Claimed) -> Report:
+    async def _run(self, number: int, place: int, claimed: Claimed, ended: Ended | None) -> Report:
         asked = functools.partial(self.board.why_asked, number, place)
         if asked():
             return GIVEN_BACK
         self.board.begin(number, place)
         OUTPUT.set(written := [b""])
-        report = await self.executor.run_async(claimed, asked, self.progress)
+        report = await self.executor.run_async(claimed, asked, self.progress, ended)
         if report.kind or asked():
             memory, output = peak_memory(os.getpid()), last_lines(written[0])
             report = report._replace(memory=memory, output=output)
@@ -9707,6 +10036,8 @@ class Run:
     """Whether its "started" event was emitted."""
     slow_after: float = 0.0
     """Seconds of running after which it is logged as slow again."""
+    ended: Ended | None = None
+    """If the job has ended already, and this only calls its `on_end`: nothing is to be settled."""
 
 
 @attrs.define(eq=False, repr=False, slots=False)
@@ -9773,7 +10104,7 @@ class Worker:
         return False
 
     def hand_over(self, runs: list[Run]) -> None:
-        """Sends jobs to it."""
+        """Sends jobs to it, or one that has ended, for its `on_end`."""
         now = time.monotonic()
         if not self.runs:
             self.progress_at = now
@@ -9786,11 +10117,12 @@ class Worker:
                 self.load += run.expected
                 plain.append((run.number, run.claimed[:]))
         self.plain += len(plain)
+        ended = () if runs[0].ended is None else (runs[0].ended,)
         if plain:
-            self.channel.send("run", plain)
+            self.channel.send("run", plain, *ended)
         if beside:
             self.check_at = min(self.check_at, now + ASYNC_CHECK)
-            self.channel.send("begin", beside)
+            self.channel.send("begin", beside, *ended)
 
     def take(self, number: int) -> Run | None:
         """Removes a job that it has in hand."""
@@ -9983,6 +10315,10 @@ class WorkerPool:
         """The workers that may be given jobs; a spare one only when another ends."""
         ready = [each for each in self.workers if each.ready and (each.jobs_left > 0 or each.runs)]
         return [worker for worker in ready[: self.size] if worker.jobs_left > 0]
+
+    def at_work(self) -> list[Worker]:
+        """The workers that were not asked to end, even if they may run no more jobs."""
+        return [each for each in self.workers if each.ready and each.exit_by == math.inf]
 
     def runs(self) -> list[Run]:
         """The jobs that all workers have in hand."""
@@ -10185,6 +10521,7 @@ class Supervisor:
     """Receives the datagrams that wake the node; their content is ignored."""
     _selector: selectors.BaseSelector = attrs.field(factory=selectors.DefaultSelector)
     _async_names: frozenset[str] = attrs.field(init=False)
+    _with_on_end: frozenset[str] = attrs.field(init=False)
     _duties: Duties = attrs.field(init=False)
     _node: int = 0
     _numbers: Iterator[int] = attrs.field(factory=lambda: itertools.count(1))
@@ -10203,7 +10540,9 @@ class Supervisor:
     """The kinds of events that have listeners, as of this round of the loop."""
     _ended_events: list[Event] = attrs.field(factory=list)
     """The events to emit when all is settled."""
-    _progress: dict[tuple[int, int], Reported] = attrs.field(factory=dict)
+    _ended: deque[tuple[Claimed, Ended]] = attrs.field(factory=deque)
+    """The jobs that have ended and whose `on_end` no worker has been given yet."""
+    _progress: dict[tuple[int, int], Sequence[str | None]] = attrs.field(factory=dict)
     """Progress that is not in the file yet, by id and claim."""
     _changes: int = 0
     """What `File.changes` returned last."""
@@ -10234,6 +10573,7 @@ class Supervisor:
 
         self.store.file.may_wait = self._may_wait
         self._async_names = frozenset(own.name for own in self.registry if own.body.is_async)
+        self._with_on_end = self.registry.with_on_end()
         if not self._async_names:
             self.pool.concurrency = 0
         FORK_HOOKS[self.pool] = WorkerPool.close_in_fork
@@ -10279,8 +10619,21 @@ class Supervisor:
                 self._watch()
                 self._listen()
                 self._unless_locked(self._duties.do_due, self._exchange)
+                self._call_on_end()
+            if not self._stops:
+                self._log_left()
         finally:
             self._leave()
+
+    def _log_left(self) -> None:
+        """Logs which jobs are left when nothing is left to do; as a warning, unless all of them
+        have just to become due."""
+        with contextlib.suppress(FileError):
+            if left := find_left(self.store.file, self.subscription):
+                level = logging.INFO if [*left] == ["scheduled"] else logging.WARNING
+                shown = "; ".join(left.values())
+                text = "node %s ends with nothing to do now, but jobs are left: %s"
+                logger.log(level, text, self.subscription.node, shown)
 
     def stop(self) -> None:
         """Makes the node claim no more jobs, and end when those that run have ended or the grace
@@ -10340,6 +10693,7 @@ class Supervisor:
 
     def _done(self) -> bool:
         busy = bool(self._pending) or any(worker.runs for worker in self.pool.workers)
+        busy = busy or bool(self._ended and (self.pool.at_work() or not self._stops))
         if self._stops:
             # It must end even if threads do not, or results cannot be settled on a full disk.
             rest = 0.0 if self.pool.threads else self.grace + 1.0
@@ -10406,6 +10760,10 @@ class Supervisor:
             closing.callback(self.store.leave, self._node)
             self._settle_last()
             self._emit_ended()
+            self._ended.extend(self._duties.take_ended(self._with_on_end))
+            for claimed, _ in self._ended:
+                problem = "on_end of job %d (%s) is not called: the node has ended"
+                logger.warning(problem, claimed.id, claimed.name)
 
     # Spawn and listen
 
@@ -10460,7 +10818,7 @@ class Supervisor:
         for message in worker.receive(dead):
             match message:
                 case ("report", number, fields):
-                    if run := worker.take(number):
+                    if (run := worker.take(number)) and run.ended is None:
                         name, report = run.claimed.name, Report(*fields)
                         expected = self._durations.get(name, report.took)
                         self._durations[name] = expected + 0.2 * (report.took - expected)
@@ -10532,9 +10890,36 @@ class Supervisor:
         if not self._pending:
             self._exchange_by = min(self._exchange_by, time.monotonic() + SETTLE_WITHIN)
         self._pending.append((run.claimed, report))
+        if run.claimed.name in self._with_on_end:
+            self._duties.ended[run.claimed.id] = run.claimed.claim
+
+    def _call_on_end(self) -> None:
+        """Has workers with room call the `on_end` of jobs that have ended, once all is settled."""
+        if self._duties.ended and not self._pending:
+            self._ended.extend(self._duties.take_ended(self._with_on_end))
+        while self._ended and (workers := self.pool.at_work()):
+            claimed, ended = self._ended[0]
+            expected, place = estimate(claimed.name, self._durations), 0
+            if claimed.name in self._async_names:
+                worker = max(workers, key=lambda worker: len(worker.free))
+                fits = bool(worker.free)
+                place = worker.free.pop() if fits else 0
+            else:
+                worker = min(workers, key=load_of)
+                fits = has_room(worker.plain, load_of(worker), expected)
+            if not fits:
+                return
+            self._ended.popleft()
+            run = Run(next(self._numbers), claimed, worker, expected, place)
+            run.announced, run.ended = True, ended
+            worker.hand_over([run])
 
     def _give_back(self, run: Run) -> None:
         """Makes a job ready again that has not begun, unless it was cancelled."""
+        if run.ended is not None:
+            self._ended.append((run.claimed, run.ended))
+            self._exchange_by = 0.0  # So that the loop goes on, and gives it to another worker.
+            return
         self._settle(run, not_begun(self.clock(), run.claimed.id in self._cancelled))
 
     def _settle_crashed(self, run: Run) -> None:
@@ -10542,6 +10927,13 @@ class Supervisor:
         there, since it is unknown which one was to blame. If the node has killed the worker,
         only jobs that were asked to end have failed; the others are given back."""
         worker, now = run.worker, self.clock()
+        if run.ended is not None:
+            why = run.reason or exit_description(
+                worker.process.exitcode if worker.is_process else 0
+            )
+            problem = "on_end of job %d (%s) did not end: %s"
+            logger.error(problem, run.claimed.id, run.claimed.name, why)
+            return
         began = worker.board.began(run)
         took = (time.monotonic_ns() - began) // 1000
         exit_code = worker.process.exitcode if worker.is_process else 0
@@ -10987,6 +11379,9 @@ class LiteJobs:
         self.events.close()
         self.store.file.close()
 
+    if not typing.TYPE_CHECKING:
+        __getattr__ = lead_back
+
     def __repr__(self) -> str:
         return f"LiteJobs({str(self.path)!r})"
 
@@ -11241,7 +11636,8 @@ class LiteJobs:
         given = {id_of(job): job for job in jobs}
         left, total = {*given}, len(given)
         limit = math.inf if timeout is None else duration(timeout, "timeout").total_seconds()
-        give_up = time.monotonic() + limit
+        began = time.monotonic()
+        give_up, warn_at = began + limit, began + WARN_AFTER
         for pause in poll_intervals():
             with self.store.file.transaction(read_only=True) as tx:
                 found = get_jobs(tx, left, self)
@@ -11258,7 +11654,31 @@ class LiteJobs:
             if time_left <= 0:
                 still = next(job for job in found if not job.finished)
                 raise WaitTimeoutError(still.id, still.state)
+            if (now := time.monotonic()) >= warn_at:
+                warn_at = math.inf if self._warn_of_wait(found) else 2 * now - began
             time.sleep(min(pause, time_left))
+
+    def _warn_of_wait(self, jobs: Iterable[Job[Any]]) -> bool:
+        """Logs why jobs that are waited for do not run, if that takes more than their turn; returns
+        whether it did."""
+        left = [job for job in jobs if not job.finished]
+        if not left:
+            return False
+        # Those that are not due, held or blocked come first.
+        job = min(left, key=lambda job: (job.state == "running", job.state == "pending"))
+        try:
+            executor = EXECUTOR.get(None)
+            if executor and executor.running and job.state in ("pending", "blocked"):
+                store_awaited(self.store.file, job.id, executor.running.id)
+            why, stuck = explain(self.store.nodes, job)
+        except LitejobsError:  # The wait goes on, and meets it too if it stays.
+            return False
+        if stuck:
+            others = f" and {_quantity(len(left) - 1, 'other')}" if left[1:] else ""
+            logger.warning("waiting for job %d (%s)%s: %s", job.id, job.name, others, why)
+        return stuck
+
+    _awarn_of_wait = awaitable(_warn_of_wait)
 
     def wait_all(
         self, jobs: Iterable[int | Job[R]], timeout: Duration | None = None, *, bar: bool = False
@@ -11300,7 +11720,7 @@ class LiteJobs:
         Raises:
             JobNotFoundError: it was deleted or pruned, or never existed.
         """
-        return explain(self.store.nodes, self.get(id))
+        return explain(self.store.nodes, self.get(id))[0]
 
     # Maintain
 
@@ -11466,6 +11886,7 @@ class LiteJobs:
         timezone: str = "UTC",
         **how: Unpack[Recurring],
     ) -> Define | ScheduleHandle:
+        check_known(how, Declaring.__annotations__, "no such option")
         schedule = make_schedule(expression, timezone, **how)
         module = module_name(sys._getframe(2).f_globals.get("__name__", "__main__"))
 
@@ -11568,15 +11989,7 @@ class LiteJobs:
             DefinitionError: there are no definitions, or workers cannot find one.
             WorkerError: the workers cannot start, or a node of that name is at work.
         """
-        supervisor, before = self._supervisor(workers, **options), {}
-        if threading.current_thread() is threading.main_thread():
-            for number in STOP_SIGNALS:
-                before[number] = signal.signal(number, lambda *_: supervisor.stop())
-        try:
-            supervisor.run()
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler or signal.SIG_DFL)
+        run_until_stopped(self._supervisor(workers, **options))
 
     def start(self, workers: int | None = None, **options: Unpack[NodeOptions]) -> Pool:
         """Like `work`, but in the background, for programs that have a main loop: the node is at
@@ -11605,8 +12018,10 @@ class LiteJobs:
         node: str | None = None,
         until: Until | None = None,
         grace: Duration = 5.0,
+        **unknown: object,
     ) -> Supervisor:
         _refuse_while_importing()
+        check_known(unknown, [*NodeOptions.__annotations__, "workers"], "no such option")
         if until not in (None, "empty"):
             raise OptionError("until", f"expected 'empty' or None, got {until!r}")
         if workers is not None and threads is not None:
@@ -11693,6 +12108,19 @@ class LiteJobs:
             return run_due(duties, runs, subscription, prunes=not self.tested)
 
 
+def run_until_stopped(supervisor: Supervisor) -> None:
+    """Runs a node; in the main thread, until SIGTERM or Ctrl-C stops it."""
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in STOP_SIGNALS:
+            before[number] = signal.signal(number, lambda *_: supervisor.stop())
+    try:
+        supervisor.run()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
 def _print_bar(left: Sequence[Job[Any]], total: int) -> None:
     """Prints how many of *total* jobs have ended, and the progress of the rest."""
     ended = total - sum(not job.finished for job in left)
@@ -11701,6 +12129,21 @@ def _print_bar(left: Sequence[Job[Any]], total: int) -> None:
     # Of constant width, so that it covers the previous line.
     line = f"\r[{'=' * int(30 * share):30}] {ended:{len(str(total))}}/{total} {share:4.0%}"
     print(line, end="\n" if ended == total else "", file=sys.stderr, flush=True)
+    for handler in _handlers_on_stderr():
+        (handler.removeFilter if ended == total else handler.addFilter)(_clear_bar)
+
+
+def _handlers_on_stderr() -> list[logging.Handler]:
+    handlers = (*logging.root.handlers, *logger.handlers, logging.lastResort)
+    return [each for each in handlers if each and getattr(each, "stream", None) is sys.stderr]
+
+
+def _clear_bar(record: logging.LogRecord) -> bool:
+    """Makes room for a log line where a progress bar is; the next bar is printed below it."""
+    print(f"\r{'':60}\r", end="", file=sys.stderr)
+    for handler in _handlers_on_stderr():  # Not by removeFilter, since one of them is in a loop.
+        handler.filters = [each for each in handler.filters if each is not _clear_bar]
+    return True
 
 
 def run_due(duties: Duties, executor: Executor, subscription: Subscription, prunes: bool) -> int:
@@ -11709,7 +12152,7 @@ def run_due(duties: Duties, executor: Executor, subscription: Subscription, prun
     # Without a handler, logging would print events that are warnings to stderr.
     emit = events.emit if logger.hasHandlers() else events.dispatch
     ended: Sequence[tuple[Claimed, Report]] = ()
-    attempts, interrupted = 0, False
+    attempts, interrupted, with_on_end = 0, False, executor.registry.with_on_end()
 
     def choose(ready: Ready) -> list[int]:
         room = 0 if interrupted or not store.nodes.is_listed(node) else 1
@@ -11721,7 +12164,7 @@ def run_due(duties: Duties, executor: Executor, subscription: Subscription, prun
         except FileError as error:
             logger.error("the progress of job %d could not be kept: %s", claimed.id, error)
 
-    def report_progress(claimed: Claimed, what: Progress | dict[str, Any]) -> None:
+    def report_progress(claimed: Claimed, what: Reported) -> None:
         reporter.report(what)
 
     duties.do("rescue", "admit", "forget_statistics", "roll_up_metrics")
@@ -11737,6 +12180,10 @@ def run_due(duties: Duties, executor: Executor, subscription: Subscription, prun
             if report.kind or events.wants("completed"):
                 for event in attempt_ended(settled, report, subscription.node):
                     emit(event)
+            if settled.name in with_on_end:
+                duties.ended[settled.id] = settled.claim
+        for claimed, what in duties.take_ended(with_on_end):
+            executor.run(claimed, ended=what)
         if interrupted:
             raise KeyboardInterrupt
         if not done.claimed:
@@ -12379,9 +12826,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         group, _, name = place.rpartition(".")
         fields = name in ("payload", "meta") and isinstance(value, list)
         (given[group] if group else given)[name] = dict(value) if fields else value
+    if not given.get("reload"):
+        return _do(given, arguments)
+    given["reload"] = sources = SourceWatch(given["target"])
+    sources.start()
+    code = _do(given, arguments)
+    with contextlib.suppress(KeyboardInterrupt):
+        if code in (2, 3):
+            print("litejobs: waiting until a source file changes", file=sys.stderr)
+            sources.join()
+        if sources.changed:
+            return _start_again()
+    sources.ended.set()
+    return code
+
+
+def _do(given: dict[str, Any], words: Sequence[str]) -> int:
+    """Runs the command that *words* name, and says in one line why it cannot be done."""
     verb, to, as_json = given.pop("verb"), given.pop("to"), given.pop("json", False)
     try:
-        screen = _screen(given.pop("color", "auto"), given.pop("utc", False), arguments)
+        screen = _screen(given.pop("color", "auto"), given.pop("utc", False), words)
         with contextlib.suppress(AttributeError):
             sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
         run, _, *columns = _COMMANDS[verb]
@@ -12418,6 +12882,8 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     """The arguments of the command that *words* name."""
     parser = _parser(words)
     parsed, rest = parser.parse_known_args(words)
+    if getattr(parsed, "reload", False) and importlib.util.find_spec("watchfiles") is None:
+        parser.error("--reload needs the package watchfiles: pip install 'litejobs[reload]'")
     name, add = vars(parsed).pop("several", ("", None))
     if rest and (add is None or any(word.startswith("-") for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -12603,18 +13069,21 @@ def _settings(name: str, hint: Any, removable: bool) -> dict[str, Any]:
 def _target(text: str) -> LiteJobs:
     """The queue in a file or, with its `target` set, of a program."""
     place, colon, attribute = text.rpartition(":")
+    is_package = os.path.isfile(os.path.join(text, "__init__.py"))
     if not (colon and attribute.isidentifier()) or os.path.exists(text):
-        if not os.path.exists(text):
-            raise FileError(text, "no such file; a program is named module:attribute")
-        jobs = LiteJobs(text)
-        jobs.store.file.create = False
-        return jobs
+        place, attribute = text, ""
+        if not text.endswith(".py") and not is_package and os.path.exists(text):
+            jobs = LiteJobs(text)
+            jobs.store.file.create = False
+            return jobs
     name, folder, is_file = place, Path.cwd(), place.endswith(".py")
     if is_file:
         if not os.path.exists(place):
             raise FileError(place, "no such file")
         name, folder = Path(place).stem, Path(place).parent.resolve()
     sys.path.insert(0, str(folder))
+    if not (attribute or is_file or _is_importable(name)):
+        raise FileError(text, "no such file; a program is named module:attribute")
     try:
         module = importlib.import_module(name)
     except (Exception, SystemExit) as error:
@@ -12622,30 +13091,127 @@ def _target(text: str) -> LiteJobs:
         what = f"{type(error).__name__}: {error}".partition("\n")[0]
         problem = f"importing it failed at {last.filename}:{last.lineno}: {what}"
         raise OptionError(text, problem) from error
-    found = getattr(module, attribute, None)
     if is_file and not os.path.samefile(place, module.__file__ or os.devnull):
         raise OptionError(text, f"another module has the name {name!r} already: rename the file")
-    if not isinstance(found, LiteJobs):
-        problem = f"expected a LiteJobs at {attribute!r} in {place}, found {type(found).__name__}"
-        raise OptionError(text, problem)
+    found = _queue_in(module, place, attribute)
     found.target = module.__file__
     return found
+
+
+def _is_importable(name: str) -> bool:
+    if not all(part.isidentifier() for part in name.split(".")):
+        return False
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError as error:
+        return error.name not in (name, name.partition(".")[0])
+    except (Exception, SystemExit):
+        return True  # Importing it says what is wrong.
+
+
+def _queue_in(module: ModuleType, place: str, attribute: str) -> LiteJobs:
+    """The `LiteJobs` that an attribute is or belongs to; without one, the only one there is."""
+    there = {name: value for name, value in vars(module).items() if isinstance(value, LiteJobs)}
+    found = getattr(module, attribute, None) if attribute else None
+    if (definition := definition_of(found)) is not None:
+        found = definition.body.home
+    elif not attribute and len({*map(id, there.values())}) == 1:
+        found = next(iter(there.values()))
+    if isinstance(found, LiteJobs):
+        return found
+    which = " or ".join(f"{place}:{name}" for name in there)
+    hint = f": name {which}" if there else ""
+    if attribute:
+        expected = f"expected a LiteJobs at {attribute!r} in {place}"
+        raise OptionError(f"{place}:{attribute}", f"{expected}, found {type(found).__name__}{hint}")
+    number = "more than one" if there else "no"
+    raise OptionError(place, f"there is {number} LiteJobs at its top level{hint}")
+
+
+class SourceWatch(threading.Thread):
+    """Waits until a Python file in or below the folder of a program changes, and calls *stop*."""
+
+    changed = False
+
+    def __init__(self, target: str) -> None:
+        from watchfiles import PythonFilter, watch
+
+        super().__init__(daemon=True)
+        self.stop: Callable[[], None] = lambda: None
+        self.ended = threading.Event()
+        logging.getLogger("watchfiles").setLevel(logging.WARNING)
+        place = target if target.endswith(".py") else target.rpartition(":")[0]
+        folder = Path(place).parent if os.path.exists(place) else Path.cwd()
+        how: Any = {"rust_timeout": 100, "yield_on_timeout": True, "stop_event": self.ended}
+        self._changes = watch(folder, watch_filter=PythonFilter(), **how)
+        next(self._changes)  # Here, so that no change is missed once the program is read.
+
+    def run(self) -> None:
+        """Returns when a file has changed, or *ended* is set."""
+        if changes := next(filter(None, self._changes), None):
+            path = printable(min(path for _, path in changes))
+            print(f"litejobs: starting again: {path} has changed", file=sys.stderr)
+            self.changed = True
+            self.stop()
 
 
 def _run(
     jobs: LiteJobs,
     *,
     workers: Annotated[int | None, "number of processes (default: one per core)"] = None,
-    verbose: Annotated[bool, "log each job that starts and ends, too"] = False,
+    verbose: Annotated[bool, "log each job that ends, and what jobs log as details"] = False,
     quiet: Annotated[bool, "log only warnings and errors"] = False,
+    reload: Annotated[bool | SourceWatch, "start again when a source file changes"] = False,
     **options: Unpack[NodeOptions],
 ) -> Output:
     if jobs.target is None:
         raise OptionError(str(jobs.path), "a file has no code to run: name module:attribute")
     jobs.log_level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
     log_to_stderr(jobs.log_level)
-    jobs.work(workers, **options)
+    supervisor = jobs._supervisor(workers, **options)
+    if logger.isEnabledFor(logging.INFO):
+        logger.info("%s", _about(jobs, options.get("queues")))
+    if isinstance(reload, SourceWatch):
+        reload.stop = supervisor.stop
+        if reload.changed:
+            supervisor.stop()
+    run_until_stopped(supervisor)
     return None, "", 0
+
+
+def _start_again() -> int:
+    """Runs this command again, in a new process in place of this one."""
+    atexit._run_exitfuncs()
+    command = [sys.executable, *sys.orig_argv[1:]]
+    if os.name != "nt":  # There, the shell would take the command for ended.
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass  # What multiprocessing leaves behind.
+        os.execv(sys.executable, command)
+    import subprocess
+
+    return subprocess.call(command)
+
+
+def _about(jobs: LiteJobs, queues: Iterable[str] | None) -> str:
+    """What a node is about to run, in one line."""
+    names = sorted(own.name for own in jobs.registry)
+    schedules = sorted({*jobs._declared, *(each.name for each in jobs.schedules())})
+    with jobs.store.file.transaction(read_only=True) as tx:
+        waiting = count_by(tx, "name", Match(states=WAITING))
+    unknown = {name: number for name, number in waiting.items() if name not in names}
+    parts = [f"{jobs.path}: definitions {_some(names)}"]
+    parts += ["all queues" if queues is None else f"queues {_some([*queues])}"]
+    parts += [f"schedules {_some(schedules)}"] if schedules else ["no schedules"]
+    if unknown:
+        jobs_of = _some([f"{name}: {number}" for name, number in unknown.items()])
+        parts += [f"{sum(unknown.values())} waiting without a definition here ({jobs_of})"]
+    return "; ".join(parts)
+
+
+def _some(names: Sequence[str], most: int = 8) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def _enqueue(
@@ -12896,7 +13462,7 @@ def _bulk(verb: str, jobs: LiteJobs, *ids: int, **choices: Unpack[BulkChoices]) 
     if dry_run or (conditions and not yes and sys.stdin.isatty() and sys.stderr.isatty()):
         able = {state for states in VERBS.get(verb, {WAITING: ()}) for state in states}
         with jobs.store.file.transaction(read_only=True) as tx:
-            counts = count_by_state(tx, chosen(ids, conditions))
+            counts = count_by(tx, "state", chosen(ids, conditions))
         moves, left = (
             {state: n for state, n in counts.items() if (state in able) is part}
             for part in (True, False)
@@ -12950,6 +13516,24 @@ def _stats(jobs: LiteJobs) -> Output:
     return (
         {queue: {**counts[queue], **measured[queue]} for queue in measured},
         lambda screen: _table(rows, headings, screen),
+        0,
+    )
+
+
+def _queues(jobs: LiteJobs) -> Output:
+    with jobs.store.file.transaction(read_only=True) as tx:
+        limited = _values(jobs, read_limits(tx).values(), _LIMITS)
+    queues = _values(jobs, jobs.queues(), _QUEUES)
+
+    def text(screen: Screen) -> Iterator[Line]:
+        yield from _table(queues, _QUEUES, screen)
+        if limited:
+            yield ""
+            yield from _table(limited, _LIMITS, screen)
+
+    return (
+        [*queues, *({"definition": row.pop("name"), **row} for row in map(dict, limited))],
+        text,
         0,
     )
 
@@ -13178,6 +13762,7 @@ _QUEUES: _Columns = {
     "burst": "burst", "weight": "weight", "ageing": "ageing", "max_attempts": "max attempts",
     "timeout": "timeout",
 }  # fmt: skip
+_LIMITS: _Columns = {"name": "definition", "concurrency": "concurrency", "rate": "rate"}
 _OF_QUEUE: _Columns = {
     "oldest_due": "oldest due", "median_wait": "median wait", "per_minute": "per minute",
 }  # fmt: skip
@@ -13235,8 +13820,7 @@ NARROW = 20
 
 
 def _listing(rows: Sequence[Mapping[str, Any]], columns: _Columns) -> Output:
-    code = int(not rows and columns is not _QUEUES)
-    return rows, lambda screen: _table(rows, columns, screen), code
+    return rows, lambda screen: _table(rows, columns, screen), int(not rows)
 
 
 def _table(rows: Sequence[Mapping[str, Any]], columns: _Columns, screen: Screen) -> Iterator[Line]:
@@ -13403,7 +13987,7 @@ _COMMANDS: Mapping[str, tuple[Any, ...]] = {
     "release": (functools.partial(_bulk, "release"), "release held jobs"),
     "change": (_change, "change options of waiting jobs"),
     "stats": (_stats, "count jobs by queue and state"),
-    "queues": (LiteJobs.queues, "list the queues that have settings", _QUEUES),
+    "queues": (_queues, "list the queues that have settings, and the limits of definitions"),
     "queue": (_queue, "show, pause, resume and set a queue"),
     "nodes": (_nodes, "list the nodes with the jobs that they run"),
     "metrics": (_metrics, "what nodes did by minute, hour or day; the last is now"),

@@ -279,6 +279,21 @@ class TestTrack:
         assert seen[0] == ("a", Progress(0, 2, "letters"))
         assert job.refresh().progress == Progress(2, 2, "letters")
 
+    def test_is_exact_soon_after_a_lot_of_items(self, jobs: LiteJobs) -> None:
+        seen: list[Progress | None] = []
+
+        @jobs.define
+        def long_last_item(context: Context) -> None:
+            for item in context.track(range(20_000)):
+                if item in (10_000, 19_999):
+                    exact = Progress(item, 20_000)
+                    eventually(lambda: jobs.get(context.job.id).progress == exact, within=5.0)  # noqa: B023
+                    seen.append(exact)
+
+        job = long_last_item.enqueue()
+        jobs.drain()
+        assert (job.refresh().state, len(seen)) == ("completed", 2)
+
     @pytest.mark.parametrize("by", ["break", "an error"])
     def test_counts_no_item_that_was_not_finished(self, jobs: LiteJobs, by: str) -> None:
         jobs.register(leave)
