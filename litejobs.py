@@ -5870,19 +5870,21 @@ def get_jobs(tx: Transaction, ids: Iterable[int], source: LiteJobs = NOWHERE) ->
 
 def count_jobs(tx: Transaction, match: Match) -> int:
     """How many jobs match."""
-    return sum(count_by_state(tx, match).values())
+    return sum(count_by(tx, "state", match).values())
 
 
-def count_by_state(tx: Transaction, match: Match) -> dict[State, int]:
-    """How many jobs match, by state."""
-    sql = f"SELECT state, sum(number) FROM ({_counts_of(match)}) GROUP BY state"
+def count_by(tx: Transaction, column: Literal["state", "name"], match: Match) -> dict[str, int]:
+    """How many jobs match, by state or by name, in that order."""
+    sql = f"SELECT {column}, sum(number) FROM ({_counts_of(match)}) GROUP BY {column}"
     if match.ids is not None or match.others:
         sql = f"""
             WITH found (job) AS MATERIALIZED ({_ids_of(match)})
-            SELECT state, count(*) FROM found CROSS JOIN litejobs_job ON id = job GROUP BY state
+            SELECT {column}, count(*) FROM found CROSS JOIN litejobs_job ON id = job
+            GROUP BY {column}
         """
-    counts: dict[State, int] = dict(tx.execute(sql, {**match.bindings, "limit": -1}).fetchall())
-    return {state: counts[state] for state in STATES if counts.get(state)}
+    counts: dict[str, int] = dict(tx.execute(sql, {**match.bindings, "limit": -1}).fetchall())
+    order = STATES if column == "state" else sorted(counts)
+    return {value: counts[value] for value in order if counts.get(value)}
 
 
 def count_by_queue(tx: Transaction) -> dict[str, dict[str, int]]:
@@ -8768,7 +8770,7 @@ class Events:
     def emit(self, event: Event) -> None:
         """Logs an event and passes it on. It never blocks, and never fails."""
         if event.kind in _LEVELS:
-            logger.log(_LEVELS[event.kind], "%s", event)
+            logger.log(_LEVELS[event.kind], "%s", event, extra={"event": event.kind})
         self.dispatch(event)
 
     def dispatch(self, event: Event) -> None:
@@ -9083,9 +9085,54 @@ def executor(
         yield made
 
 
+REPEATED_AFTER = 10.0
+"""Seconds after which an error that goes on is logged again, with how often it was seen."""
+_ANY_NUMBER = re.compile(r"\b\d+(\.\d+)?(e-?\d+)?\b")
+
+
+class LogHandler(logging.StreamHandler[Any]):
+    """Prints the log of `litejobs run` to stderr: one line for each attempt, when it has ended.
+    Errors that are the same but for numbers are printed once, then counted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._repeated: dict[str, tuple[float, int, str]] = {}
+        """By text without numbers: when it was printed, how many have come since, and the last."""
+
+    def filter(self, record: logging.LogRecord) -> Any:
+        """Whether the record is printed."""
+        event = getattr(record, "event", "")
+        if event in ("enqueued", "started"):
+            return False
+        if record.name == logger.name and (record.levelno > logging.INFO or event == "retrying"):
+            text = record.getMessage()
+            kind = _ANY_NUMBER.sub("#", text)
+            printed_at, more, _ = self._repeated.get(kind, (-math.inf, 0, ""))
+            now = time.monotonic()
+            if now < printed_at + REPEATED_AFTER:
+                self._repeated[kind] = printed_at, more + 1, text
+                return False
+            if len(self._repeated) > 1000:
+                self._repeated.clear()
+            self._repeated[kind] = now, 0, text
+            if more:
+                record.msg = f"{record.msg} (and {more} more like it)"
+        return super().filter(record)
+
+    def close(self) -> None:
+        """Prints how often errors have come since they were printed last."""
+        repeated, self._repeated = self._repeated, {}
+        for _, more, text in repeated.values():
+            if more:
+                logger.warning("%d more like this: %s", more, text)
+        super().close()
+
+
 def log_to_stderr(level: int) -> None:
     """Sets up logging for `litejobs run`, unless the program has done so."""
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s")
+    handlers = [LogHandler()]
+    form = "%(asctime)s %(levelname)s %(message)s"
+    logging.basicConfig(level=level, format=form, handlers=handlers)
 
 
 def _at(module: ModuleType, path: str) -> Any:
@@ -11690,15 +11737,7 @@ class LiteJobs:
             DefinitionError: there are no definitions, or workers cannot find one.
             WorkerError: the workers cannot start, or a node of that name is at work.
         """
-        supervisor, before = self._supervisor(workers, **options), {}
-        if threading.current_thread() is threading.main_thread():
-            for number in STOP_SIGNALS:
-                before[number] = signal.signal(number, lambda *_: supervisor.stop())
-        try:
-            supervisor.run()
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler or signal.SIG_DFL)
+        run_until_stopped(self._supervisor(workers, **options))
 
     def start(self, workers: int | None = None, **options: Unpack[NodeOptions]) -> Pool:
         """Like `work`, but in the background, for programs that have a main loop: the node is at
@@ -11817,6 +11856,19 @@ class LiteJobs:
             return run_due(duties, runs, subscription, prunes=not self.tested)
 
 
+def run_until_stopped(supervisor: Supervisor) -> None:
+    """Runs a node; in the main thread, until SIGTERM or Ctrl-C stops it."""
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in STOP_SIGNALS:
+            before[number] = signal.signal(number, lambda *_: supervisor.stop())
+    try:
+        supervisor.run()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
 def _print_bar(left: Sequence[Job[Any]], total: int) -> None:
     """Prints how many of *total* jobs have ended, and the progress of the rest."""
     ended = total - sum(not job.finished for job in left)
@@ -11825,6 +11877,21 @@ def _print_bar(left: Sequence[Job[Any]], total: int) -> None:
     # Of constant width, so that it covers the previous line.
     line = f"\r[{'=' * int(30 * share):30}] {ended:{len(str(total))}}/{total} {share:4.0%}"
     print(line, end="\n" if ended == total else "", file=sys.stderr, flush=True)
+    for handler in _handlers_on_stderr():
+        (handler.removeFilter if ended == total else handler.addFilter)(_clear_bar)
+
+
+def _handlers_on_stderr() -> list[logging.Handler]:
+    handlers = (*logging.root.handlers, *logger.handlers, logging.lastResort)
+    return [each for each in handlers if each and getattr(each, "stream", None) is sys.stderr]
+
+
+def _clear_bar(record: logging.LogRecord) -> bool:
+    """Makes room for a log line where a progress bar is; the next bar is printed below it."""
+    print(f"\r{'':60}\r", end="", file=sys.stderr)
+    for handler in _handlers_on_stderr():  # Not by removeFilter, since one of them is in a loop.
+        handler.filters = [each for each in handler.filters if each is not _clear_bar]
+    return True
 
 
 def run_due(duties: Duties, executor: Executor, subscription: Subscription, prunes: bool) -> int:
@@ -12507,9 +12574,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         group, _, name = place.rpartition(".")
         fields = name in ("payload", "meta") and isinstance(value, list)
         (given[group] if group else given)[name] = dict(value) if fields else value
+    if not given.get("reload"):
+        return _do(given, arguments)
+    given["reload"] = sources = SourceWatch(given["target"])
+    sources.start()
+    code = _do(given, arguments)
+    with contextlib.suppress(KeyboardInterrupt):
+        if code in (2, 3):
+            print("litejobs: waiting until a source file changes", file=sys.stderr)
+            sources.join()
+        if sources.changed:
+            return _start_again()
+    sources.ended.set()
+    return code
+
+
+def _do(given: dict[str, Any], words: Sequence[str]) -> int:
+    """Runs the command that *words* name, and says in one line why it cannot be done."""
     verb, to, as_json = given.pop("verb"), given.pop("to"), given.pop("json", False)
     try:
-        screen = _screen(given.pop("color", "auto"), given.pop("utc", False), arguments)
+        screen = _screen(given.pop("color", "auto"), given.pop("utc", False), words)
         with contextlib.suppress(AttributeError):
             sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
         run, _, *columns = _COMMANDS[verb]
@@ -12546,6 +12630,8 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     """The arguments of the command that *words* name."""
     parser = _parser(words)
     parsed, rest = parser.parse_known_args(words)
+    if getattr(parsed, "reload", False) and importlib.util.find_spec("watchfiles") is None:
+        parser.error("--reload needs the package watchfiles: pip install 'litejobs[reload]'")
     name, add = vars(parsed).pop("several", ("", None))
     if rest and (add is None or any(word.startswith("-") for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -12730,18 +12816,21 @@ def _settings(name: str, hint: Any, removable: bool) -> dict[str, Any]:
 def _target(text: str) -> LiteJobs:
     """The queue in a file or, with its `target` set, of a program."""
     place, colon, attribute = text.rpartition(":")
+    is_package = os.path.isfile(os.path.join(text, "__init__.py"))
     if not (colon and attribute.isidentifier()) or os.path.exists(text):
-        if not os.path.exists(text):
-            raise FileError(text, "no such file; a program is named module:attribute")
-        jobs = LiteJobs(text)
-        jobs.store.file.create = False
-        return jobs
+        place, attribute = text, ""
+        if not text.endswith(".py") and not is_package and os.path.exists(text):
+            jobs = LiteJobs(text)
+            jobs.store.file.create = False
+            return jobs
     name, folder, is_file = place, Path.cwd(), place.endswith(".py")
     if is_file:
         if not os.path.exists(place):
             raise FileError(place, "no such file")
         name, folder = Path(place).stem, Path(place).parent.resolve()
     sys.path.insert(0, str(folder))
+    if not (attribute or is_file or _is_importable(name)):
+        raise FileError(text, "no such file; a program is named module:attribute")
     try:
         module = importlib.import_module(name)
     except (Exception, SystemExit) as error:
@@ -12749,30 +12838,127 @@ def _target(text: str) -> LiteJobs:
         what = f"{type(error).__name__}: {error}".partition("\n")[0]
         problem = f"importing it failed at {last.filename}:{last.lineno}: {what}"
         raise OptionError(text, problem) from error
-    found = getattr(module, attribute, None)
     if is_file and not os.path.samefile(place, module.__file__ or os.devnull):
         raise OptionError(text, f"another module has the name {name!r} already: rename the file")
-    if not isinstance(found, LiteJobs):
-        problem = f"expected a LiteJobs at {attribute!r} in {place}, found {type(found).__name__}"
-        raise OptionError(text, problem)
+    found = _queue_in(module, place, attribute)
     found.target = module.__file__
     return found
+
+
+def _is_importable(name: str) -> bool:
+    if not all(part.isidentifier() for part in name.split(".")):
+        return False
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError as error:
+        return error.name not in (name, name.partition(".")[0])
+    except (Exception, SystemExit):
+        return True  # Importing it says what is wrong.
+
+
+def _queue_in(module: ModuleType, place: str, attribute: str) -> LiteJobs:
+    """The `LiteJobs` that an attribute is or belongs to; without one, the only one there is."""
+    there = {name: value for name, value in vars(module).items() if isinstance(value, LiteJobs)}
+    found = getattr(module, attribute, None) if attribute else None
+    if (definition := definition_of(found)) is not None:
+        found = definition.body.home
+    elif not attribute and len({*map(id, there.values())}) == 1:
+        found = next(iter(there.values()))
+    if isinstance(found, LiteJobs):
+        return found
+    which = " or ".join(f"{place}:{name}" for name in there)
+    hint = f": name {which}" if there else ""
+    if attribute:
+        expected = f"expected a LiteJobs at {attribute!r} in {place}"
+        raise OptionError(f"{place}:{attribute}", f"{expected}, found {type(found).__name__}{hint}")
+    number = "more than one" if there else "no"
+    raise OptionError(place, f"there is {number} LiteJobs at its top level{hint}")
+
+
+class SourceWatch(threading.Thread):
+    """Waits until a Python file in or below the folder of a program changes, and calls *stop*."""
+
+    changed = False
+
+    def __init__(self, target: str) -> None:
+        from watchfiles import PythonFilter, watch
+
+        super().__init__(daemon=True)
+        self.stop: Callable[[], None] = lambda: None
+        self.ended = threading.Event()
+        logging.getLogger("watchfiles").setLevel(logging.WARNING)
+        place = target if target.endswith(".py") else target.rpartition(":")[0]
+        folder = Path(place).parent if os.path.exists(place) else Path.cwd()
+        how: Any = {"rust_timeout": 100, "yield_on_timeout": True, "stop_event": self.ended}
+        self._changes = watch(folder, watch_filter=PythonFilter(), **how)
+        next(self._changes)  # Here, so that no change is missed once the program is read.
+
+    def run(self) -> None:
+        """Returns when a file has changed, or *ended* is set."""
+        if changes := next(filter(None, self._changes), None):
+            path = printable(min(path for _, path in changes))
+            print(f"litejobs: starting again: {path} has changed", file=sys.stderr)
+            self.changed = True
+            self.stop()
 
 
 def _run(
     jobs: LiteJobs,
     *,
     workers: Annotated[int | None, "number of processes (default: one per core)"] = None,
-    verbose: Annotated[bool, "log each job that starts and ends, too"] = False,
+    verbose: Annotated[bool, "log each job that ends, and what jobs log as details"] = False,
     quiet: Annotated[bool, "log only warnings and errors"] = False,
+    reload: Annotated[bool | SourceWatch, "start again when a source file changes"] = False,
     **options: Unpack[NodeOptions],
 ) -> Output:
     if jobs.target is None:
         raise OptionError(str(jobs.path), "a file has no code to run: name module:attribute")
     jobs.log_level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
     log_to_stderr(jobs.log_level)
-    jobs.work(workers, **options)
+    supervisor = jobs._supervisor(workers, **options)
+    if logger.isEnabledFor(logging.INFO):
+        logger.info("%s", _about(jobs, options.get("queues")))
+    if isinstance(reload, SourceWatch):
+        reload.stop = supervisor.stop
+        if reload.changed:
+            supervisor.stop()
+    run_until_stopped(supervisor)
     return None, "", 0
+
+
+def _start_again() -> int:
+    """Runs this command again, in a new process in place of this one."""
+    atexit._run_exitfuncs()
+    command = [sys.executable, *sys.orig_argv[1:]]
+    if os.name != "nt":  # There, the shell would take the command for ended.
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass  # What multiprocessing leaves behind.
+        os.execv(sys.executable, command)
+    import subprocess
+
+    return subprocess.call(command)
+
+
+def _about(jobs: LiteJobs, queues: Iterable[str] | None) -> str:
+    """What a node is about to run, in one line."""
+    names = sorted(own.name for own in jobs.registry)
+    schedules = sorted({*jobs._declared, *(each.name for each in jobs.schedules())})
+    with jobs.store.file.transaction(read_only=True) as tx:
+        waiting = count_by(tx, "name", Match(states=WAITING))
+    unknown = {name: number for name, number in waiting.items() if name not in names}
+    parts = [f"{jobs.path}: definitions {_some(names)}"]
+    parts += ["all queues" if queues is None else f"queues {_some([*queues])}"]
+    parts += [f"schedules {_some(schedules)}"] if schedules else ["no schedules"]
+    if unknown:
+        jobs_of = _some([f"{name}: {number}" for name, number in unknown.items()])
+        parts += [f"{sum(unknown.values())} waiting without a definition here ({jobs_of})"]
+    return "; ".join(parts)
+
+
+def _some(names: Sequence[str], most: int = 8) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def _enqueue(
@@ -12909,7 +13095,7 @@ def _bulk(verb: str, jobs: LiteJobs, *ids: int, **choices: Unpack[BulkChoices]) 
     if dry_run or (conditions and not yes and sys.stdin.isatty() and sys.stderr.isatty()):
         able = {state for states in VERBS.get(verb, {WAITING: ()}) for state in states}
         with jobs.store.file.transaction(read_only=True) as tx:
-            counts = count_by_state(tx, chosen(ids, conditions))
+            counts = count_by(tx, "state", chosen(ids, conditions))
         moves, left = (
             {state: n for state, n in counts.items() if (state in able) is part}
             for part in (True, False)

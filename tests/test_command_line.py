@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import apsw
 import pytest
+from programs import eventually
 
 import litejobs
 from litejobs import Fail, LiteJobs, Subscription
@@ -687,6 +688,71 @@ class TestRun:
         printed = [line for line in done.err.splitlines() if " a " in line]
         assert [line[-len(end) :] for line, end in zip(printed, shown, strict=True)] == shown
 
+    def test_says_at_the_start_what_it_runs(self, command: CommandLine, tmp_path: Path) -> None:
+        Path("app.py").write_text(f"{PROGRAM}\njobs.every(3600, send.bind('x'), name='hourly')\n")
+        command("enqueue", "app.py", "send", "to=x")
+        for name in ("old", "old", "older"):
+            insert(Path("jobs.db"), name=name)
+        done = run("run", "app.py", "--until", "empty", "--workers", "1", "--queue", "mails")
+        first = done.err.splitlines()[0].partition(" INFO ")[2]
+        assert first == (
+            f"{tmp_path / 'jobs.db'}: definitions report:fail, send; queues mails; "
+            "schedules hourly; 3 waiting without a definition here (old: 2, older: 1)"
+        )
+        done = run("run", "app.py", "--until", "empty", "--queue", "mails", "--quiet")
+        assert (done.code, done.err) == (0, "")
+
+    def test_logs_one_line_for_each_job_when_it_is_verbose(
+        self, command: CommandLine, program: str
+    ) -> None:
+        for name in ("Ada", "Bob"):
+            command("enqueue", program, "send", f"to={name}")
+        done = run("run", "app.py", "--until", "empty", "--workers", "1", "--verbose")
+        lines = [line.partition(" DEBUG ")[2] for line in done.err.splitlines() if " job " in line]
+        assert [re.sub(r"[\d.e-]+ s$", "# s", line) for line in lines] == [
+            f"job {id} (send) completed, attempt 1, # s" for id in (1, 2)
+        ]
+
+    def test_logs_a_repeated_error_once_and_then_counts(
+        self, command: CommandLine, program: str
+    ) -> None:
+        for _ in range(5):
+            command("enqueue", program, "report:fail")
+        done = run("run", "app.py", "--until", "empty", "--workers", "1")
+        lines = [line for line in done.err.splitlines() if " WARNING " in line]
+        assert len(lines) == 2, done.err
+        assert re.search(r"WARNING job \d \(report:fail\) failed, .*: Fail: as planned$", lines[0])
+        assert re.search(r"WARNING 4 more like this: job \d \(report:fail\) failed", lines[1])
+
+    def test_reloads_when_a_source_file_changes(self, command: CommandLine) -> None:
+        pytest.importorskip("watchfiles")
+        source = PROGRAM.replace("return f", "import time; time.sleep(0.3); return VERSION or f")
+        path = Path("app.py")
+        path.write_text("VERSION = 'old'\n" + source)
+        with LiteJobs("jobs.db") as jobs:
+            run("enqueue", "app.py", "send", "to=Ada")
+            process = start("run", "app.py", "--reload", "--workers", "1")
+            assert process.stderr is not None
+            try:
+                eventually(lambda: jobs.get(1).state == "running")
+                path.write_text("def (\n")
+                assert any("SyntaxError" in line for line in iter(process.stderr.readline, ""))
+                assert jobs.get(1).result(0) == "old", "the change left it its grace"
+                path.write_text("VERSION = 'new'\n" + source)
+                run("enqueue", "jobs.db", "send", "to=Bob")
+                assert jobs.get(2).result(20) == "new"
+            finally:
+                process.terminate()
+                process.communicate(timeout=20)
+            assert process.returncode == 0
+
+    def test_says_what_reloading_needs(
+        self, command: CommandLine, program: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "watchfiles", None)
+        problem = r"--reload needs the package watchfiles: pip install 'litejobs\[reload\]'"
+        command("run", program, "--reload").complains(2, problem)
+
     def test_ends_in_good_order_when_it_is_asked_to(
         self, command: CommandLine, program: str
     ) -> None:
@@ -774,7 +840,12 @@ class TestTheTarget:
             ("app.py:missing", 2, r"'missing' in app\.py"),
             ("app:nothing", 2, "expected a LiteJobs at 'nothing' in app, found NoneType"),
             ("app:number", 2, "expected a LiteJobs at 'number' in app, found int"),
-            ("app:send", 2, "expected a LiteJobs at 'send' in app, found Definition"),
+            ("app:missing", 2, "found NoneType: name app:jobs"),
+            ("several.py", 2, "more than one LiteJobs at its top level: name several.py:a or sev"),
+            ("bare", 2, "bare: there is no LiteJobs at its top level"),
+            ("bare:jobs", 2, r"at 'jobs' in bare, found NoneType$"),
+            ("no_such_module", 3, "no such file; a program is named module:attribute"),
+            ("raises", 2, r"importing it failed at .*raises\.py:2: ValueError: two lines"),
             ("raises:jobs", 2, r"importing it failed at .*raises\.py:2: ValueError: two lines"),
             ("syntax.py:jobs", 2, "SyntaxError: "),
             ("exits:jobs", 2, r"exits"),
@@ -799,6 +870,8 @@ class TestTheTarget:
         Path("unimportable.py").write_text("import nowhere.to.be.found\n")
         Path("escapes.py").write_text(r"raise ValueError('\x1b[2J')" "\n")
         Path("binary.py").write_bytes(b"\x00\xff\xfe")
+        Path("bare.py").write_text("")
+        Path("several.py").write_text("from litejobs import LiteJobs\na, b = map(LiteJobs, 'ab')")
         command(name, target).complains(code, problem)
 
     @pytest.mark.parametrize("name", ["json.py", "queue.py", "test_command_line.py"])
@@ -807,6 +880,17 @@ class TestTheTarget:
     ) -> None:
         Path(name).write_text(PROGRAM)
         command("stats", f"{name}:jobs").complains(2, f"{name}:jobs: .*another module")
+
+    @pytest.mark.parametrize(
+        "target", ["app.py", "app", "app:send", "app.py:send", "app:fail", "pkg.inner", "pkg"]
+    )
+    def test_may_be_a_module_or_a_definition_in_it(
+        self, target: str, command: CommandLine, program: str
+    ) -> None:
+        Path("pkg").mkdir()
+        Path("pkg/inner.py").write_text(PROGRAM)
+        Path("pkg/__init__.py").write_text("from .inner import jobs\nagain = jobs\n")
+        assert command("enqueue", target, "send", "to=x", "--json").json["queue"] == "mails"
 
     def test_may_be_a_file_whose_name_is_no_identifier(self, command: CommandLine) -> None:
         Path("my-app.py").write_text(PROGRAM)
