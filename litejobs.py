@@ -8254,8 +8254,8 @@ def _explanation(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> tuple[
         jobs = f"job{'s' * (len(ids) > 1)} {', '.join(map(str, ids))}"
         nobody = "no job: `litejobs doctor … --repair` lets it in"
         waiter = _waiter(tx, live, job)
-        among = waiter is not None and waiter.id in ids
-        by = f"; {waiter} is one of them" if among else ""
+        among = waiter.get("id") in ids
+        by = f"; {waiter['shown']} is one of them" if among else ""
         stuck = among or not ids or not live
         return f"its key {job.key!r} is held by {jobs if ids else nobody}{by}", stuck
     if job.state in DELAYED and to_micros(job.run_at) <= tx.now and not live:
@@ -8279,9 +8279,9 @@ def _pending_reason(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> tup
     know = [node for node in here if node.names is None or job.name in node.names]
     serve = [node for node in know if node.queues is None or job.queue in node.queues]
     waiter = _waiter(tx, live, job)
-    alone = waiter is not None and [node.id for node in serve] == [waiter.holder]
+    alone = [node.id for node in serve] == [waiter.get("node")]
     share = "one of them" if serve and serve[0].workers > 1 else "the only one"
-    busy = f"it is ready, but no worker is free: {waiter} has {share}"
+    busy = f"it is ready, but no worker is free: {waiter.get('shown')} has {share}"
     busy += " (an `async def` handler that awaits it would leave its worker free)"
     for waits, reason, stuck in (
         *(why for each in (settings, limits) if each for why in _limited(tx, each, waiter)),
@@ -8306,30 +8306,20 @@ def _pending_reason(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> tup
     return "it is ready, and next in its queue", False
 
 
-class _Waiter(NamedTuple):
-    """A running job whose handler waits for another job."""
-
-    id: int
-    definition: str
-    queue: str
-    holder: int
-
-    def __str__(self) -> str:
-        return f"job {self.id} ({self.definition}), which waits for it,"
-
-
-def _waiter(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> _Waiter | None:
+def _waiter(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> dict[str, Any]:
+    """The running job whose handler waits for this one; empty if there is none."""
     sql = """
         SELECT id, name, queue, holder FROM litejobs_job WHERE state = 'running'
             AND id = (SELECT awaited_by FROM litejobs_job WHERE id = ?)
     """
-    found: Any = tx.execute(sql, (job.id,)).fetchone()
-    waiter = found and _Waiter(*found)
-    return waiter if waiter and waiter.holder in {node.id for node in live} else None
+    id, name, queue, holder = tx.execute(sql, (job.id,)).fetchone() or (0, "", "", 0)
+    shown = f"job {id} ({name}), which waits for it,"
+    found = {"id": id, "definition": name, "queue": queue, "node": holder, "shown": shown}
+    return found if holder in {node.id for node in live} else {}
 
 
 def _limited(
-    tx: Transaction, settings: QueueSettings, waiter: _Waiter | None
+    tx: Transaction, settings: QueueSettings, waiter: Mapping[str, Any]
 ) -> Iterator[tuple[bool, str, bool]]:
     """Why the jobs of a queue or a definition may have to wait: whether they have to, the reason,
     and whether it takes more than their turn."""
@@ -8337,8 +8327,8 @@ def _limited(
     running = 0 if limit is None else count_running(tx, settings)
     yield settings.paused, f"{it} is paused", True
     full = f"{it} runs as many jobs at a time as it may: {running} of {limit}"
-    among = waiter is not None and getattr(waiter, settings.of) == settings.name
-    full += f"; {waiter} is one of them" if among else ""
+    among = waiter.get(settings.of) == settings.name
+    full += f"; {waiter['shown']} is one of them" if among else ""
     yield limit is not None and running >= limit, full, among
     rate = f"{it} starts as many jobs as it may: {settings.rate}"
     yield count_tokens(tx, settings, tx.now) < 1, rate, False
@@ -12002,10 +11992,11 @@ class LiteJobs:
         Raises: like `work`.
         """
         place = self.path, repr(options.get("queues")), options.get("node")
+        supervisor = self._supervisor(workers, **options)
         for pool in [*_POOLS] if hasattr(sys, "ps1") else ():
             if pool.place == place:
                 pool.stop()
-        return Pool(self._supervisor(workers, **options), place)
+        return Pool(supervisor, place)
 
     def _supervisor(
         self,
