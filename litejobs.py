@@ -12473,11 +12473,13 @@ class Pool:
     """What no other node in the background of an interactive session has: see `start`."""
     _thread: threading.Thread = attrs.field(init=False)
     _error: BaseException | None = None
+    _at_exit: Any = None
 
     def __attrs_post_init__(self) -> None:
-        if not self._supervisor.pool.threads:
-            # At exit it waits for all children; what registers later is called before.
-            importlib.import_module("multiprocessing.util")
+        if not self._supervisor.pool.threads or "multiprocessing.util" in sys.modules:
+            # At exit it waits for workers, and its own children call nothing of atexit's.
+            util = importlib.import_module("multiprocessing.util")
+            self._at_exit = util.Finalize(None, self.stop, exitpriority=100)
         self._thread = threading.Thread(target=self._run, name="litejobs", daemon=True)
         self._thread.start()
         atexit.register(self.stop)
@@ -12495,6 +12497,8 @@ class Pool:
         finally:
             self._supervisor.joined.set()
             atexit.unregister(self.stop)
+            if self._at_exit is not None:
+                self._at_exit.cancel()
 
     def wait(self, timeout: Duration | None = None) -> bool:
         """Waits until the node has ended by itself; returns whether it has.

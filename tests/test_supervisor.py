@@ -1331,7 +1331,7 @@ def test_nodes_without_a_name_are_told_apart_and_each_gets_what_is_for_all(
 # In the background
 
 FORGETFUL = """
-import gc, os, sys
+import gc, multiprocessing, os, sys
 from litejobs import LiteJobs
 
 jobs = LiteJobs("jobs.db")
@@ -1340,11 +1340,19 @@ jobs = LiteJobs("jobs.db")
 def pid() -> int:
     return os.getpid()
 
-if __name__ == "__main__":
+def main() -> None:
     jobs.start(**{sys.argv[1]: 1})
     gc.collect()
     job = pid.enqueue()
     print(job.result(60) == os.getpid(), job.state, flush=True)
+
+if __name__ == "__main__":
+    if sys.argv[2] == "child":
+        child = multiprocessing.get_context("fork").Process(target=main)
+        child.start()
+        child.join()
+        sys.exit(3 + child.exitcode)
+    main()
     if sys.argv[2] == "raise":
         raise ValueError("oops")
     sys.exit(3)
@@ -1352,7 +1360,8 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize(
-    ("where", "end"), [("threads", "raise"), ("threads", "exit"), ("workers", "raise")]
+    ("where", "end"),
+    [("threads", "raise"), ("threads", "exit"), ("workers", "raise"), ("workers", "child")],
 )
 def test_a_node_that_the_program_forgot_works_and_is_stopped_at_exit(
     programs: Programs, where: str, end: str
