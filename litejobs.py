@@ -113,6 +113,7 @@ from typing import (
     Generic,
     Literal,
     NamedTuple,
+    Never,
     NoReturn,
     TypedDict,
     Unpack,
@@ -8735,7 +8736,8 @@ class Events:
     limit: int = QUEUE_LIMIT
     listened: frozenset[EventKind] = frozenset()
     """The kinds that have a callback."""
-    _listeners: tuple[tuple[frozenset[EventKind], Listener], ...] = ()
+    _listeners: tuple[tuple[frozenset[EventKind], Listener, object, object], ...] = ()
+    """Of each callback its kinds, itself, its module and name, and what loaded it."""
     _queue: Any = None
     """A SimpleQueue of events, while there is a thread."""
     _lock: threading.RLock = attrs.field(factory=threading.RLock)
@@ -8755,11 +8757,16 @@ class Events:
         """Calls *listener* with every event of these kinds, or of all kinds if there are none."""
         for kind in kinds:
             check_one_of(kind, EVENT_KINDS, "event")
-        given: object = listener
+        given: Any = listener
         if not callable(given) or _is_async(given):
             raise OptionError("event", f"expected a function, not async, got {listener!r}")
-        self._listeners += ((frozenset(kinds or EVENT_KINDS), listener),)
-        self.listened = frozenset().union(*(kinds for kinds, _ in self._listeners))
+        named = inspect.isfunction(given) and given.__name__ != "<lambda>"
+        code = (given.__module__, given.__qualname__) if named else given
+        new = frozenset(kinds or EVENT_KINDS), listener, code, running_module()
+        # Without the one that it replaces: the same code, loaded before.
+        kept = [own for own in self._listeners if own[2] != code or own[3] is new[3]]
+        self._listeners = (*kept, new)
+        self.listened = frozenset().union(*(kinds for kinds, *_ in self._listeners))
 
     def wants(self, kind: EventKind) -> bool:
         """Whether this kind has a callback, or is logged as logging is set up now."""
@@ -8825,7 +8832,7 @@ class Events:
         event.set()
 
     def _call(self, event: Event) -> None:
-        for kinds, listener in self._listeners:
+        for kinds, listener, *_ in self._listeners:
             if event.kind in kinds:
                 try:
                     listener(event)
@@ -11142,7 +11149,9 @@ class LiteJobs:
 
     # Enqueue
 
-    def enqueue(self, work: Bound[R] | object, /, **choices: Unpack[Choices]) -> Job[R]:
+    def enqueue(
+        self, work: Bound[R] | object, /, *arguments: Never, **choices: Unpack[Choices]
+    ) -> Job[R]:
         """Puts one job into the file: a bound definition, or an instance of a defined
         class. When this returns, the job survives `kill -9` and power loss.
 
@@ -11152,6 +11161,9 @@ class LiteJobs:
             FileError: the file cannot be used; its leaves say in which way.
         """
         _refuse_while_importing()
+        if arguments:
+            self.bind(work)  # Says, of a function, where its arguments go.
+            raise TypeError("enqueue() takes one job; for several there is enqueue_many()")
         bound = work if type(work) is Bound and not choices else self.bind(work, **choices)
         if self.middleware.enqueues or not bound.options.plain:
             return self._enqueue_inside(self.middleware.enqueues, [bound])[0]
@@ -11239,7 +11251,7 @@ class LiteJobs:
         """
         if isinstance(work, Definition):
             raise DefinitionError(
-                work.name, "not a job yet: bind its arguments, or call its enqueue()"
+                work.name, "not a job yet: write f.enqueue(…), or jobs.enqueue(f.bind(…))"
             )
         if isinstance(work, Bound):
             return work.using(**choices) if choices else work
@@ -12065,7 +12077,7 @@ def _spelled_out(method: Any, typed: str) -> inspect.Signature:
     """The signature of a method with the options that it takes as a TypedDict."""
     del method.__signature__
     made = inspect.signature(method)
-    *others, _ = made.parameters.values()
+    *others, _ = (p for p in made.parameters.values() if p.kind is not p.VAR_POSITIONAL)
     method.__signature__ = made.replace(parameters=others + options_in(globals()[typed]))
     return typing.cast(inspect.Signature, method.__signature__)
 

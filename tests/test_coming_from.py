@@ -147,8 +147,7 @@ def run(line: str, names: Names) -> None:
         assert isinstance(call.func, ast.Attribute)
         arguments = [ast.literal_eval(value) for value in call.args]
         by_name = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
-        # To which both pass their arguments on.
-        inspect.signature(names["jobs"]._supervisor).bind(*arguments, **by_name)
+        inspect.signature(getattr(names["jobs"], call.func.attr)).bind(*arguments, **by_name)
     if not starts:
         exec(compile(program, "README.md", "exec"), names)
 
