@@ -94,7 +94,7 @@ COUNTED = tuple(state for state in STATES if state not in ("pending", "running")
 
 Act = Literal[
     "return", "raise", "retry", "later", "snooze", "fail", "cancel",
-    "crash", "timeout", "give back", "stop", "asked",
+    "crash", "timeout", "give back", "stop", "asked", "misfit",
 ]  # fmt: skip
 """How an attempt ends: by itself, or as its node says of it (the last line)."""
 
@@ -142,6 +142,15 @@ def note(context: Context[Any], n: int) -> str:
 def poll(context: Context[Any], n: int) -> str:
     """Never gives up."""
     return perform(context)
+
+
+def misfit(n: str) -> None:
+    """What a node with other definitions has: no payload fits it."""
+
+
+MISFITS = litejobs.Registry()
+for _name in ("mail", "note", "poll"):
+    MISFITS.add(define(name=_name)(misfit))
 
 
 @attrs.frozen
@@ -294,6 +303,8 @@ class Twin:
     expires_at: int | None = None
     progress: str | None = None
     schedule: str | None = None
+    unfit_at: int | None = None
+    refused: str | None = None
 
     @property
     def urgency(self) -> tuple[int, int, int]:
@@ -323,7 +334,7 @@ class Twin:
     def end(self, state: str, now: int) -> None:
         """It has ended, and is kept for as long as its definition says."""
         kept = RULES[self.name].kept[state]
-        self.state, self.finished_at = state, now
+        self.state, self.finished_at, self.unfit_at = state, now, None
         self.prune_at = None if kept is None else now + kept
 
     def expired(self, now: int) -> bool:
@@ -422,6 +433,7 @@ BY_ITSELF: Mapping[str, End] = {
     "give back": End("pending", False, begun=False),
     "stop": End("pending", False),
     "asked": End("cancelled", error="Cancelled: cancelled while it ran"),
+    "misfit": End("blocked", False, begun=False),
 }
 BY_RULE: Mapping[str, tuple[str, str]] = {
     "raise": ("exception", "ValueError: as planned"),
@@ -569,7 +581,7 @@ class Model:
             if key is None:
                 continue
             sharing = [twin for twin in self.jobs.values() if twin.key == key]
-            blocked = [twin for twin in sharing if twin.state == "blocked"]
+            blocked = [t for t in sharing if t.state == "blocked" and t.unfit_at is None]
             taken = sum(twin.state in ("pending", "running") for twin in sharing)
             for twin in sorted(blocked, key=lambda twin: twin.urgency):
                 assert twin.key_limit is not None
@@ -613,12 +625,17 @@ class Model:
         twin.attempt -= not end.counted
         twin.state, twin.error, twin.holder = end.state, end.error, None
         twin.started_at = None
+        if act == "misfit":
+            what = f"expected str, got {self._n(twin)} @ $.n"
+            twin.error = f"PayloadError: the payload of {twin.name!r} does not fit: {what}"
+            twin.unfit_at = self.now
+            twin.refused = f" {DEFINITIONS[twin.name].body.fingerprint} "
         if end.begun:
             # In time: from now on it does not expire, also if that attempt does not count.
             twin.started_at, twin.expires_at = self.now, None
         if end.state in FINISHED:
             twin.end(end.state, self.now)
-        elif end.state != "pending":  # What is given back keeps its place.
+        elif end.state not in ("pending", "blocked"):  # What is given back keeps its place.
             twin.run_at = self.now + end.delay
         if end.state == "completed":
             twin.cancel_at = None
@@ -696,7 +713,16 @@ class Model:
         for twin in waiting:
             twin.get_ready()
             twin.run_at = self.now
-        return changed + len(waiting)
+        self.admit()
+        return changed + len(waiting) + self.try_again(twins)
+
+    def try_again(self, twins: Iterable[Twin]) -> int:
+        """What did not fit is ready again, and its definition is asked once more."""
+        unfit = [twin for twin in twins if twin.unfit_at is not None]
+        for twin in unfit:
+            twin.get_ready()
+            twin.run_at, twin.unfit_at, twin.refused = min(twin.run_at, self.now), None, None
+        return len(unfit)
 
     def delete(self, twins: Sequence[Twin]) -> int:
         """Those that run are left."""
@@ -713,7 +739,7 @@ class Model:
         """What waits is paused."""
         held = [t for t in twins if t.state in WAITING and t.state != "paused"]
         for twin in held:
-            twin.state = "paused"
+            twin.state, twin.unfit_at = "paused", None
         return len(held)
 
     def release(self, twins: Sequence[Twin]) -> int:
@@ -731,12 +757,29 @@ class Model:
             for column, value in columns.items():
                 setattr(twin, column, value)
             ready = twin.state == "pending" and twin.run_at <= self.now
-            stays = twin.state in ("retrying", "paused")
+            stays = twin.state in ("retrying", "paused") or twin.unfit_at is not None
+            if "payload" in columns:
+                twin.refused = None
+                if twin.unfit_at is not None:
+                    twin.unfit_at = None
+                    twin.wait(self.now)
             if "run_at" in columns and not ready and not stays:
                 twin.wait(self.now)
         return len(changed)
 
     # Duties
+
+    def offer(self, node: str) -> int:
+        """A node with other definitions gets what did not fit."""
+        unfit = [
+            twin for twin in self.jobs.values()
+            if twin.unfit_at is not None and twin.node in ("", node)
+        ]  # fmt: skip
+        for twin in unfit:
+            twin.unfit_at = None
+            twin.wait(self.now)
+        self.admit()
+        return len(unfit)
 
     def stage(self) -> int:
         """What is due is ready."""
@@ -1082,12 +1125,13 @@ TARGETS = st.one_of(
 )  # fmt: skip
 FITTING = (
     ("retry", ("failed", "cancelled")), ("retry", ("failed", "cancelled", "retrying")),
-    ("retry", "cancelled"), ("release", "paused"), ("hold", ("pending", "blocked", "scheduled")),
+    ("retry", "cancelled"), ("retry", "blocked"), ("release", "paused"),
+    ("hold", ("pending", "blocked", "scheduled")),
     ("cancel", ("pending", "running")), ("delete", FINISHED),
 )  # fmt: skip
 ACTS = some(
     "return", "return", "raise", "raise", "retry", "later", "snooze", "fail", "cancel",
-    "crash", "crash", "timeout", "give back", "give back", "stop", "asked",
+    "crash", "crash", "timeout", "give back", "give back", "stop", "asked", "misfit",
 )  # fmt: skip
 
 
@@ -1224,6 +1268,8 @@ class LifeOfJobs(RuleBasedStateMachine):
         """Runs a job, or says how its node made it end."""
         if act == "give back":
             return not_begun(self.clock(), cancelled=False)
+        if act == "misfit":
+            return Executor(MISFITS, self.acts, self.clock).run(claimed)
         self.acts[claimed.id] = act
         report = self.executor.run(claimed, lambda: "stop" if act == "stop" else None)
         if act in ("crash", "timeout", "asked"):
@@ -1285,6 +1331,15 @@ class LifeOfJobs(RuleBasedStateMachine):
         self._exchange(node, (), 0, 3)
         self._exchange(node, acts, 0, 0)
 
+    @step("run", node=NODES)
+    def offer(self, node: str) -> None:
+        """A node has other definitions now, which may fit."""
+        hand = self.hand(node)
+        others = dict.fromkeys(DEFINITIONS, f"{self.model.now}")
+        subscription = attrs.evolve(hand.subscription, fingerprints=others)
+        released = hand.jobs.store.release_unfit(subscription, hand.node, 10**6)
+        self.expect(released, self.model.offer(node), "offered to other definitions")
+
     @step("run", node=NODES, ghost=st.booleans(), done=st.integers(0, 9))
     def tell_progress(self, node: str, ghost: bool, done: int) -> None:
         """A report counts only if its attempt holds the job."""
@@ -1292,7 +1347,7 @@ class LifeOfJobs(RuleBasedStateMachine):
         if not held:
             return
         text = store_progress(litejobs.Progress(done, 10))
-        self.hand(node).jobs.store.keep_progress({held[-1][:2]: text})
+        self.hand(node).jobs.store.keep_progress({held[-1][:2]: (text, None)})
         if not ghost:
             self.model.jobs[held[-1].id].progress = text
 
