@@ -32,8 +32,8 @@ The states of a job; each change is one transaction:
 A due job is blocked while the limit of running jobs with its key is reached. A waiting job
 can be cancelled, or paused until it is released.
 
-Where to add an option of jobs: Choices (or Changeable, if waiting jobs can be given another
-value), Options, Job (above `_source`; if running jobs use it, below `_grace`, and at the end of
+Where to add an option of jobs: Choices (or Changeable, if waiting jobs can be given another value),
+Options, Job (above `_source`; if running jobs use it, below `stored_meta`, and at the end of
 Claimed), and a column in SCHEMA, with a higher SCHEMA_VERSION. A filter: Filters, and FILTERS
 unless it compares the column of its name with a text. An event: EventKind, _LEVELS if it is logged,
 and where it happens. A duty: DUTIES. A backoff: a class like Linear, in Curve and in __all__.
@@ -2418,15 +2418,15 @@ class Changeable(TypedDict, total=False):
 
     queue: Annotated[str, "the queue that it waits in"]
     priority: Annotated[int, "higher runs first"]
-    max_attempts: Annotated[int | None, "how many attempts a job has at most"]
-    timeout: Annotated[Duration | None, "after which a job is asked to end"]
-    grace: Annotated[Duration | None, "then, until it is killed (default: the node's, 5)"]
+    max_attempts: Annotated[int | None, "how many attempts it has at most"]
+    timeout: Annotated[Duration | None, "how long an attempt may take, until it is asked to end"]
+    grace: Annotated[Duration | None, "and then until it is killed (default: the node's, 5)"]
     """Also after it was cancelled. `None`: the definition's, or else the node's, `work(grace=5)`.
     When the node stops, only the node's counts."""
     node: Annotated[str | None, "the only node that may take it"]
-    delay: Annotated[Duration, "until it is due"]
+    delay: Annotated[Duration, "how long until it is due"]
     at: Annotated[datetime, "when it is due"]
-    expires: Annotated[Duration | datetime | None, "after which it is not started"]
+    expires: Annotated[Duration | datetime | None, "when it is not started any more"]
     tags: Annotated[str | Iterable[str], "words to find it by; may be repeated"]
     meta: Annotated[Mapping[str, Any], "JSON values to show with it, as customer=7"]
 
@@ -2437,8 +2437,10 @@ class Choices(Changeable, total=False):
     backoff: Annotated[Backoff, "how long it waits before it is tried again"]
     retention: Annotated[Retention, "how long it is kept after its end"]
     unique: Annotated[Unique | None, "when a second job like it is not enqueued"]
-    key: Annotated[str | Callable[..., Any] | None, "limits how many with it run at a time"]
-    key_limit: Annotated[int, "that limit (default: 1)"]
+    key: Annotated[
+        str | Callable[..., Any] | None, "a name: of jobs with the same one, only so many run"
+    ]
+    key_limit: Annotated[int, "how many with its key run at a time (default: 1)"]
     headers: Annotated[Mapping[str, str], "texts that are sent along, for middleware"]
     connection: Annotated[Any, "the one whose transaction it is enqueued in (apsw or sqlite3)"]
 
@@ -2449,7 +2451,7 @@ class DefinitionChoices(Choices, total=False):
 
     concurrency: Annotated[int | None, "how many of its jobs run at a time, on all nodes together"]
     rate: Annotated[str | None, "how many of them start in some time, evenly: 10/s, 100/min"]
-    max_memory: Annotated[int | str | None, "that its worker may use, in bytes or as 512MB"]
+    max_memory: Annotated[int | str | None, "how much its worker may use, in bytes or as 512MB"]
     retry_on: Annotated[
         Errors | Mapping[type[BaseException], Backoff | None] | None,
         "the only exceptions after which it is tried again; each with its backoff, if given",
