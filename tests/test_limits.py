@@ -345,6 +345,22 @@ class TestLimitsOfADefinition:
             assert len(hands.claim()) == 1
             hands.die()
 
+    def test_are_listed_with_the_queues(
+        self, jobs: LiteJobs, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        self.define(jobs, rate="10/min", concurrency=2).die()
+        jobs.queue("mail").set(concurrency=3)
+        assert litejobs.main(["queues", str(jobs.path)]) == 0
+        _, mail, _, *limits = capsys.readouterr().out.splitlines()
+        assert mail.split() == ["mail", "open", "3"]
+        assert [line.split() for line in limits] == [
+            ["definition", "concurrency", "rate"], ["call", "2", "10/min"],
+        ]  # fmt: skip
+        assert litejobs.main(["queues", str(jobs.path), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)[1:] == [
+            {"definition": "call", "concurrency": 2, "rate": "10/min"}
+        ]
+
     def test_are_named_by_why_and_doctor(self, jobs: LiteJobs, clock: TurnedClock) -> None:
         hands = self.define(jobs, rate="1/10min", concurrency=1)
         self.enqueue(jobs, 2)
