@@ -29,11 +29,11 @@ The states of a job; each change is one transaction:
          blocked ──┘  │          ├──────▶ cancelled
                       └─ retrying ◀┘
 
-A due job is blocked while the limit of running jobs with its key is reached. A waiting job
-can be cancelled, or paused until it is released.
+A due job is blocked while the limit of running jobs with its key is reached, or while its payload
+fits no definition that a node has. A waiting job can be cancelled, or paused until it is released.
 
-Where to add an option of jobs: Choices (or Changeable, if waiting jobs can be given another
-value), Options, Job (above `_source`; if running jobs use it, below `_grace`, and at the end of
+Where to add an option of jobs: Choices (or Changeable, if waiting jobs can be given another value),
+Options, Job (above `_source`; if running jobs use it, below `stored_meta`, and at the end of
 Claimed), and a column in SCHEMA, with a higher SCHEMA_VERSION. A filter: Filters, and FILTERS
 unless it compares the column of its name with a text. An event: EventKind, _LEVELS if it is logged,
 and where it happens. A duty: DUTIES. A backoff: a class like Linear, in Curve and in __all__.
@@ -113,6 +113,7 @@ from typing import (
     Generic,
     Literal,
     NamedTuple,
+    Never,
     NoReturn,
     TypedDict,
     Unpack,
@@ -2417,15 +2418,15 @@ class Changeable(TypedDict, total=False):
 
     queue: Annotated[str, "the queue that it waits in"]
     priority: Annotated[int, "higher runs first"]
-    max_attempts: Annotated[int | None, "how many attempts a job has at most"]
-    timeout: Annotated[Duration | None, "after which a job is asked to end"]
-    grace: Annotated[Duration | None, "then, until it is killed (default: the node's, 5)"]
+    max_attempts: Annotated[int | None, "how many attempts it has at most"]
+    timeout: Annotated[Duration | None, "how long an attempt may take, until it is asked to end"]
+    grace: Annotated[Duration | None, "and then until it is killed (default: the node's, 5)"]
     """Also after it was cancelled. `None`: the definition's, or else the node's, `work(grace=5)`.
     When the node stops, only the node's counts."""
     node: Annotated[str | None, "the only node that may take it"]
-    delay: Annotated[Duration, "until it is due"]
+    delay: Annotated[Duration, "how long until it is due"]
     at: Annotated[datetime, "when it is due"]
-    expires: Annotated[Duration | datetime | None, "after which it is not started"]
+    expires: Annotated[Duration | datetime | None, "when it is not started any more"]
     tags: Annotated[str | Iterable[str], "words to find it by; may be repeated"]
     meta: Annotated[Mapping[str, Any], "JSON values to show with it, as customer=7"]
 
@@ -2436,8 +2437,10 @@ class Choices(Changeable, total=False):
     backoff: Annotated[Backoff, "how long it waits before it is tried again"]
     retention: Annotated[Retention, "how long it is kept after its end"]
     unique: Annotated[Unique | None, "when a second job like it is not enqueued"]
-    key: Annotated[str | Callable[..., Any] | None, "limits how many with it run at a time"]
-    key_limit: Annotated[int, "that limit (default: 1)"]
+    key: Annotated[
+        str | Callable[..., Any] | None, "a name: of jobs with the same one, only so many run"
+    ]
+    key_limit: Annotated[int, "how many with its key run at a time (default: 1)"]
     headers: Annotated[Mapping[str, str], "texts that are sent along, for middleware"]
     connection: Annotated[Any, "the one whose transaction it is enqueued in (apsw or sqlite3)"]
 
@@ -2448,7 +2451,7 @@ class DefinitionChoices(Choices, total=False):
 
     concurrency: Annotated[int | None, "how many of its jobs run at a time, on all nodes together"]
     rate: Annotated[str | None, "how many of them start in some time, evenly: 10/s, 100/min"]
-    max_memory: Annotated[int | str | None, "that its worker may use, in bytes or as 512MB"]
+    max_memory: Annotated[int | str | None, "how much its worker may use, in bytes or as 512MB"]
     retry_on: Annotated[
         Errors | Mapping[type[BaseException], Backoff | None] | None,
         "the only exceptions after which it is tried again; each with its backoff, if given",
@@ -3835,8 +3838,8 @@ class Executor:
             if error.__cause__ is not None:  # Raised by `decode` or `upgrade`.
                 text = "the payload of job %d (%s) cannot be read"
                 logger.warning(text, claimed.id, claimed.name, exc_info=error.__cause__)
-            name, message, _ = describe(error)
-            return UNFIT._replace(type=name, message=message)
+            message = described(lambda: str(error)[:TEXT_LIMIT], "(its message cannot be shown)")
+            return UNFIT._replace(type=type(error).__name__, message=message)
         try:
             if given_back:
                 report = GIVEN_BACK
@@ -8930,7 +8933,8 @@ class Events:
     limit: int = QUEUE_LIMIT
     listened: frozenset[EventKind] = frozenset()
     """The kinds that have a callback."""
-    _listeners: tuple[tuple[frozenset[EventKind], Listener], ...] = ()
+    _listeners: tuple[tuple[frozenset[EventKind], Listener, object, object], ...] = ()
+    """Of each callback its kinds, itself, its module and name, and what loaded it."""
     _queue: Any = None
     """A SimpleQueue of events, while there is a thread."""
     _lock: threading.RLock = attrs.field(factory=threading.RLock)
@@ -8950,11 +8954,16 @@ class Events:
         """Calls *listener* with every event of these kinds, or of all kinds if there are none."""
         for kind in kinds:
             check_one_of(kind, EVENT_KINDS, "event")
-        given: object = listener
+        given: Any = listener
         if not callable(given) or _is_async(given):
             raise OptionError("event", f"expected a function, not async, got {listener!r}")
-        self._listeners += ((frozenset(kinds or EVENT_KINDS), listener),)
-        self.listened = frozenset().union(*(kinds for kinds, _ in self._listeners))
+        named = inspect.isfunction(given) and given.__name__ != "<lambda>"
+        code = (given.__module__, given.__qualname__) if named else given
+        new = frozenset(kinds or EVENT_KINDS), listener, code, running_module()
+        # Without the one that it replaces: the same code, loaded before.
+        kept = [own for own in self._listeners if own[2] != code or own[3] is new[3]]
+        self._listeners = (*kept, new)
+        self.listened = frozenset().union(*(kinds for kinds, *_ in self._listeners))
 
     def wants(self, kind: EventKind) -> bool:
         """Whether this kind has a callback, or is logged as logging is set up now."""
@@ -9020,7 +9029,7 @@ class Events:
         event.set()
 
     def _call(self, event: Event) -> None:
-        for kinds, listener in self._listeners:
+        for kinds, listener, *_ in self._listeners:
             if event.kind in kinds:
                 try:
                     listener(event)
@@ -10862,9 +10871,9 @@ class Supervisor:
         """Makes jobs ready whose payloads did not fit the definitions of other nodes: as many as
         idle workers take at once, if such a node might take and refuse them again."""
         idle = sum(not worker.plain for worker in self.pool.available())
-        most = RELEASED * idle or 1
+        most, began = RELEASED * idle or 1, time.monotonic()
         if self._stops or not self.store.release_unfit(self.subscription, self._node, most):
-            return None
+            return max(1.0, 50 * (time.monotonic() - began))  # There may be a million of them.
         self._wake()
         return RELEASE_PAUSE if idle else None
 
@@ -11395,7 +11404,9 @@ class LiteJobs:
 
     # Enqueue
 
-    def enqueue(self, work: Bound[R] | object, /, **choices: Unpack[Choices]) -> Job[R]:
+    def enqueue(
+        self, work: Bound[R] | object, /, *arguments: Never, **choices: Unpack[Choices]
+    ) -> Job[R]:
         """Puts one job into the file: a bound definition, or an instance of a defined
         class. When this returns, the job survives `kill -9` and power loss.
 
@@ -11405,6 +11416,9 @@ class LiteJobs:
             FileError: the file cannot be used; its leaves say in which way.
         """
         _refuse_while_importing()
+        if arguments:
+            self.bind(work)  # Says, of a function, where its arguments go.
+            raise TypeError("enqueue() takes one job; for several there is enqueue_many()")
         bound = work if type(work) is Bound and not choices else self.bind(work, **choices)
         if self.middleware.enqueues or not bound.options.plain:
             return self._enqueue_inside(self.middleware.enqueues, [bound])[0]
@@ -11492,7 +11506,7 @@ class LiteJobs:
         """
         if isinstance(work, Definition):
             raise DefinitionError(
-                work.name, "not a job yet: bind its arguments, or call its enqueue()"
+                work.name, "not a job yet: write f.enqueue(…), or jobs.enqueue(f.bind(…))"
             )
         if isinstance(work, Bound):
             return work.using(**choices) if choices else work
@@ -12375,7 +12389,7 @@ def _spelled_out(method: Any, typed: str) -> inspect.Signature:
     """The signature of a method with the options that it takes as a TypedDict."""
     del method.__signature__
     made = inspect.signature(method)
-    *others, _ = made.parameters.values()
+    *others, _ = (p for p in made.parameters.values() if p.kind is not p.VAR_POSITIONAL)
     method.__signature__ = made.replace(parameters=others + options_in(globals()[typed]))
     return typing.cast(inspect.Signature, method.__signature__)
 
