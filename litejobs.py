@@ -29,8 +29,8 @@ The states of a job; each change is one transaction:
          blocked ──┘  │          ├──────▶ cancelled
                       └─ retrying ◀┘
 
-A due job is blocked while the limit of running jobs with its key is reached. A waiting job
-can be cancelled, or paused until it is released.
+A due job is blocked while the limit of running jobs with its key is reached, or while its payload
+fits no definition that a node has. A waiting job can be cancelled, or paused until it is released.
 
 Where to add an option of jobs: Choices (or Changeable, if waiting jobs can be given another value),
 Options, Job (above `_source`; if running jobs use it, below `stored_meta`, and at the end of
@@ -3838,8 +3838,8 @@ class Executor:
             if error.__cause__ is not None:  # Raised by `decode` or `upgrade`.
                 text = "the payload of job %d (%s) cannot be read"
                 logger.warning(text, claimed.id, claimed.name, exc_info=error.__cause__)
-            name, message, _ = describe(error)
-            return UNFIT._replace(type=name, message=message)
+            message = described(lambda: str(error)[:TEXT_LIMIT], "(its message cannot be shown)")
+            return UNFIT._replace(type=type(error).__name__, message=message)
         try:
             if given_back:
                 report = GIVEN_BACK
@@ -10881,9 +10881,9 @@ class Supervisor:
         """Makes jobs ready whose payloads did not fit the definitions of other nodes: as many as
         idle workers take at once, if such a node might take and refuse them again."""
         idle = sum(not worker.plain for worker in self.pool.available())
-        most = RELEASED * idle or 1
+        most, began = RELEASED * idle or 1, time.monotonic()
         if self._stops or not self.store.release_unfit(self.subscription, self._node, most):
-            return None
+            return max(1.0, 50 * (time.monotonic() - began))  # There may be a million of them.
         self._wake()
         return RELEASE_PAUSE if idle else None
 
