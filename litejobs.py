@@ -2918,8 +2918,9 @@ class Body:
         if decode is None or isinstance(stored, str):
             try:
                 return codec.decode(stored)
-            except CodecError as unfit:
-                return self._upgraded(stored, unfit)
+            except CodecError as error:
+                unfit = error
+            return self._upgraded(stored, unfit)
         try:
             made = decode(stored)
         except (Exception, SystemExit) as error:
@@ -4170,7 +4171,7 @@ BOUNDS: Mapping[str, Mapping[str, tuple[float, float]]] = {
 
 
 COUNTED = "state <> 'pending' AND state <> 'running'"
-KEYED = "key IS NOT NULL AND state IN ('pending', 'running', 'blocked')"
+KEYED = "key IS NOT NULL AND unfit_at IS NULL AND state IN ('pending', 'running', 'blocked')"
 HOLDS = """
     unique_key IS NOT NULL AND (
         unique_scope = 'exists'
@@ -4476,11 +4477,12 @@ def update_schema(connection: Any, path: str) -> None:
     done so. (One statement at a time: the standard sqlite3 commits before it runs a script.)"""
     if schema_version(connection, path) == SCHEMA_VERSION:
         return
-    found = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema").fetchall()}
+    found = dict(connection.execute("SELECT name, sql FROM sqlite_schema").fetchall())
     for (kind, name), statement in _expected_schema().items():
-        if kind == "trigger":
-            connection.execute(f"DROP TRIGGER IF EXISTS {name}")
-        if kind == "trigger" or name not in found:
+        if kind != "table" and found.get(name, statement) != statement:
+            connection.execute(f"DROP {kind} {name}")
+            del found[name]
+        if name not in found:
             connection.execute(statement)
         elif kind == "table":
             there = {row[1] for row in connection.execute(f"PRAGMA table_info({name})").fetchall()}
@@ -4525,7 +4527,7 @@ def _is_ours(kind: str, found: str, expected: str, outdated: bool) -> bool:
         re.sub(r"('[^']*')|--.*|/\*[\s\S]*?\*/|\s+", r"\1", sql) for sql in (found, expected)
     )
     if found == expected or kind != "table":
-        return found == expected or (kind == "trigger" and outdated)
+        return found == expected or (kind in ("trigger", "index") and outdated)
     (start, _, rest), (our_start, _, our_rest) = found.partition("("), expected.partition("(")
     (columns, _, end), (our_columns, _, our_end) = rest.rpartition(")"), our_rest.rpartition(")")
     there, ours = {*columns.split(",")}, {*our_columns.split(",")}
@@ -5576,7 +5578,7 @@ def admissible(tx: Transaction, key: str) -> tuple[int, Group] | None:
     first = tx.execute(
         f"""
         SELECT id, key_limit, queue, name FROM litejobs_job INDEXED BY litejobs_key
-        WHERE {KEYED} AND state = 'blocked' AND key = ? AND unfit_at IS NULL
+        WHERE {KEYED} AND state = 'blocked' AND key = ?
         ORDER BY priority DESC, run_at, id LIMIT 1
         """,
         (key,),
