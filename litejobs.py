@@ -29,11 +29,11 @@ The states of a job; each change is one transaction:
          blocked ──┘  │          ├──────▶ cancelled
                       └─ retrying ◀┘
 
-A due job is blocked while the limit of running jobs with its key is reached. A waiting job
-can be cancelled, or paused until it is released.
+A due job is blocked while the limit of running jobs with its key is reached, or while its payload
+fits no definition that a node has. A waiting job can be cancelled, or paused until it is released.
 
-Where to add an option of jobs: Choices (or Changeable, if waiting jobs can be given another
-value), Options, Job (above `_source`; if running jobs use it, below `_grace`, and at the end of
+Where to add an option of jobs: Choices (or Changeable, if waiting jobs can be given another value),
+Options, Job (above `_source`; if running jobs use it, below `stored_meta`, and at the end of
 Claimed), and a column in SCHEMA, with a higher SCHEMA_VERSION. A filter: Filters, and FILTERS
 unless it compares the column of its name with a text. An event: EventKind, _LEVELS if it is logged,
 and where it happens. A duty: DUTIES. A backoff: a class like Linear, in Curve and in __all__.
@@ -113,6 +113,7 @@ from typing import (
     Generic,
     Literal,
     NamedTuple,
+    Never,
     NoReturn,
     TypedDict,
     Unpack,
@@ -549,11 +550,23 @@ def generalized(error: str) -> str:
 
 
 def error_group(name: object, error: object) -> str:
-    """A short id of the dead letters of a definition with the same generalized error."""
+    """A short id of the dead letters of a definition with the same generalized error. It begins
+    with that of the definition and the error's type."""
+    text = str(error or "")
+    return _digest(f"{name}\0{text.partition(':')[0]}")[:4] + _digest(generalized(text))[:6]
+
+
+@functools.lru_cache(1000)
+def _digest(text: str) -> str:
     import hashlib
 
-    text = f"{name}\0{generalized(str(error or ''))}"
-    return hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()[:8]
+    return hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()
+
+
+def is_in_group(name: object, error: object, group: str) -> bool:
+    """Whether a job is in an error's group; soon known for most of those that are not."""
+    kind = str(error or "").partition(":")[0]
+    return group[:4] == _digest(f"{name}\0{kind}")[:4] and error_group(name, error) == group
 
 
 def storable(text: str) -> str:
@@ -2417,15 +2430,15 @@ class Changeable(TypedDict, total=False):
 
     queue: Annotated[str, "the queue that it waits in"]
     priority: Annotated[int, "higher runs first"]
-    max_attempts: Annotated[int | None, "how many attempts a job has at most"]
-    timeout: Annotated[Duration | None, "after which a job is asked to end"]
-    grace: Annotated[Duration | None, "then, until it is killed (default: the node's, 5)"]
+    max_attempts: Annotated[int | None, "how many attempts it has at most"]
+    timeout: Annotated[Duration | None, "how long an attempt may take, until it is asked to end"]
+    grace: Annotated[Duration | None, "and then until it is killed (default: the node's, 5)"]
     """Also after it was cancelled. `None`: the definition's, or else the node's, `work(grace=5)`.
     When the node stops, only the node's counts."""
     node: Annotated[str | None, "the only node that may take it"]
-    delay: Annotated[Duration, "until it is due"]
+    delay: Annotated[Duration, "how long until it is due"]
     at: Annotated[datetime, "when it is due"]
-    expires: Annotated[Duration | datetime | None, "after which it is not started"]
+    expires: Annotated[Duration | datetime | None, "when it is not started any more"]
     tags: Annotated[str | Iterable[str], "words to find it by; may be repeated"]
     meta: Annotated[Mapping[str, Any], "JSON values to show with it, as customer=7"]
 
@@ -2436,8 +2449,10 @@ class Choices(Changeable, total=False):
     backoff: Annotated[Backoff, "how long it waits before it is tried again"]
     retention: Annotated[Retention, "how long it is kept after its end"]
     unique: Annotated[Unique | None, "when a second job like it is not enqueued"]
-    key: Annotated[str | Callable[..., Any] | None, "limits how many with it run at a time"]
-    key_limit: Annotated[int, "that limit (default: 1)"]
+    key: Annotated[
+        str | Callable[..., Any] | None, "a name: of jobs with the same one, only so many run"
+    ]
+    key_limit: Annotated[int, "how many with its key run at a time (default: 1)"]
     headers: Annotated[Mapping[str, str], "texts that are sent along, for middleware"]
     connection: Annotated[Any, "the one whose transaction it is enqueued in (apsw or sqlite3)"]
 
@@ -2448,7 +2463,7 @@ class DefinitionChoices(Choices, total=False):
 
     concurrency: Annotated[int | None, "how many of its jobs run at a time, on all nodes together"]
     rate: Annotated[str | None, "how many of them start in some time, evenly: 10/s, 100/min"]
-    max_memory: Annotated[int | str | None, "that its worker may use, in bytes or as 512MB"]
+    max_memory: Annotated[int | str | None, "how much its worker may use, in bytes or as 512MB"]
     retry_on: Annotated[
         Errors | Mapping[type[BaseException], Backoff | None] | None,
         "the only exceptions after which it is tried again; each with its backoff, if given",
@@ -3835,8 +3850,8 @@ class Executor:
             if error.__cause__ is not None:  # Raised by `decode` or `upgrade`.
                 text = "the payload of job %d (%s) cannot be read"
                 logger.warning(text, claimed.id, claimed.name, exc_info=error.__cause__)
-            name, message, _ = describe(error)
-            return UNFIT._replace(type=name, message=message)
+            message = described(lambda: str(error)[:TEXT_LIMIT], "(its message cannot be shown)")
+            return UNFIT._replace(type=type(error).__name__, message=message)
         try:
             if given_back:
                 report = GIVEN_BACK
@@ -4823,9 +4838,9 @@ class File:
         return connection
 
     def _configure(self, connection: apsw.Connection) -> None:
-        by_error: Any = error_group
+        by_error: Any = is_in_group
         connection.set_busy_handler(_busy_handler(self.may_wait))
-        connection.create_scalar_function("litejobs_error_group", by_error, 2)
+        connection.create_scalar_function("litejobs_is_in_group", by_error, 3)
         connection.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 1)
         for setting in (
             apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA,
@@ -5702,7 +5717,7 @@ FILTERS: Mapping[str, tuple[Check, str]] = {
         (_several(lambda state, what: check_one_of(state, STATES, what)), ""),
     ),
     "error": (_check_text, "instr(lower(error), lower(:error))"),
-    "group": (_check_text, "litejobs_error_group(name, error) = :group"),
+    "group": (_check_text, "litejobs_is_in_group(name, error, :group)"),
     "schedule": (_check_name_of, "schedule = :schedule"),
     "tags": (_check_wanted_tags, _HAS_TAGS),
     "enqueued_after": (_check_moment, "enqueued_at >= :enqueued_after"),
@@ -5831,7 +5846,7 @@ def _ids_of(match: Match) -> str:
                 WHERE {where} ORDER BY id DESC LIMIT :limit
             )
             SELECT job.id FROM newest AS grp CROSS JOIN litejobs_job AS job
-            ON job.id IN ({of_group} LIMIT :limit)
+            ON job.id IN ({of_group} LIMIT :limit) WHERE grp.id IS NOT NULL
         """
         found = " UNION ALL ".join(
             [
@@ -8254,8 +8269,8 @@ def _explanation(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> tuple[
         jobs = f"job{'s' * (len(ids) > 1)} {', '.join(map(str, ids))}"
         nobody = "no job: `litejobs doctor … --repair` lets it in"
         waiter = _waiter(tx, live, job)
-        among = waiter is not None and waiter.id in ids
-        by = f"; {waiter} is one of them" if among else ""
+        among = waiter.get("id") in ids
+        by = f"; {waiter['shown']} is one of them" if among else ""
         stuck = among or not ids or not live
         return f"its key {job.key!r} is held by {jobs if ids else nobody}{by}", stuck
     if job.state in DELAYED and to_micros(job.run_at) <= tx.now and not live:
@@ -8279,9 +8294,9 @@ def _pending_reason(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> tup
     know = [node for node in here if node.names is None or job.name in node.names]
     serve = [node for node in know if node.queues is None or job.queue in node.queues]
     waiter = _waiter(tx, live, job)
-    alone = waiter is not None and [node.id for node in serve] == [waiter.holder]
+    alone = [node.id for node in serve] == [waiter.get("node")]
     share = "one of them" if serve and serve[0].workers > 1 else "the only one"
-    busy = f"it is ready, but no worker is free: {waiter} has {share}"
+    busy = f"it is ready, but no worker is free: {waiter.get('shown')} has {share}"
     busy += " (an `async def` handler that awaits it would leave its worker free)"
     for waits, reason, stuck in (
         *(why for each in (settings, limits) if each for why in _limited(tx, each, waiter)),
@@ -8306,30 +8321,20 @@ def _pending_reason(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> tup
     return "it is ready, and next in its queue", False
 
 
-class _Waiter(NamedTuple):
-    """A running job whose handler waits for another job."""
-
-    id: int
-    definition: str
-    queue: str
-    holder: int
-
-    def __str__(self) -> str:
-        return f"job {self.id} ({self.definition}), which waits for it,"
-
-
-def _waiter(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> _Waiter | None:
+def _waiter(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> dict[str, Any]:
+    """The running job whose handler waits for this one; empty if there is none."""
     sql = """
         SELECT id, name, queue, holder FROM litejobs_job WHERE state = 'running'
             AND id = (SELECT awaited_by FROM litejobs_job WHERE id = ?)
     """
-    found: Any = tx.execute(sql, (job.id,)).fetchone()
-    waiter = found and _Waiter(*found)
-    return waiter if waiter and waiter.holder in {node.id for node in live} else None
+    id, name, queue, holder = tx.execute(sql, (job.id,)).fetchone() or (0, "", "", 0)
+    shown = f"job {id} ({name}), which waits for it,"
+    found = {"id": id, "definition": name, "queue": queue, "node": holder, "shown": shown}
+    return found if holder in {node.id for node in live} else {}
 
 
 def _limited(
-    tx: Transaction, settings: QueueSettings, waiter: _Waiter | None
+    tx: Transaction, settings: QueueSettings, waiter: Mapping[str, Any]
 ) -> Iterator[tuple[bool, str, bool]]:
     """Why the jobs of a queue or a definition may have to wait: whether they have to, the reason,
     and whether it takes more than their turn."""
@@ -8337,8 +8342,8 @@ def _limited(
     running = 0 if limit is None else count_running(tx, settings)
     yield settings.paused, f"{it} is paused", True
     full = f"{it} runs as many jobs at a time as it may: {running} of {limit}"
-    among = waiter is not None and getattr(waiter, settings.of) == settings.name
-    full += f"; {waiter} is one of them" if among else ""
+    among = waiter.get(settings.of) == settings.name
+    full += f"; {waiter['shown']} is one of them" if among else ""
     yield limit is not None and running >= limit, full, among
     rate = f"{it} starts as many jobs as it may: {settings.rate}"
     yield count_tokens(tx, settings, tx.now) < 1, rate, False
@@ -8940,7 +8945,8 @@ class Events:
     limit: int = QUEUE_LIMIT
     listened: frozenset[EventKind] = frozenset()
     """The kinds that have a callback."""
-    _listeners: tuple[tuple[frozenset[EventKind], Listener], ...] = ()
+    _listeners: tuple[tuple[frozenset[EventKind], Listener, object, object], ...] = ()
+    """Of each callback its kinds, itself, its module and name, and what loaded it."""
     _queue: Any = None
     """A SimpleQueue of events, while there is a thread."""
     _lock: threading.RLock = attrs.field(factory=threading.RLock)
@@ -8960,11 +8966,16 @@ class Events:
         """Calls *listener* with every event of these kinds, or of all kinds if there are none."""
         for kind in kinds:
             check_one_of(kind, EVENT_KINDS, "event")
-        given: object = listener
+        given: Any = listener
         if not callable(given) or _is_async(given):
             raise OptionError("event", f"expected a function, not async, got {listener!r}")
-        self._listeners += ((frozenset(kinds or EVENT_KINDS), listener),)
-        self.listened = frozenset().union(*(kinds for kinds, _ in self._listeners))
+        named = inspect.isfunction(given) and given.__name__ != "<lambda>"
+        code = (given.__module__, given.__qualname__) if named else given
+        new = frozenset(kinds or EVENT_KINDS), listener, code, running_module()
+        # Without the one that it replaces: the same code, loaded before.
+        kept = [own for own in self._listeners if own[2] != code or own[3] is new[3]]
+        self._listeners = (*kept, new)
+        self.listened = frozenset().union(*(kinds for kinds, *_ in self._listeners))
 
     def wants(self, kind: EventKind) -> bool:
         """Whether this kind has a callback, or is logged as logging is set up now."""
@@ -9030,7 +9041,7 @@ class Events:
         event.set()
 
     def _call(self, event: Event) -> None:
-        for kinds, listener in self._listeners:
+        for kinds, listener, *_ in self._listeners:
             if event.kind in kinds:
                 try:
                     listener(event)
@@ -10872,9 +10883,9 @@ class Supervisor:
         """Makes jobs ready whose payloads did not fit the definitions of other nodes: as many as
         idle workers take at once, if such a node might take and refuse them again."""
         idle = sum(not worker.plain for worker in self.pool.available())
-        most = RELEASED * idle or 1
+        most, began = RELEASED * idle or 1, time.monotonic()
         if self._stops or not self.store.release_unfit(self.subscription, self._node, most):
-            return None
+            return max(1.0, 50 * (time.monotonic() - began))  # There may be a million of them.
         self._wake()
         return RELEASE_PAUSE if idle else None
 
@@ -11405,7 +11416,9 @@ class LiteJobs:
 
     # Enqueue
 
-    def enqueue(self, work: Bound[R] | object, /, **choices: Unpack[Choices]) -> Job[R]:
+    def enqueue(
+        self, work: Bound[R] | object, /, *arguments: Never, **choices: Unpack[Choices]
+    ) -> Job[R]:
         """Puts one job into the file: a bound definition, or an instance of a defined
         class. When this returns, the job survives `kill -9` and power loss.
 
@@ -11415,6 +11428,9 @@ class LiteJobs:
             FileError: the file cannot be used; its leaves say in which way.
         """
         _refuse_while_importing()
+        if arguments:
+            self.bind(work)  # Says, of a function, where its arguments go.
+            raise TypeError("enqueue() takes one job; for several there is enqueue_many()")
         bound = work if type(work) is Bound and not choices else self.bind(work, **choices)
         if self.middleware.enqueues or not bound.options.plain:
             return self._enqueue_inside(self.middleware.enqueues, [bound])[0]
@@ -11502,7 +11518,7 @@ class LiteJobs:
         """
         if isinstance(work, Definition):
             raise DefinitionError(
-                work.name, "not a job yet: bind its arguments, or call its enqueue()"
+                work.name, "not a job yet: write f.enqueue(…), or jobs.enqueue(f.bind(…))"
             )
         if isinstance(work, Bound):
             return work.using(**choices) if choices else work
@@ -12002,10 +12018,11 @@ class LiteJobs:
         Raises: like `work`.
         """
         place = self.path, repr(options.get("queues")), options.get("node")
+        supervisor = self._supervisor(workers, **options)
         for pool in [*_POOLS] if hasattr(sys, "ps1") else ():
             if pool.place == place:
                 pool.stop()
-        return Pool(self._supervisor(workers, **options), place)
+        return Pool(supervisor, place)
 
     def _supervisor(
         self,
@@ -12384,7 +12401,7 @@ def _spelled_out(method: Any, typed: str) -> inspect.Signature:
     """The signature of a method with the options that it takes as a TypedDict."""
     del method.__signature__
     made = inspect.signature(method)
-    *others, _ = made.parameters.values()
+    *others, _ = (p for p in made.parameters.values() if p.kind is not p.VAR_POSITIONAL)
     method.__signature__ = made.replace(parameters=others + options_in(globals()[typed]))
     return typing.cast(inspect.Signature, method.__signature__)
 
@@ -12482,11 +12499,13 @@ class Pool:
     """What no other node in the background of an interactive session has: see `start`."""
     _thread: threading.Thread = attrs.field(init=False)
     _error: BaseException | None = None
+    _at_exit: Any = None
 
     def __attrs_post_init__(self) -> None:
-        if not self._supervisor.pool.threads:
-            # At exit it waits for all children; what registers later is called before.
-            importlib.import_module("multiprocessing.util")
+        if not self._supervisor.pool.threads or "multiprocessing.util" in sys.modules:
+            # At exit it waits for workers, and its own children call nothing of atexit's.
+            util = importlib.import_module("multiprocessing.util")
+            self._at_exit = util.Finalize(None, self.stop, exitpriority=100)
         self._thread = threading.Thread(target=self._run, name="litejobs", daemon=True)
         self._thread.start()
         atexit.register(self.stop)
@@ -12504,6 +12523,8 @@ class Pool:
         finally:
             self._supervisor.joined.set()
             atexit.unregister(self.stop)
+            if self._at_exit is not None:
+                self._at_exit.cancel()
 
     def wait(self, timeout: Duration | None = None) -> bool:
         """Waits until the node has ended by itself; returns whether it has.

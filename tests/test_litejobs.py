@@ -213,9 +213,9 @@ class TestEnqueue:
         ("work", "error", "problem"),
         [
             (Parcel("Ada"), DefinitionError, "'Parcel': no definition: decorate its class"),
-            ("text", DefinitionError, "'str': no definition"),
+            ("text", DefinitionError, "'text': not a job"),
             (None, DefinitionError, "'NoneType': no definition"),
-            (Letter, DefinitionError, "'type': no definition"),
+            (Letter, DefinitionError, "'Letter': not a job"),
         ],
     )
     def test_refuses_what_is_no_job(
@@ -229,7 +229,7 @@ class TestEnqueue:
     def test_refuses_a_definition_without_its_arguments(
         self, jobs: LiteJobs, squared: Definition[[int], int, int]
     ) -> None:
-        with pytest.raises(DefinitionError, match="not a job yet: bind its arguments"):
+        with pytest.raises(DefinitionError, match="not a job yet: write"):
             jobs.enqueue(squared)
 
     def test_refuses_a_payload_that_does_not_fit(
