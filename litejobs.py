@@ -551,11 +551,23 @@ def generalized(error: str) -> str:
 
 
 def error_group(name: object, error: object) -> str:
-    """A short id of the dead letters of a definition with the same generalized error."""
+    """A short id of the dead letters of a definition with the same generalized error. It begins
+    with that of the definition and the error's type."""
+    text = str(error or "")
+    return _digest(f"{name}\0{text.partition(':')[0]}")[:4] + _digest(generalized(text))[:6]
+
+
+@functools.lru_cache(1000)
+def _digest(text: str) -> str:
     import hashlib
 
-    text = f"{name}\0{generalized(str(error or ''))}"
-    return hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()[:8]
+    return hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()
+
+
+def is_in_group(name: object, error: object, group: str) -> bool:
+    """Whether a job is in an error's group; soon known for most of those that are not."""
+    kind = str(error or "").partition(":")[0]
+    return group[:4] == _digest(f"{name}\0{kind}")[:4] and error_group(name, error) == group
 
 
 def storable(text: str) -> str:
@@ -4830,9 +4842,9 @@ class File:
         return connection
 
     def _configure(self, connection: apsw.Connection) -> None:
-        by_error: Any = error_group
+        by_error: Any = is_in_group
         connection.set_busy_handler(_busy_handler(self.may_wait))
-        connection.create_scalar_function("litejobs_error_group", by_error, 2)
+        connection.create_scalar_function("litejobs_is_in_group", by_error, 3)
         connection.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 1)
         for setting in (
             apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA,
@@ -5709,7 +5721,7 @@ FILTERS: Mapping[str, tuple[Check, str]] = {
         (_several(lambda state, what: check_one_of(state, STATES, what)), ""),
     ),
     "error": (_check_text, "instr(lower(error), lower(:error))"),
-    "group": (_check_text, "litejobs_error_group(name, error) = :group"),
+    "group": (_check_text, "litejobs_is_in_group(name, error, :group)"),
     "schedule": (_check_name_of, "schedule = :schedule"),
     "tags": (_check_wanted_tags, _HAS_TAGS),
     "enqueued_after": (_check_moment, "enqueued_at >= :enqueued_after"),
@@ -5838,7 +5850,7 @@ def _ids_of(match: Match) -> str:
                 WHERE {where} ORDER BY id DESC LIMIT :limit
             )
             SELECT job.id FROM newest AS grp CROSS JOIN litejobs_job AS job
-            ON job.id IN ({of_group} LIMIT :limit)
+            ON job.id IN ({of_group} LIMIT :limit) WHERE grp.id IS NOT NULL
         """
         found = " UNION ALL ".join(
             [
@@ -8261,8 +8273,8 @@ def _explanation(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> tuple[
         jobs = f"job{'s' * (len(ids) > 1)} {', '.join(map(str, ids))}"
         nobody = "no job: `litejobs doctor … --repair` lets it in"
         waiter = _waiter(tx, live, job)
-        among = waiter is not None and waiter.id in ids
-        by = f"; {waiter} is one of them" if among else ""
+        among = waiter.get("id") in ids
+        by = f"; {waiter['shown']} is one of them" if among else ""
         stuck = among or not ids or not live
         return f"its key {job.key!r} is held by {jobs if ids else nobody}{by}", stuck
     if job.state in DELAYED and to_micros(job.run_at) <= tx.now and not live:
@@ -8286,9 +8298,9 @@ def _pending_reason(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> tup
     know = [node for node in here if node.names is None or job.name in node.names]
     serve = [node for node in know if node.queues is None or job.queue in node.queues]
     waiter = _waiter(tx, live, job)
-    alone = waiter is not None and [node.id for node in serve] == [waiter.holder]
+    alone = [node.id for node in serve] == [waiter.get("node")]
     share = "one of them" if serve and serve[0].workers > 1 else "the only one"
-    busy = f"it is ready, but no worker is free: {waiter} has {share}"
+    busy = f"it is ready, but no worker is free: {waiter.get('shown')} has {share}"
     busy += " (an `async def` handler that awaits it would leave its worker free)"
     for waits, reason, stuck in (
         *(why for each in (settings, limits) if each for why in _limited(tx, each, waiter)),
@@ -8313,30 +8325,20 @@ def _pending_reason(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> tup
     return "it is ready, and next in its queue", False
 
 
-class _Waiter(NamedTuple):
-    """A running job whose handler waits for another job."""
-
-    id: int
-    definition: str
-    queue: str
-    holder: int
-
-    def __str__(self) -> str:
-        return f"job {self.id} ({self.definition}), which waits for it,"
-
-
-def _waiter(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> _Waiter | None:
+def _waiter(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> dict[str, Any]:
+    """The running job whose handler waits for this one; empty if there is none."""
     sql = """
         SELECT id, name, queue, holder FROM litejobs_job WHERE state = 'running'
             AND id = (SELECT awaited_by FROM litejobs_job WHERE id = ?)
     """
-    found: Any = tx.execute(sql, (job.id,)).fetchone()
-    waiter = found and _Waiter(*found)
-    return waiter if waiter and waiter.holder in {node.id for node in live} else None
+    id, name, queue, holder = tx.execute(sql, (job.id,)).fetchone() or (0, "", "", 0)
+    shown = f"job {id} ({name}), which waits for it,"
+    found = {"id": id, "definition": name, "queue": queue, "node": holder, "shown": shown}
+    return found if holder in {node.id for node in live} else {}
 
 
 def _limited(
-    tx: Transaction, settings: QueueSettings, waiter: _Waiter | None
+    tx: Transaction, settings: QueueSettings, waiter: Mapping[str, Any]
 ) -> Iterator[tuple[bool, str, bool]]:
     """Why the jobs of a queue or a definition may have to wait: whether they have to, the reason,
     and whether it takes more than their turn."""
@@ -8344,8 +8346,8 @@ def _limited(
     running = 0 if limit is None else count_running(tx, settings)
     yield settings.paused, f"{it} is paused", True
     full = f"{it} runs as many jobs at a time as it may: {running} of {limit}"
-    among = waiter is not None and getattr(waiter, settings.of) == settings.name
-    full += f"; {waiter} is one of them" if among else ""
+    among = waiter.get(settings.of) == settings.name
+    full += f"; {waiter['shown']} is one of them" if among else ""
     yield limit is not None and running >= limit, full, among
     rate = f"{it} starts as many jobs as it may: {settings.rate}"
     yield count_tokens(tx, settings, tx.now) < 1, rate, False
@@ -12020,10 +12022,11 @@ class LiteJobs:
         Raises: like `work`.
         """
         place = self.path, repr(options.get("queues")), options.get("node")
+        supervisor = self._supervisor(workers, **options)
         for pool in [*_POOLS] if hasattr(sys, "ps1") else ():
             if pool.place == place:
                 pool.stop()
-        return Pool(self._supervisor(workers, **options), place)
+        return Pool(supervisor, place)
 
     def _supervisor(
         self,
@@ -12500,11 +12503,13 @@ class Pool:
     """What no other node in the background of an interactive session has: see `start`."""
     _thread: threading.Thread = attrs.field(init=False)
     _error: BaseException | None = None
+    _at_exit: Any = None
 
     def __attrs_post_init__(self) -> None:
-        if not self._supervisor.pool.threads:
-            # At exit it waits for all children; what registers later is called before.
-            importlib.import_module("multiprocessing.util")
+        if not self._supervisor.pool.threads or "multiprocessing.util" in sys.modules:
+            # At exit it waits for workers, and its own children call nothing of atexit's.
+            util = importlib.import_module("multiprocessing.util")
+            self._at_exit = util.Finalize(None, self.stop, exitpriority=100)
         self._thread = threading.Thread(target=self._run, name="litejobs", daemon=True)
         self._thread.start()
         atexit.register(self.stop)
@@ -12522,6 +12527,8 @@ class Pool:
         finally:
             self._supervisor.joined.set()
             atexit.unregister(self.stop)
+            if self._at_exit is not None:
+                self._at_exit.cancel()
 
     def wait(self, timeout: Duration | None = None) -> bool:
         """Waits until the node has ended by itself; returns whether it has.

@@ -3,7 +3,9 @@
 It needs rich (`pip install rich`), and takes some twenty seconds.
 """
 
+import contextlib
 import os
+import pty
 import re
 import shutil
 import signal
@@ -47,6 +49,21 @@ def run(command: str, folder: Path, *, kill_at: int | None = None) -> str:
     return "".join(lines)
 
 
+def look(command: str, folder: Path) -> str:
+    """What a command prints on a terminal."""
+    ours, theirs = pty.openpty()
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "COLUMNS": str(WIDTH), "TERM": "xterm-256color"}
+    subprocess.run(command, shell=True, cwd=folder, env=environment, stdout=theirs, check=False)
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # It is at its end.
+        while part := os.read(ours, 65536):
+            shown += part
+    os.close(ours)
+    return shown.decode().replace("\r\n", "\n")
+
+
 def main() -> None:
     with open(os.devnull, "w") as nowhere, TemporaryDirectory() as name:
         console = Console(record=True, width=WIDTH, file=nowhere, force_terminal=True)
@@ -56,15 +73,19 @@ def main() -> None:
         (folder / "lib" / "old.py").write_text("print 'an older Python'\n")
         shutil.copy(EXAMPLES / "index_library.py", folder)
         index = "python index_library.py lib --db jobs.db"
-        for command, words, kill_at, shown in (
-            (index, "          # kill -9 of all its processes", 60, slice(None)),
-            ("litejobs stats jobs.db --color always", "", None, slice(None)),
-            (index, "          # goes on where it was", None, slice(12)),
-            ("litejobs list jobs.db --state failed --color always", "", None, slice(None)),
+        for command, words, kill_at in (
+            (index, "# kill -9 of all its processes", 60),
+            ("litejobs stats jobs.db", "", None),
+            (index, "# goes on where it was", None),
+            ("litejobs list jobs.db --limit 5", "", None),
+            ("litejobs errors jobs.db", "", None),
         ):
-            output = run(command, folder, kill_at=kill_at).splitlines()[shown]
-            typed = command.replace(" --color always", "")
-            console.print(Text.assemble(("$ ", "green"), (typed, "bold"), (words, "dim")))
+            if command.startswith("litejobs"):
+                output = look(command, folder).splitlines()
+            else:
+                output = run(command, folder, kill_at=kill_at).splitlines()[:12]
+            line = Text.assemble(("$ ", "green"), (command, "bold"), f"{'':8}", (words, "dim"))
+            console.print(line)
             for line in output:
                 console.print(Text.from_ansi(line), no_wrap=True, crop=True)
             console.print()

@@ -1331,7 +1331,7 @@ def test_nodes_without_a_name_are_told_apart_and_each_gets_what_is_for_all(
 # In the background
 
 FORGETFUL = """
-import gc, os, sys
+import gc, multiprocessing, os, sys
 from litejobs import LiteJobs
 
 jobs = LiteJobs("jobs.db")
@@ -1340,11 +1340,19 @@ jobs = LiteJobs("jobs.db")
 def pid() -> int:
     return os.getpid()
 
-if __name__ == "__main__":
+def main() -> None:
     jobs.start(**{sys.argv[1]: 1})
     gc.collect()
     job = pid.enqueue()
     print(job.result(60) == os.getpid(), job.state, flush=True)
+
+if __name__ == "__main__":
+    if sys.argv[2] == "child":
+        child = multiprocessing.get_context("fork").Process(target=main)
+        child.start()
+        child.join()
+        sys.exit(3 + child.exitcode)
+    main()
     if sys.argv[2] == "raise":
         raise ValueError("oops")
     sys.exit(3)
@@ -1352,7 +1360,8 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize(
-    ("where", "end"), [("threads", "raise"), ("threads", "exit"), ("workers", "raise")]
+    ("where", "end"),
+    [("threads", "raise"), ("threads", "exit"), ("workers", "raise"), ("workers", "child")],
 )
 def test_a_node_that_the_program_forgot_works_and_is_stopped_at_exit(
     programs: Programs, where: str, end: str
@@ -1361,9 +1370,8 @@ def test_a_node_that_the_program_forgot_works_and_is_stopped_at_exit(
     code, output, errors = programs.run("forgetful.py", where, end)
     assert output == f"{where == 'threads'} completed\n"
     assert (code, "ValueError: oops" in errors) == ((1, True) if end == "raise" else (3, False))
-    assert sorted(os.listdir(programs.folder)) == ["forgetful.py", "jobs.db", "stderr.txt"], (
-        "it has left the list, and closed the file"
-    )
+    with LiteJobs(programs.folder / "jobs.db") as jobs:
+        assert jobs.nodes() == [], "it has left the list"
 
 
 def test_a_node_in_the_background_works_before_and_without_a_with_and_stops_any_number_of_times(
