@@ -485,6 +485,7 @@ NAMES_ELSEWHERE = _by_word(
         " add_periodic_task crontab repeat",
         "jobs.work(), or jobs.start() in the background": "worker worker_main run run_worker"
         " run_forever run_until_empty start_worker create_consumer",
+        "pool.stop(), of what jobs.start() returned": "stop shutdown terminate",
         "jobs.get(id)": "fetch fetch_job get_job AsyncResult",
         "job.result(timeout)": "get return_value result_value get_result",
         "job.state": "status get_status",
@@ -3421,8 +3422,11 @@ class Define:
         is, and its instances can be enqueued. With *encode* and *decode* payloads are
         bytes instead of JSON: of an instance, or of a dict of arguments by name.
 
+        The same code that is loaded again, in a notebook or by `importlib.reload`, replaces its
+        definition. No definition is added while a node or `drain` runs in this program.
+
         Raises:
-            DefinitionError: the code cannot be a definition, or its name is taken.
+            DefinitionError: the code cannot be a definition, its name is taken, or a node runs.
             OptionError: an option is unknown, or its value cannot be used.
         """
         if code is None or name is not None or options:
@@ -3558,7 +3562,7 @@ class Middleware:
         An `async def` has to await `call_next()`, also around sync handlers.
 
         Raises:
-            OptionError: it cannot be called, or work has started.
+            OptionError: it cannot be called, or a node runs in this program.
         """
         self._check(layer)
         self.runs += (layer,)
@@ -3571,7 +3575,7 @@ class Middleware:
         to return. If it raises, none of them is enqueued.
 
         Raises:
-            OptionError: it cannot be called, or is async, or work has started.
+            OptionError: it cannot be called, or is async, or a node runs in this program.
         """
         self._check(layer)
         if _is_async(layer):
@@ -11254,7 +11258,7 @@ PAGE_SIZE = 500
 """Jobs that `iterate` reads at a time."""
 MAX_WORKERS = 10_000
 """Workers of a node, and async jobs that a worker may run at a time."""
-ASYNC_THREADS = 16
+ASYNC_THREADS = 8
 """Threads in which a `LiteJobs` does what coroutines await: so many of these can share a commit."""
 
 
@@ -11267,7 +11271,7 @@ def awaitable(
         import asyncio  # Late: few programs need it.
 
         call = functools.partial(contextvars.copy_context().run, method, jobs, *args, **kwargs)
-        started = jobs.async_threads().submit(call)
+        started = jobs._threads().submit(call)
         started.cancel = lambda: False  # What is begun is done, even if nobody awaits it any more.
         result: R = await asyncio.wrap_future(started)
         return result
@@ -11336,7 +11340,7 @@ class LiteJobs:
         the file of the `LiteJobs` with which they were registered last.
 
         Raises:
-            DefinitionError: a name is taken, or work has started.
+            DefinitionError: a name is taken, or a node runs in this program.
         """
         for given in definitions:
             if (definition := definition_of(given)) is None:
@@ -11375,7 +11379,7 @@ class LiteJobs:
         program's own tracer provider. Call it at import time, so that workers do, too.
 
         Raises:
-            OptionError: OpenTelemetry is not installed, or work has started.
+            OptionError: OpenTelemetry is not installed, or a node runs in this program.
         """
         check_tracing()
         if trace_run not in self.middleware.runs:
@@ -11402,7 +11406,7 @@ class LiteJobs:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def async_threads(self) -> Any:
+    def _threads(self) -> Any:
         """The threads in which `awaitable` methods run, made when first used."""
         if self._async_threads is None:
             from concurrent.futures import ThreadPoolExecutor
