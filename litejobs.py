@@ -12506,6 +12506,7 @@ class Pool:
     _thread: threading.Thread = attrs.field(init=False)
     _error: BaseException | None = None
     _at_exit: Any = None
+    _stopping: bool = False
 
     def __attrs_post_init__(self) -> None:
         if not self._supervisor.pool.threads or "multiprocessing.util" in sys.modules:
@@ -12545,11 +12546,17 @@ class Pool:
         return not self._thread.is_alive()
 
     def stop(self) -> None:
-        """Stops the node: running jobs may end within the grace, and no others start. Does nothing
-        if it has ended."""
+        """Stops the node: running jobs may end within the grace, and no others start. Called again,
+        it waits for the same, or does nothing. Ctrl-C meanwhile ends the node at once."""
         if self._thread.is_alive():
-            self._supervisor.stop()
-            self._thread.join()
+            if not self._stopping:
+                self._stopping = True
+                self._supervisor.stop()
+            try:
+                self._thread.join()
+            except BaseException:
+                self._supervisor.stop()
+                raise
 
     def __repr__(self) -> str:
         what = "at work" if self._thread.is_alive() else "ended"
