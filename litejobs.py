@@ -12524,7 +12524,8 @@ class Pool:
             self._supervisor.run()
         except BaseException as error:
             self._error = error
-            logger.exception("the node ended")
+            if self._supervisor.joined.is_set():  # Else `start` raises it.
+                logger.exception("the node ended")
         finally:
             self._supervisor.joined.set()
             atexit.unregister(self.stop)
@@ -12548,6 +12549,10 @@ class Pool:
         if self._thread.is_alive():
             self._supervisor.stop()
             self._thread.join()
+
+    def __repr__(self) -> str:
+        what = "at work" if self._thread.is_alive() else "ended"
+        return printable(f"<Pool {self._supervisor.subscription.node} {what}>")
 
     def __enter__(self) -> Pool:
         return self
