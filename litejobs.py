@@ -550,11 +550,23 @@ def generalized(error: str) -> str:
 
 
 def error_group(name: object, error: object) -> str:
-    """A short id of the dead letters of a definition with the same generalized error."""
+    """A short id of the dead letters of a definition with the same generalized error. It begins
+    with that of the definition and the error's type."""
+    text = str(error or "")
+    return _digest(f"{name}\0{text.partition(':')[0]}")[:4] + _digest(generalized(text))[:6]
+
+
+@functools.lru_cache(1000)
+def _digest(text: str) -> str:
     import hashlib
 
-    text = f"{name}\0{generalized(str(error or ''))}"
-    return hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()[:8]
+    return hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()
+
+
+def is_in_group(name: object, error: object, group: str) -> bool:
+    """Whether a job is in an error's group; soon known for most of those that are not."""
+    kind = str(error or "").partition(":")[0]
+    return group[:4] == _digest(f"{name}\0{kind}")[:4] and error_group(name, error) == group
 
 
 def storable(text: str) -> str:
@@ -4826,9 +4838,9 @@ class File:
         return connection
 
     def _configure(self, connection: apsw.Connection) -> None:
-        by_error: Any = error_group
+        by_error: Any = is_in_group
         connection.set_busy_handler(_busy_handler(self.may_wait))
-        connection.create_scalar_function("litejobs_error_group", by_error, 2)
+        connection.create_scalar_function("litejobs_is_in_group", by_error, 3)
         connection.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 1)
         for setting in (
             apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA,
@@ -5705,7 +5717,7 @@ FILTERS: Mapping[str, tuple[Check, str]] = {
         (_several(lambda state, what: check_one_of(state, STATES, what)), ""),
     ),
     "error": (_check_text, "instr(lower(error), lower(:error))"),
-    "group": (_check_text, "litejobs_error_group(name, error) = :group"),
+    "group": (_check_text, "litejobs_is_in_group(name, error, :group)"),
     "schedule": (_check_name_of, "schedule = :schedule"),
     "tags": (_check_wanted_tags, _HAS_TAGS),
     "enqueued_after": (_check_moment, "enqueued_at >= :enqueued_after"),
@@ -5834,7 +5846,7 @@ def _ids_of(match: Match) -> str:
                 WHERE {where} ORDER BY id DESC LIMIT :limit
             )
             SELECT job.id FROM newest AS grp CROSS JOIN litejobs_job AS job
-            ON job.id IN ({of_group} LIMIT :limit)
+            ON job.id IN ({of_group} LIMIT :limit) WHERE grp.id IS NOT NULL
         """
         found = " UNION ALL ".join(
             [

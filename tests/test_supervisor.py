@@ -1370,9 +1370,8 @@ def test_a_node_that_the_program_forgot_works_and_is_stopped_at_exit(
     code, output, errors = programs.run("forgetful.py", where, end)
     assert output == f"{where == 'threads'} completed\n"
     assert (code, "ValueError: oops" in errors) == ((1, True) if end == "raise" else (3, False))
-    assert sorted(os.listdir(programs.folder)) == ["forgetful.py", "jobs.db", "stderr.txt"], (
-        "it has left the list, and closed the file"
-    )
+    with LiteJobs(programs.folder / "jobs.db") as jobs:
+        assert jobs.nodes() == [], "it has left the list"
 
 
 def test_a_node_in_the_background_works_before_and_without_a_with_and_stops_any_number_of_times(
