@@ -29,11 +29,11 @@ The states of a job; each change is one transaction:
          blocked ──┘  │          ├──────▶ cancelled
                       └─ retrying ◀┘
 
-A due job is blocked while the limit of running jobs with its key is reached. A waiting job
-can be cancelled, or paused until it is released.
+A due job is blocked while the limit of running jobs with its key is reached, or while its payload
+fits no definition that a node has. A waiting job can be cancelled, or paused until it is released.
 
-Where to add an option of jobs: Choices (or Changeable, if waiting jobs can be given another
-value), Options, Job (above `_source`; if running jobs use it, below `_grace`, and at the end of
+Where to add an option of jobs: Choices (or Changeable, if waiting jobs can be given another value),
+Options, Job (above `_source`; if running jobs use it, below `stored_meta`, and at the end of
 Claimed), and a column in SCHEMA, with a higher SCHEMA_VERSION. A filter: Filters, and FILTERS
 unless it compares the column of its name with a text. An event: EventKind, _LEVELS if it is logged,
 and where it happens. A duty: DUTIES. A backoff: a class like Linear, in Curve and in __all__.
@@ -113,6 +113,7 @@ from typing import (
     Generic,
     Literal,
     NamedTuple,
+    Never,
     NoReturn,
     TypedDict,
     Unpack,
@@ -146,6 +147,7 @@ __all__ = [
     "Definition",
     "DefinitionError",
     "DuplicateError",
+    "ErrorGroup",
     "Event",
     "Exponential",
     "Fail",
@@ -483,6 +485,7 @@ NAMES_ELSEWHERE = _by_word(
         " add_periodic_task crontab repeat",
         "jobs.work(), or jobs.start() in the background": "worker worker_main run run_worker"
         " run_forever run_until_empty start_worker create_consumer",
+        "pool.stop(), of what jobs.start() returned": "stop shutdown terminate",
         "jobs.get(id)": "fetch fetch_job get_job AsyncResult",
         "job.result(timeout)": "get return_value result_value get_result",
         "job.state": "status get_status",
@@ -532,28 +535,39 @@ def check_one_of(value: T, known: Iterable[Any], what: str) -> T:
     return value
 
 
-_VARYING = r"""(?x)
-    (?<!\w)(?:'[^']*'|"[^"]*"|`[^`]*`)(?!\w)                  # a quoted text,
-    | \b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b       # a UUID,
-    | (?<![\w/\\])(?:[A-Za-z]:|~|\.{1,2})?(?:[/\\][^\s/\\'",:;()]+)+   # a path,
-    | \b0x[0-9a-f]+\b | \b(?=[a-f]*\d)[0-9a-f]{8,}\b        # hexadecimal digits,
-    | \d+(?:[.,:]\d+)*                                      # a number
+_VARYING = r"""(?xi)
+    ( (?<!\w)(?:'[^']*'|"[^"]*"|`[^`]*`)(?!\w)                  # A quoted text,
+    | (?<![\w/\\])(?:[a-z]:|~|\.{1,2})?(?:[/\\][^\s/\\'",:;()]+)+ )   # a path;
+    | \b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b         # a UUID,
+    | \b0x[0-9a-f]+\b | \b(?=[a-f]*\d)[0-9a-f]{8,}\b          # hexadecimal digits,
+    | \d+(?:[.,:]\d+)*                                        # a number.
 """
 
 
 def generalized(error: str) -> str:
-    """The text of an error without what differs from case to case: numbers become N, quoted texts,
-    paths, hexadecimal digits and UUIDs an ellipsis."""
-    text = re.sub(_VARYING, lambda found: "N" if found[0][0].isdigit() else "…", error, flags=re.I)
-    return text[:500]
+    """The text of an error without what differs from case to case: quoted texts and paths become
+    an ellipsis, and numbers, also hexadecimal ones and UUIDs, N."""
+    return re.sub(_VARYING, lambda found: "…" if found[1] else "N", error[:2000])[:500]
 
 
 def error_group(name: object, error: object) -> str:
-    """A short id of the dead letters of a definition with the same generalized error."""
+    """A short id of the dead letters of a definition with the same generalized error. It begins
+    with that of the definition and the error's type."""
+    text = str(error or "")
+    return _digest(f"{name}\0{text.partition(':')[0]}")[:4] + _digest(generalized(text))[:6]
+
+
+@functools.lru_cache(1000)
+def _digest(text: str) -> str:
     import hashlib
 
-    text = f"{name}\0{generalized(str(error or ''))}"
-    return hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()[:8]
+    return hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()
+
+
+def is_in_group(name: object, error: object, group: str) -> bool:
+    """Whether a job is in an error's group; soon known for most of those that are not."""
+    kind = str(error or "").partition(":")[0]
+    return group[:4] == _digest(f"{name}\0{kind}")[:4] and error_group(name, error) == group
 
 
 def storable(text: str) -> str:
@@ -580,6 +594,10 @@ def _run_fork_hooks() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_run_fork_hooks)
+
+
+WARN_AFTER = 1.0
+"""Seconds of waiting for a job after which it is logged why it does not run."""
 
 
 def poll_intervals() -> Iterator[float]:
@@ -978,10 +996,14 @@ class Job(Generic[R]):
         import asyncio  # Late: few programs need it.
 
         async def wait(job: Job[R]) -> Job[R]:
-            intervals = poll_intervals()
+            intervals, began = poll_intervals(), time.monotonic()
+            warn_at = began + WARN_AFTER
             while not job.finished:
                 await asyncio.sleep(next(intervals))
                 job._update(await job._source.aget(job.id))
+                if (now := time.monotonic()) >= warn_at:
+                    warned = await job._source._awarn_of_wait([job])
+                    warn_at = math.inf if warned else 2 * now - began
             return job
 
         return wait(self).__await__()
@@ -2409,15 +2431,15 @@ class Changeable(TypedDict, total=False):
 
     queue: Annotated[str, "the queue that it waits in"]
     priority: Annotated[int, "higher runs first"]
-    max_attempts: Annotated[int | None, "how many attempts a job has at most"]
-    timeout: Annotated[Duration | None, "after which a job is asked to end"]
-    grace: Annotated[Duration | None, "then, until it is killed (default: the node's, 5)"]
+    max_attempts: Annotated[int | None, "how many attempts it has at most"]
+    timeout: Annotated[Duration | None, "how long an attempt may take, until it is asked to end"]
+    grace: Annotated[Duration | None, "and then until it is killed (default: the node's, 5)"]
     """Also after it was cancelled. `None`: the definition's, or else the node's, `work(grace=5)`.
     When the node stops, only the node's counts."""
     node: Annotated[str | None, "the only node that may take it"]
-    delay: Annotated[Duration, "until it is due"]
+    delay: Annotated[Duration, "how long until it is due"]
     at: Annotated[datetime, "when it is due"]
-    expires: Annotated[Duration | datetime | None, "after which it is not started"]
+    expires: Annotated[Duration | datetime | None, "when it is not started any more"]
     tags: Annotated[str | Iterable[str], "words to find it by; may be repeated"]
     meta: Annotated[Mapping[str, Any], "JSON values to show with it, as customer=7"]
 
@@ -2428,8 +2450,10 @@ class Choices(Changeable, total=False):
     backoff: Annotated[Backoff, "how long it waits before it is tried again"]
     retention: Annotated[Retention, "how long it is kept after its end"]
     unique: Annotated[Unique | None, "when a second job like it is not enqueued"]
-    key: Annotated[str | Callable[..., Any] | None, "limits how many with it run at a time"]
-    key_limit: Annotated[int, "that limit (default: 1)"]
+    key: Annotated[
+        str | Callable[..., Any] | None, "a name: of jobs with the same one, only so many run"
+    ]
+    key_limit: Annotated[int, "how many with its key run at a time (default: 1)"]
     headers: Annotated[Mapping[str, str], "texts that are sent along, for middleware"]
     connection: Annotated[Any, "the one whose transaction it is enqueued in (apsw or sqlite3)"]
 
@@ -2440,7 +2464,7 @@ class DefinitionChoices(Choices, total=False):
 
     concurrency: Annotated[int | None, "how many of its jobs run at a time, on all nodes together"]
     rate: Annotated[str | None, "how many of them start in some time, evenly: 10/s, 100/min"]
-    max_memory: Annotated[int | str | None, "that its worker may use, in bytes or as 512MB"]
+    max_memory: Annotated[int | str | None, "how much its worker may use, in bytes or as 512MB"]
     retry_on: Annotated[
         Errors | Mapping[type[BaseException], Backoff | None] | None,
         "the only exceptions after which it is tried again; each with its backoff, if given",
@@ -2907,8 +2931,9 @@ class Body:
         if decode is None or isinstance(stored, str):
             try:
                 return codec.decode(stored)
-            except CodecError as unfit:
-                return self._upgraded(stored, unfit)
+            except CodecError as error:
+                unfit = error
+            return self._upgraded(stored, unfit)
         try:
             made = decode(stored)
         except (Exception, SystemExit) as error:
@@ -3398,8 +3423,11 @@ class Define:
         is, and its instances can be enqueued. With *encode* and *decode* payloads are
         bytes instead of JSON: of an instance, or of a dict of arguments by name.
 
+        The same code that is loaded again, in a notebook or by `importlib.reload`, replaces its
+        definition. No definition is added while a node or `drain` runs in this program.
+
         Raises:
-            DefinitionError: the code cannot be a definition, or its name is taken.
+            DefinitionError: the code cannot be a definition, its name is taken, or a node runs.
             OptionError: an option is unknown, or its value cannot be used.
         """
         if code is None or name is not None or options:
@@ -3535,7 +3563,7 @@ class Middleware:
         An `async def` has to await `call_next()`, also around sync handlers.
 
         Raises:
-            OptionError: it cannot be called, or work has started.
+            OptionError: it cannot be called, or a node runs in this program.
         """
         self._check(layer)
         self.runs += (layer,)
@@ -3548,7 +3576,7 @@ class Middleware:
         to return. If it raises, none of them is enqueued.
 
         Raises:
-            OptionError: it cannot be called, or is async, or work has started.
+            OptionError: it cannot be called, or is async, or a node runs in this program.
         """
         self._check(layer)
         if _is_async(layer):
@@ -3650,6 +3678,9 @@ def retry_or_fail(claimed: Claimed, defined: Backoff, rng: random.Random) -> Rep
 
 
 ReportProgress = Callable[[Claimed, Reported], None]
+EXECUTOR: contextvars.ContextVar[Executor] = contextvars.ContextVar("EXECUTOR")
+"""What runs the jobs of this thread, one at a time: its *running* is the present one. Not set in a
+worker's event loop. (To set a variable for each job would take 0.3 µs.)"""
 
 
 @attrs.define(eq=False, repr=False, slots=False)
@@ -3668,6 +3699,8 @@ class Executor:
     """The attempts, by id and claim, whose handler has seen that it was asked to end."""
     forked: bool = False
     """Whether this process was forked by a job."""
+    running: Claimed | None = None
+    """The job that `run` runs, or has run last."""
     _runner: Any = None
     """An asyncio.Runner, made for the first coroutine."""
 
@@ -3691,6 +3724,7 @@ class Executor:
         else:
             attempt = self._call_on_end(claimed, asked, ended, self._run_blocking)
         try:
+            self.running = claimed
             contextvars.copy_context().run(attempt.send, None)
         except StopIteration as ended:
             report: Report = ended.value
@@ -3821,8 +3855,8 @@ class Executor:
             if error.__cause__ is not None:  # Raised by `decode` or `upgrade`.
                 text = "the payload of job %d (%s) cannot be read"
                 logger.warning(text, claimed.id, claimed.name, exc_info=error.__cause__)
-            name, message, _ = describe(error)
-            return UNFIT._replace(type=name, message=message)
+            message = described(lambda: str(error)[:TEXT_LIMIT], "(its message cannot be shown)")
+            return UNFIT._replace(type=type(error).__name__, message=message)
         try:
             if given_back:
                 report = GIVEN_BACK
@@ -4153,7 +4187,7 @@ BOUNDS: Mapping[str, Mapping[str, tuple[float, float]]] = {
 
 
 COUNTED = "state <> 'pending' AND state <> 'running'"
-KEYED = "key IS NOT NULL AND state IN ('pending', 'running', 'blocked')"
+KEYED = "key IS NOT NULL AND unfit_at IS NULL AND state IN ('pending', 'running', 'blocked')"
 HOLDS = """
     unique_key IS NOT NULL AND (
         unique_scope = 'exists'
@@ -4240,7 +4274,8 @@ SCHEMA = f"""
         meta         TEXT,                               -- JSON: an object
         unfit_at     INTEGER,                            -- when its payload did not fit; NULL: it
                                                          -- is blocked by its key, if at all
-        refused      TEXT                                -- fingerprints that it did not fit
+        refused      TEXT,                               -- fingerprints that it did not fit
+        awaited_by   INTEGER                             -- the running job that waits for it
     ) STRICT;
 
     CREATE INDEX litejobs_ready ON litejobs_job (queue, name, node, priority DESC, run_at)
@@ -4458,11 +4493,12 @@ def update_schema(connection: Any, path: str) -> None:
     done so. (One statement at a time: the standard sqlite3 commits before it runs a script.)"""
     if schema_version(connection, path) == SCHEMA_VERSION:
         return
-    found = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema").fetchall()}
+    found = dict(connection.execute("SELECT name, sql FROM sqlite_schema").fetchall())
     for (kind, name), statement in _expected_schema().items():
-        if kind == "trigger":
-            connection.execute(f"DROP TRIGGER IF EXISTS {name}")
-        if kind == "trigger" or name not in found:
+        if kind != "table" and found.get(name, statement) != statement:
+            connection.execute(f"DROP {kind} {name}")
+            del found[name]
+        if name not in found:
             connection.execute(statement)
         elif kind == "table":
             there = {row[1] for row in connection.execute(f"PRAGMA table_info({name})").fetchall()}
@@ -4507,7 +4543,7 @@ def _is_ours(kind: str, found: str, expected: str, outdated: bool) -> bool:
         re.sub(r"('[^']*')|--.*|/\*[\s\S]*?\*/|\s+", r"\1", sql) for sql in (found, expected)
     )
     if found == expected or kind != "table":
-        return found == expected or (kind == "trigger" and outdated)
+        return found == expected or (kind in ("trigger", "index") and outdated)
     (start, _, rest), (our_start, _, our_rest) = found.partition("("), expected.partition("(")
     (columns, _, end), (our_columns, _, our_end) = rest.rpartition(")"), our_rest.rpartition(")")
     there, ours = {*columns.split(",")}, {*our_columns.split(",")}
@@ -4808,9 +4844,9 @@ class File:
         return connection
 
     def _configure(self, connection: apsw.Connection) -> None:
-        by_error: Any = error_group
+        by_error: Any = is_in_group
         connection.set_busy_handler(_busy_handler(self.may_wait))
-        connection.create_scalar_function("litejobs_error_group", by_error, 2)
+        connection.create_scalar_function("litejobs_is_in_group", by_error, 3)
         connection.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 1)
         for setting in (
             apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA,
@@ -5389,9 +5425,9 @@ _WAITS = f"CASE WHEN run_at > :now THEN 'scheduled' ELSE {_READY} END"
 """The state of a job that waits until it is due and its key has a slot (a SQL expression)."""
 _UNSTARTED = "attempt = 0 AND state IN ('scheduled', 'blocked', 'paused', 'pending', 'retrying')"
 """Which jobs may expire (a SQL term)."""
+_KEPT = attrs.asdict(DEFAULT_RETENTION)
 _KEPT_BY_DEFAULT = " ".join(
-    f"WHEN '{state}' THEN {kept // MICROSECOND}"
-    for state, kept in attrs.asdict(DEFAULT_RETENTION).items()
+    f"WHEN '{state}' THEN {kept // MICROSECOND}" for state, kept in _KEPT.items()
 )
 Group = tuple[State, str, str]
 """State, queue and name: what jobs are counted by."""
@@ -5558,7 +5594,7 @@ def admissible(tx: Transaction, key: str) -> tuple[int, Group] | None:
     first = tx.execute(
         f"""
         SELECT id, key_limit, queue, name FROM litejobs_job INDEXED BY litejobs_key
-        WHERE {KEYED} AND state = 'blocked' AND key = ? AND unfit_at IS NULL
+        WHERE {KEYED} AND state = 'blocked' AND key = ?
         ORDER BY priority DESC, run_at, id LIMIT 1
         """,
         (key,),
@@ -5687,7 +5723,7 @@ FILTERS: Mapping[str, tuple[Check, str]] = {
         (_several(lambda state, what: check_one_of(state, STATES, what)), ""),
     ),
     "error": (_check_text, "instr(lower(error), lower(:error))"),
-    "group": (_check_text, "litejobs_error_group(name, error) = :group"),
+    "group": (_check_text, "litejobs_is_in_group(name, error, :group)"),
     "schedule": (_check_name_of, "schedule = :schedule"),
     "tags": (_check_wanted_tags, _HAS_TAGS),
     "enqueued_after": (_check_moment, "enqueued_at >= :enqueued_after"),
@@ -5816,7 +5852,7 @@ def _ids_of(match: Match) -> str:
                 WHERE {where} ORDER BY id DESC LIMIT :limit
             )
             SELECT job.id FROM newest AS grp CROSS JOIN litejobs_job AS job
-            ON job.id IN ({of_group} LIMIT :limit)
+            ON job.id IN ({of_group} LIMIT :limit) WHERE grp.id IS NOT NULL
         """
         found = " UNION ALL ".join(
             [
@@ -5870,19 +5906,21 @@ def get_jobs(tx: Transaction, ids: Iterable[int], source: LiteJobs = NOWHERE) ->
 
 def count_jobs(tx: Transaction, match: Match) -> int:
     """How many jobs match."""
-    return sum(count_by_state(tx, match).values())
+    return sum(count_by(tx, "state", match).values())
 
 
-def count_by_state(tx: Transaction, match: Match) -> dict[State, int]:
-    """How many jobs match, by state."""
-    sql = f"SELECT state, sum(number) FROM ({_counts_of(match)}) GROUP BY state"
+def count_by(tx: Transaction, column: Literal["state", "name"], match: Match) -> dict[str, int]:
+    """How many jobs match, by state or by name, in that order."""
+    sql = f"SELECT {column}, sum(number) FROM ({_counts_of(match)}) GROUP BY {column}"
     if match.ids is not None or match.others:
         sql = f"""
             WITH found (job) AS MATERIALIZED ({_ids_of(match)})
-            SELECT state, count(*) FROM found CROSS JOIN litejobs_job ON id = job GROUP BY state
+            SELECT {column}, count(*) FROM found CROSS JOIN litejobs_job ON id = job
+            GROUP BY {column}
         """
-    counts: dict[State, int] = dict(tx.execute(sql, {**match.bindings, "limit": -1}).fetchall())
-    return {state: counts[state] for state in STATES if counts.get(state)}
+    counts: dict[str, int] = dict(tx.execute(sql, {**match.bindings, "limit": -1}).fetchall())
+    order = STATES if column == "state" else sorted(counts)
+    return {value: counts[value] for value in order if counts.get(value)}
 
 
 def count_by_queue(tx: Transaction) -> dict[str, dict[str, int]]:
@@ -5898,6 +5936,93 @@ def count_by_queue(tx: Transaction) -> dict[str, dict[str, int]]:
             raise apsw.CorruptError(problem)
         counts.setdefault(queue, {})[state] = number
     return counts
+
+
+@attrs.frozen
+class ErrorGroup:
+    """Dead letters of one definition with like errors: they differ in numbers, quoted texts and
+    paths only."""
+
+    group: str
+    """A short id, which stays the same: `retry(group=…)`."""
+    name: str
+    """The definition's name."""
+    error: str
+    """The error, with N for numbers and … for quoted texts and paths."""
+    number: int
+    """How many of the dead letters that were read."""
+    first_at: datetime
+    last_at: datetime
+    example: int
+    """The id of the newest one."""
+
+
+def group_errors(tx: Transaction, match: Match, limit: int) -> list[ErrorGroup]:
+    """The groups of the newest *limit* dead letters that match, the largest first."""
+    sql = f"""
+        WITH found (job) AS MATERIALIZED ({_ids_of(match)})
+        SELECT name, error, id, coalesce(finished_at, enqueued_at)
+        FROM found CROSS JOIN litejobs_job ON id = job
+    """
+    groups: defaultdict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
+    rows: Any = tx.execute(sql, {**match.bindings, "limit": limit})
+    for name, error, id, at in rows:
+        groups[str(name), generalized(str(error or ""))].append((id, as_integer(at) or 0))
+    found = (
+        ErrorGroup(
+            error_group(name, error), name, error, len(each),
+            from_micros(min(at for _, at in each)), from_micros(max(at for _, at in each)),
+            max(each)[0],
+        )
+        for (name, error), each in groups.items()
+    )  # fmt: skip
+    return sorted(found, key=lambda group: (-group.number, group.name, group.error))
+
+
+FOLLOWED = 1_000
+"""How many of the newest jobs are looked at again, whatever they do."""
+COMMIT_DELAY = 5 * SECOND
+"""How late it may be committed that a job ended, for others to follow it."""
+_ENDED_SINCE = f"""
+    WITH kept (length) AS (
+        VALUES {", ".join(f"({kept // MICROSECOND})" for kept in _KEPT.values())}
+        UNION SELECT value FROM litejobs_definition, json_each(
+            CASE WHEN json_valid(retention) THEN retention ELSE '{{}}' END
+        ) WHERE typeof(value) = 'integer'
+    )
+    SELECT id FROM kept CROSS JOIN litejobs_job INDEXED BY litejobs_prune
+    ON prune_at IS NOT NULL AND prune_at > :since + length AND prune_at <= :now + length
+    WHERE finished_at > :since
+"""
+"""The jobs that ended since a moment: there is an index of when they will be pruned, and the
+lengths of time in between are few."""
+
+
+def follow(file: File) -> Iterator[set[int]]:
+    """At each step, the ids of the jobs that may have changed since the last one: new and running
+    ones, and those with a new failure or end. Each step reads little, however large the file is.
+    (Of older jobs that have a retention of their own, the end may be missed.)"""
+    with file.transaction(read_only=True) as tx:
+        since = tx.now
+        job = _one_number(tx, "SELECT max(id) FROM litejobs_job") or 0
+        attempt = _one_number(tx, "SELECT max(id) FROM litejobs_attempt") or 0
+    version, newest = file.changes(), list[int]()
+    while True:
+        yield set()
+        if (changed := file.changes()) == version:
+            continue
+        version = changed
+        with file.transaction(read_only=True) as tx:
+            new = _column(tx, "SELECT id FROM litejobs_job WHERE id > ? ORDER BY id", (job,))
+            failures = "SELECT id, job FROM litejobs_attempt WHERE id > ? ORDER BY id"
+            failed: list[Any] = tx.execute(failures, (attempt,)).fetchall()
+            running = "SELECT id FROM litejobs_job INDEXED BY litejobs_held WHERE state = 'running'"
+            found = {*newest, *new, *(of for _, of in failed), *_column(tx, running)}
+            found.update(_column(tx, _ENDED_SINCE, {"since": since, "now": tx.now}))
+            since = max(since, tx.now - COMMIT_DELAY)
+        newest = [*newest, *new][-FOLLOWED:]
+        job, attempt = max([job, *new]), max([attempt, *(row[0] for row in failed)])
+        yield found
 
 
 def oldest_due(tx: Transaction) -> dict[str, datetime]:
@@ -7753,6 +7878,8 @@ def compact(file: File) -> Compacted:
     def size() -> int:
         return sum(os.stat(f"{file.path}{end}").st_size for end in ("", "-wal"))
 
+    with file.transaction():
+        pass  # Refuses a file that may only be read.
     with file.second_connection() as connection:
         before = size()
         connection.pragma("temp_store", "default")  # The file may not fit into memory.
@@ -8085,43 +8212,78 @@ def repair(file: File) -> int:
     return repaired
 
 
-def explain(nodes: Nodes, job: Job[Any]) -> str:
-    """Why a job is not running, or how it ended, in one sentence, on one line."""
+def explain(nodes: Nodes, job: Job[Any]) -> tuple[str, bool]:
+    """Why a job is not running, or how it ended, in one sentence, on one line; and whether it takes
+    more than its turn for it to run."""
     live = [node for node in nodes.all() if nodes.is_alive(node.id, if_unknown=True)]
     with nodes.file.transaction(read_only=True) as tx:
-        return printable(_explanation(tx, live, job))
+        why, stuck = _explanation(tx, live, job)
+        return printable(why), stuck
 
 
-def _explanation(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> str:
+def find_left(file: File, subscription: Subscription) -> dict[str, str]:
+    """How many jobs wait although a node has nothing to do now: by the reason, with it."""
+    left: Counter[str] = Counter()
+    with file.transaction(read_only=True) as tx:
+        paused = {name for name, known in read_settings(tx).items() if known.paused}
+        first = _one_number(tx, "SELECT min(run_at) FROM litejobs_job WHERE state = 'scheduled'")
+        for state, queue, name, number in tx.execute(_counts_of(Match(states=WAITING))):
+            if name not in subscription.names:
+                why = f"of {name!r}, which this program does not define"
+            elif subscription.queues is not None and queue not in subscription.queues:
+                why = f"in queue {queue!r}, which the node does not serve"
+            elif state == "pending":
+                why = (
+                    f"in queue {queue!r}, which is paused" if queue in paused else "for other nodes"
+                )
+            else:
+                why = "held" if state == "paused" else state
+            left[why] += number
+    due = {"scheduled": f" (the first is due at {_when(first)})"}
+    most = left.most_common(10)
+    return {why: f"{number} {why}{due.get(why, '')}" for why, number in most if number > 0}
+
+
+def store_awaited(file: File, id: int, by: int) -> None:
+    """Stores that a job is waited for *by* the handler of a running one, for `explain`."""
+    with file.transaction() as tx:
+        tx.execute("UPDATE litejobs_job SET awaited_by = ? WHERE id = ?", (by, id))
+
+
+def _explanation(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> tuple[str, bool]:
     due, ended = _when(job.run_at), _when(job.finished_at)
     if job.state == "running":
         sql = "SELECT holder, cancel_at FROM litejobs_job WHERE id = ?"
         holder, cancel_at = tx.execute(sql, (job.id,)).fetchone() or (None, None)
         node = next((node for node in live if node.id == holder), None)
         if node is None:
-            return "the node that ran it has died, and the next one at work takes it over"
+            return "the node that ran it has died, and the next one at work takes it over", True
         asked = "" if cancel_at is None else ", and was asked to end"
         runs = f"it is running: attempt {job.attempt} on node {node.name!r} (pid {node.pid})"
-        return f"{runs} since {_when(job.started_at)}{asked}"
+        return f"{runs} since {_when(job.started_at)}{asked}", False
     if job.state == "pending":
         return _pending_reason(tx, live, job)
     if job.state == "blocked" and job.unfit_at is not None:
-        return f"{job.error}; it goes on once a node has a definition that it fits"
+        return f"{job.error}; it goes on once a node has a definition that it fits", True
     if job.state == "blocked" and job.key is not None:
         sql = """
             SELECT id FROM litejobs_job
             WHERE key = ? AND key IS NOT NULL AND state IN ('pending', 'running')
             ORDER BY id LIMIT 5
         """
-        ids = ", ".join(str(id) for (id,) in tx.execute(sql, (job.key,)))
-        jobs = f"jobs {ids}" if "," in ids else f"job {ids}"
+        ids = [id for (id,) in tx.execute(sql, (job.key,))]
+        jobs = f"job{'s' * (len(ids) > 1)} {', '.join(map(str, ids))}"
         nobody = "no job: `litejobs doctor … --repair` lets it in"
-        return f"its key {job.key!r} is held by {jobs if ids else nobody}"
+        waiter = _waiter(tx, live, job)
+        among = waiter.get("id") in ids
+        by = f"; {waiter['shown']} is one of them" if among else ""
+        stuck = among or not ids or not live
+        return f"its key {job.key!r} is held by {jobs if ids else nobody}{by}", stuck
     if job.state in DELAYED and to_micros(job.run_at) <= tx.now and not live:
-        return f"it has been due since {due}, and no node is at work"
+        return f"it has been due since {due}, and no node is at work", True
     # The error of an earlier attempt is not the reason why it was cancelled.
     cancelled = str(job.error).startswith(("Expired: ", "Cancel: ", "Cancelled: "))
-    return {
+    why = {
         "blocked": "it waits for another job",
         "paused": "a person holds it, until it is released",
         "scheduled": f"it is due at {due}",
@@ -8129,22 +8291,29 @@ def _explanation(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> str:
         "failed": f"it failed at {ended}, after {_quantity(job.attempt, 'attempt')}: {job.error}",
         "cancelled": f"it was cancelled at {ended}{f': {job.error}' if cancelled else ''}",
     }.get(job.state, f"it completed at {ended}{f', and {job.error}' if job.error else ''}")
+    return why, job.state in ("paused", *DELAYED)
 
 
-def _pending_reason(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> str:
+def _pending_reason(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> tuple[str, bool]:
     settings, limits = read_settings(tx).get(job.queue), read_limits(tx).get(job.name)
     here = [node for node in live if job.node in (None, node.name)]
     know = [node for node in here if node.names is None or job.name in node.names]
     serve = [node for node in know if node.queues is None or job.queue in node.queues]
-    for waits, reason in (
-        *(reason for each in (settings, limits) if each for reason in _limited(tx, each)),
-        (not live, "no node is at work"),
-        (not here, f"its node {job.node!r} is not at work"),
-        (not know, f"no node at work has its definition {job.name!r}"),
-        (not serve, f"no node at work serves its queue {job.queue!r}"),
+    waiter = _waiter(tx, live, job)
+    alone = [node.id for node in serve] == [waiter.get("node")]
+    share = "one of them" if serve and serve[0].workers > 1 else "the only one"
+    busy = f"it is ready, but no worker is free: {waiter.get('shown')} has {share}"
+    busy += " (an `async def` handler that awaits it would leave its worker free)"
+    for waits, reason, stuck in (
+        *(why for each in (settings, limits) if each for why in _limited(tx, each, waiter)),
+        (not live, "no node is at work", True),
+        (not here, f"its node {job.node!r} is not at work", True),
+        (not know, f"no node at work has its definition {job.name!r}", True),
+        (not serve, f"no node at work serves its queue {job.queue!r}", True),
+        (alone and serve[0].running >= serve[0].workers, busy, True),
     ):
         if waits:
-            return reason
+            return reason, stuck
     sql = """
         SELECT count(*) FROM (
             SELECT 1 FROM litejobs_job INDEXED BY litejobs_ready
@@ -8154,19 +8323,36 @@ def _pending_reason(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> str
     """
     position = job.queue, job.priority, to_micros(job.run_at), job.id
     if ahead := tx.execute(sql, position).get:
-        return f"it is ready, behind {_quantity(ahead, 'more urgent job')} of its queue"
-    return "it is ready, and next in its queue"
+        return f"it is ready, behind {_quantity(ahead, 'more urgent job')} of its queue", False
+    return "it is ready, and next in its queue", False
 
 
-def _limited(tx: Transaction, settings: QueueSettings) -> Iterator[tuple[bool, str]]:
-    """Why the jobs of a queue or a definition may have to wait, each with whether they have to."""
+def _waiter(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> dict[str, Any]:
+    """The running job whose handler waits for this one; empty if there is none."""
+    sql = """
+        SELECT id, name, queue, holder FROM litejobs_job WHERE state = 'running'
+            AND id = (SELECT awaited_by FROM litejobs_job WHERE id = ?)
+    """
+    id, name, queue, holder = tx.execute(sql, (job.id,)).fetchone() or (0, "", "", 0)
+    shown = f"job {id} ({name}), which waits for it,"
+    found = {"id": id, "definition": name, "queue": queue, "node": holder, "shown": shown}
+    return found if holder in {node.id for node in live} else {}
+
+
+def _limited(
+    tx: Transaction, settings: QueueSettings, waiter: Mapping[str, Any]
+) -> Iterator[tuple[bool, str, bool]]:
+    """Why the jobs of a queue or a definition may have to wait: whether they have to, the reason,
+    and whether it takes more than their turn."""
     it, limit = f"its {settings.of} {settings.name!r}", settings.concurrency
     running = 0 if limit is None else count_running(tx, settings)
-    yield settings.paused, f"{it} is paused"
+    yield settings.paused, f"{it} is paused", True
     full = f"{it} runs as many jobs at a time as it may: {running} of {limit}"
-    yield limit is not None and running >= limit, full
+    among = waiter.get(settings.of) == settings.name
+    full += f"; {waiter['shown']} is one of them" if among else ""
+    yield limit is not None and running >= limit, full, among
     rate = f"{it} starts as many jobs as it may: {settings.rate}"
-    yield count_tokens(tx, settings, tx.now) < 1, rate
+    yield count_tokens(tx, settings, tx.now) < 1, rate, False
 
 
 ################################################################################
@@ -8728,6 +8914,36 @@ def attempt_ended(claimed: Claimed, report: Report, node: str) -> Iterator[Event
             yield attrs.evolve(started, kind=kind, took=took, error=report.error)
 
 
+def history(job: Job[Any], failures: Iterable[Failure]) -> Iterator[tuple[Event, Failure | None]]:
+    """What has happened to a job, as far as the file keeps it, with the failed attempts."""
+    common: Any = {"job": job.id, "name": job.name, "queue": job.queue}
+    yield Event("enqueued", job.enqueued_at, **common), None
+    last = None
+    for failure in failures:
+        last = failure
+        common |= {"attempt": failure.attempt, "worker": failure.worker}
+        yield Event("started", failure.started_at, **common), None
+        ended_by = {"timeout": "timed_out", "exception": None}.get(failure.kind, "crashed")
+        final = job.state == "failed" and failure.finished_at == job.finished_at
+        took, error = failure.finished_at - failure.started_at, f"{failure.type}: {failure.message}"
+        for kind in (ended_by, "failed" if final else "retrying"):
+            if kind is not None:
+                facts: Any = {"took": took, "error": error.partition("\n")[0], **common}
+                event = Event(typing.cast("EventKind", kind), failure.finished_at, **facts)
+                yield event, None if kind == ended_by else failure
+    if job.state == "failed" and last is not None and last.finished_at == job.finished_at:
+        return
+    common |= {"attempt": job.attempt, "worker": None}
+    if job.started_at is not None and (last is None or job.started_at > last.started_at):
+        yield Event("started", job.started_at, **common), None
+    if job.finished_at is not None and job.state in EVENT_KINDS:
+        if job.started_at is not None:
+            common |= {"took": job.finished_at - job.started_at}
+        if job.state != "completed":
+            common |= {"error": job.error}
+        yield Event(typing.cast("EventKind", job.state), job.finished_at, **common), None
+
+
 @attrs.define(eq=False, repr=False, slots=False)
 class Events:
     """The callbacks of this process, and the thread that calls them."""
@@ -8735,7 +8951,8 @@ class Events:
     limit: int = QUEUE_LIMIT
     listened: frozenset[EventKind] = frozenset()
     """The kinds that have a callback."""
-    _listeners: tuple[tuple[frozenset[EventKind], Listener], ...] = ()
+    _listeners: tuple[tuple[frozenset[EventKind], Listener, object, object], ...] = ()
+    """Of each callback its kinds, itself, its module and name, and what loaded it."""
     _queue: Any = None
     """A SimpleQueue of events, while there is a thread."""
     _lock: threading.RLock = attrs.field(factory=threading.RLock)
@@ -8755,11 +8972,16 @@ class Events:
         """Calls *listener* with every event of these kinds, or of all kinds if there are none."""
         for kind in kinds:
             check_one_of(kind, EVENT_KINDS, "event")
-        given: object = listener
+        given: Any = listener
         if not callable(given) or _is_async(given):
             raise OptionError("event", f"expected a function, not async, got {listener!r}")
-        self._listeners += ((frozenset(kinds or EVENT_KINDS), listener),)
-        self.listened = frozenset().union(*(kinds for kinds, _ in self._listeners))
+        named = inspect.isfunction(given) and given.__name__ != "<lambda>"
+        code = (given.__module__, given.__qualname__) if named else given
+        new = frozenset(kinds or EVENT_KINDS), listener, code, running_module()
+        # Without the one that it replaces: the same code, loaded before.
+        kept = [own for own in self._listeners if own[2] != code or own[3] is new[3]]
+        self._listeners = (*kept, new)
+        self.listened = frozenset().union(*(kinds for kinds, *_ in self._listeners))
 
     def wants(self, kind: EventKind) -> bool:
         """Whether this kind has a callback, or is logged as logging is set up now."""
@@ -8768,7 +8990,7 @@ class Events:
     def emit(self, event: Event) -> None:
         """Logs an event and passes it on. It never blocks, and never fails."""
         if event.kind in _LEVELS:
-            logger.log(_LEVELS[event.kind], "%s", event)
+            logger.log(_LEVELS[event.kind], "%s", event, extra={"event": event.kind})
         self.dispatch(event)
 
     def dispatch(self, event: Event) -> None:
@@ -8825,7 +9047,7 @@ class Events:
         event.set()
 
     def _call(self, event: Event) -> None:
-        for kinds, listener in self._listeners:
+        for kinds, listener, *_ in self._listeners:
             if event.kind in kinds:
                 try:
                     listener(event)
@@ -9080,12 +9302,58 @@ def executor(
             state = closing.enter_context(state)
         made = Executor(registry, state, clock, source, around=around)
         closing.callback(made.close)
+        closing.callback(EXECUTOR.reset, EXECUTOR.set(made))
         yield made
+
+
+REPEATED_AFTER = 10.0
+"""Seconds after which an error that goes on is logged again, with how often it was seen."""
+_ANY_NUMBER = re.compile(r"\b\d+(\.\d+)?(e-?\d+)?\b")
+
+
+class LogHandler(logging.StreamHandler[Any]):
+    """Prints the log of `litejobs run` to stderr: one line for each attempt, when it has ended.
+    Errors that are the same but for numbers are printed once, then counted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._repeated: dict[str, tuple[float, int, str]] = {}
+        """By text without numbers: when it was printed, how many have come since, and the last."""
+
+    def filter(self, record: logging.LogRecord) -> Any:
+        """Whether the record is printed."""
+        event = getattr(record, "event", "")
+        if event in ("enqueued", "started"):
+            return False
+        if record.name == logger.name and (record.levelno > logging.INFO or event == "retrying"):
+            text = record.getMessage()
+            kind = _ANY_NUMBER.sub("#", text)
+            printed_at, more, _ = self._repeated.get(kind, (-math.inf, 0, ""))
+            now = time.monotonic()
+            if now < printed_at + REPEATED_AFTER:
+                self._repeated[kind] = printed_at, more + 1, text
+                return False
+            if len(self._repeated) > 1000:
+                self._repeated.clear()
+            self._repeated[kind] = now, 0, text
+            if more:
+                record.msg = f"{record.msg} (and {more} more like it)"
+        return super().filter(record)
+
+    def close(self) -> None:
+        """Prints how often errors have come since they were printed last."""
+        repeated, self._repeated = self._repeated, {}
+        for _, more, text in repeated.values():
+            if more:
+                logger.warning("%d more like this: %s", more, text)
+        super().close()
 
 
 def log_to_stderr(level: int) -> None:
     """Sets up logging for `litejobs run`, unless the program has done so."""
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s")
+    handlers = [LogHandler()]
+    form = "%(asctime)s %(levelname)s %(message)s"
+    logging.basicConfig(level=level, format=form, handlers=handlers)
 
 
 def _at(module: ModuleType, path: str) -> Any:
@@ -10370,8 +10638,20 @@ class Supervisor:
                 self._call_on_end()  # First, so that they keep up with the jobs.
                 self._unless_locked(self._duties.do_due, self._exchange)
                 self._call_on_end()
+            if not self._stops:
+                self._log_left()
         finally:
             self._leave()
+
+    def _log_left(self) -> None:
+        """Logs which jobs are left when nothing is left to do; as a warning, unless all of them
+        have just to become due."""
+        with contextlib.suppress(FileError):
+            if left := find_left(self.store.file, self.subscription):
+                level = logging.INFO if [*left] == ["scheduled"] else logging.WARNING
+                shown = "; ".join(left.values())
+                text = "node %s ends with nothing to do now, but jobs are left: %s"
+                logger.log(level, text, self.subscription.node, shown)
 
     def stop(self) -> None:
         """Makes the node claim no more jobs, and end when those that run have ended or the grace
@@ -10612,9 +10892,9 @@ class Supervisor:
         """Makes jobs ready whose payloads did not fit the definitions of other nodes: as many as
         idle workers take at once, if such a node might take and refuse them again."""
         idle = sum(not worker.plain for worker in self.pool.available())
-        most = RELEASED * idle or 1
+        most, began = RELEASED * idle or 1, time.monotonic()
         if self._stops or not self.store.release_unfit(self.subscription, self._node, most):
-            return None
+            return max(1.0, 50 * (time.monotonic() - began))  # There may be a million of them.
         self._wake()
         return RELEASE_PAUSE if idle else None
 
@@ -10983,7 +11263,7 @@ PAGE_SIZE = 500
 """Jobs that `iterate` reads at a time."""
 MAX_WORKERS = 10_000
 """Workers of a node, and async jobs that a worker may run at a time."""
-ASYNC_THREADS = 16
+ASYNC_THREADS = 8
 """Threads in which a `LiteJobs` does what coroutines await: so many of these can share a commit."""
 
 
@@ -10996,7 +11276,7 @@ def awaitable(
         import asyncio  # Late: few programs need it.
 
         call = functools.partial(contextvars.copy_context().run, method, jobs, *args, **kwargs)
-        started = jobs.async_threads().submit(call)
+        started = jobs._threads().submit(call)
         started.cancel = lambda: False  # What is begun is done, even if nobody awaits it any more.
         result: R = await asyncio.wrap_future(started)
         return result
@@ -11065,7 +11345,7 @@ class LiteJobs:
         the file of the `LiteJobs` with which they were registered last.
 
         Raises:
-            DefinitionError: a name is taken, or work has started.
+            DefinitionError: a name is taken, or a node runs in this program.
         """
         for given in definitions:
             if (definition := definition_of(given)) is None:
@@ -11104,7 +11384,7 @@ class LiteJobs:
         program's own tracer provider. Call it at import time, so that workers do, too.
 
         Raises:
-            OptionError: OpenTelemetry is not installed, or work has started.
+            OptionError: OpenTelemetry is not installed, or a node runs in this program.
         """
         check_tracing()
         if trace_run not in self.middleware.runs:
@@ -11131,7 +11411,7 @@ class LiteJobs:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def async_threads(self) -> Any:
+    def _threads(self) -> Any:
         """The threads in which `awaitable` methods run, made when first used."""
         if self._async_threads is None:
             from concurrent.futures import ThreadPoolExecutor
@@ -11145,7 +11425,9 @@ class LiteJobs:
 
     # Enqueue
 
-    def enqueue(self, work: Bound[R] | object, /, **choices: Unpack[Choices]) -> Job[R]:
+    def enqueue(
+        self, work: Bound[R] | object, /, *arguments: Never, **choices: Unpack[Choices]
+    ) -> Job[R]:
         """Puts one job into the file: a bound definition, or an instance of a defined
         class. When this returns, the job survives `kill -9` and power loss.
 
@@ -11155,6 +11437,9 @@ class LiteJobs:
             FileError: the file cannot be used; its leaves say in which way.
         """
         _refuse_while_importing()
+        if arguments:
+            self.bind(work)  # Says, of a function, where its arguments go.
+            raise TypeError("enqueue() takes one job; for several there is enqueue_many()")
         bound = work if type(work) is Bound and not choices else self.bind(work, **choices)
         if self.middleware.enqueues or not bound.options.plain:
             return self._enqueue_inside(self.middleware.enqueues, [bound])[0]
@@ -11242,7 +11527,7 @@ class LiteJobs:
         """
         if isinstance(work, Definition):
             raise DefinitionError(
-                work.name, "not a job yet: bind its arguments, or call its enqueue()"
+                work.name, "not a job yet: write f.enqueue(…), or jobs.enqueue(f.bind(…))"
             )
         if isinstance(work, Bound):
             return work.using(**choices) if choices else work
@@ -11342,6 +11627,17 @@ class LiteJobs:
             found = read_failures(tx, "job = :number", id_of(id))
         return tuple(failure for _, _, failure in found)
 
+    def error_groups(self, *, limit: int = 10_000, **filters: Unpack[Filters]) -> list[ErrorGroup]:
+        """The newest *limit* dead letters that match all filters, grouped by definition and error,
+        the largest group first. `retry(group=…)` retries all of a group, also older ones.
+
+        Raises: like `find`.
+        """
+        match = attrs.evolve(matching({"state": "failed", **filters}), before=None)
+        at_least_one(limit, "limit")
+        with self.store.file.transaction(read_only=True) as tx:
+            return group_errors(tx, match, limit)
+
     def wait(self, id: int | Job[Any], timeout: Duration | None = None) -> Job[Any]:
         """Waits until a job has completed, failed or been cancelled.
 
@@ -11365,7 +11661,8 @@ class LiteJobs:
         given = {id_of(job): job for job in jobs}
         left, total = {*given}, len(given)
         limit = math.inf if timeout is None else duration(timeout, "timeout").total_seconds()
-        give_up = time.monotonic() + limit
+        began = time.monotonic()
+        give_up, warn_at = began + limit, began + WARN_AFTER
         for pause in poll_intervals():
             with self.store.file.transaction(read_only=True) as tx:
                 found = get_jobs(tx, left, self)
@@ -11382,7 +11679,31 @@ class LiteJobs:
             if time_left <= 0:
                 still = next(job for job in found if not job.finished)
                 raise WaitTimeoutError(still.id, still.state)
+            if (now := time.monotonic()) >= warn_at:
+                warn_at = math.inf if self._warn_of_wait(found) else 2 * now - began
             time.sleep(min(pause, time_left))
+
+    def _warn_of_wait(self, jobs: Iterable[Job[Any]]) -> bool:
+        """Logs why jobs that are waited for do not run, if that takes more than their turn; returns
+        whether it did."""
+        left = [job for job in jobs if not job.finished]
+        if not left:
+            return False
+        # Those that are not due, held or blocked come first.
+        job = min(left, key=lambda job: (job.state == "running", job.state == "pending"))
+        try:
+            executor = EXECUTOR.get(None)
+            if executor and executor.running and job.state in ("pending", "blocked"):
+                store_awaited(self.store.file, job.id, executor.running.id)
+            why, stuck = explain(self.store.nodes, job)
+        except LitejobsError:  # The wait goes on, and meets it too if it stays.
+            return False
+        if stuck:
+            others = f" and {_quantity(len(left) - 1, 'other')}" if left[1:] else ""
+            logger.warning("waiting for job %d (%s)%s: %s", job.id, job.name, others, why)
+        return stuck
+
+    _awarn_of_wait = awaitable(_warn_of_wait)
 
     def wait_all(
         self, jobs: Iterable[int | Job[R]], timeout: Duration | None = None, *, bar: bool = False
@@ -11424,7 +11745,7 @@ class LiteJobs:
         Raises:
             JobNotFoundError: it was deleted or pruned, or never existed.
         """
-        return explain(self.store.nodes, self.get(id))
+        return explain(self.store.nodes, self.get(id))[0]
 
     # Maintain
 
@@ -11693,15 +12014,7 @@ class LiteJobs:
             DefinitionError: there are no definitions, or workers cannot find one.
             WorkerError: the workers cannot start, or a node of that name is at work.
         """
-        supervisor, before = self._supervisor(workers, **options), {}
-        if threading.current_thread() is threading.main_thread():
-            for number in STOP_SIGNALS:
-                before[number] = signal.signal(number, lambda *_: supervisor.stop())
-        try:
-            supervisor.run()
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler or signal.SIG_DFL)
+        run_until_stopped(self._supervisor(workers, **options))
 
     def start(self, workers: int | None = None, **options: Unpack[NodeOptions]) -> Pool:
         """Like `work`, but in the background, for programs that have a main loop: the node is at
@@ -11714,10 +12027,11 @@ class LiteJobs:
         Raises: like `work`.
         """
         place = self.path, repr(options.get("queues")), options.get("node")
+        supervisor = self._supervisor(workers, **options)
         for pool in [*_POOLS] if hasattr(sys, "ps1") else ():
             if pool.place == place:
                 pool.stop()
-        return Pool(self._supervisor(workers, **options), place)
+        return Pool(supervisor, place)
 
     def _supervisor(
         self,
@@ -11820,6 +12134,19 @@ class LiteJobs:
             return run_due(duties, runs, subscription, prunes=not self.tested)
 
 
+def run_until_stopped(supervisor: Supervisor) -> None:
+    """Runs a node; in the main thread, until SIGTERM or Ctrl-C stops it."""
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in STOP_SIGNALS:
+            before[number] = signal.signal(number, lambda *_: supervisor.stop())
+    try:
+        supervisor.run()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
 def _print_bar(left: Sequence[Job[Any]], total: int) -> None:
     """Prints how many of *total* jobs have ended, and the progress of the rest."""
     ended = total - sum(not job.finished for job in left)
@@ -11828,6 +12155,21 @@ def _print_bar(left: Sequence[Job[Any]], total: int) -> None:
     # Of constant width, so that it covers the previous line.
     line = f"\r[{'=' * int(30 * share):30}] {ended:{len(str(total))}}/{total} {share:4.0%}"
     print(line, end="\n" if ended == total else "", file=sys.stderr, flush=True)
+    for handler in _handlers_on_stderr():
+        (handler.removeFilter if ended == total else handler.addFilter)(_clear_bar)
+
+
+def _handlers_on_stderr() -> list[logging.Handler]:
+    handlers = (*logging.root.handlers, *logger.handlers, logging.lastResort)
+    return [each for each in handlers if each and getattr(each, "stream", None) is sys.stderr]
+
+
+def _clear_bar(record: logging.LogRecord) -> bool:
+    """Makes room for a log line where a progress bar is; the next bar is printed below it."""
+    print(f"\r{'':60}\r", end="", file=sys.stderr)
+    for handler in _handlers_on_stderr():  # Not by removeFilter, since one of them is in a loop.
+        handler.filters = [each for each in handler.filters if each is not _clear_bar]
+    return True
 
 
 def run_due(duties: Duties, executor: Executor, subscription: Subscription, prunes: bool) -> int:
@@ -12068,7 +12410,7 @@ def _spelled_out(method: Any, typed: str) -> inspect.Signature:
     """The signature of a method with the options that it takes as a TypedDict."""
     del method.__signature__
     made = inspect.signature(method)
-    *others, _ = made.parameters.values()
+    *others, _ = (p for p in made.parameters.values() if p.kind is not p.VAR_POSITIONAL)
     method.__signature__ = made.replace(parameters=others + options_in(globals()[typed]))
     return typing.cast(inspect.Signature, method.__signature__)
 
@@ -12166,11 +12508,13 @@ class Pool:
     """What no other node in the background of an interactive session has: see `start`."""
     _thread: threading.Thread = attrs.field(init=False)
     _error: BaseException | None = None
+    _at_exit: Any = None
 
     def __attrs_post_init__(self) -> None:
-        if not self._supervisor.pool.threads:
-            # At exit it waits for all children; what registers later is called before.
-            importlib.import_module("multiprocessing.util")
+        if not self._supervisor.pool.threads or "multiprocessing.util" in sys.modules:
+            # At exit it waits for workers, and its own children call nothing of atexit's.
+            util = importlib.import_module("multiprocessing.util")
+            self._at_exit = util.Finalize(None, self.stop, exitpriority=100)
         self._thread = threading.Thread(target=self._run, name="litejobs", daemon=True)
         self._thread.start()
         atexit.register(self.stop)
@@ -12184,10 +12528,13 @@ class Pool:
             self._supervisor.run()
         except BaseException as error:
             self._error = error
-            logger.exception("the node ended")
+            if self._supervisor.joined.is_set():  # Else `start` raises it.
+                logger.exception("the node ended")
         finally:
             self._supervisor.joined.set()
             atexit.unregister(self.stop)
+            if self._at_exit is not None:
+                self._at_exit.cancel()
 
     def wait(self, timeout: Duration | None = None) -> bool:
         """Waits until the node has ended by itself; returns whether it has.
@@ -12206,6 +12553,10 @@ class Pool:
         if self._thread.is_alive():
             self._supervisor.stop()
             self._thread.join()
+
+    def __repr__(self) -> str:
+        what = "at work" if self._thread.is_alive() else "ended"
+        return printable(f"<Pool {self._supervisor.subscription.node} {what}>")
 
     def __enter__(self) -> Pool:
         return self
@@ -12506,13 +12857,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command `litejobs`; returns its exit code."""
     given: dict[str, Any] = {"to": {}}
     arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments:
+        print(printable(_look_around(), keep="\n"))
+        return 0
     for place, value in vars(_parse(arguments)).items():
         group, _, name = place.rpartition(".")
         fields = name in ("payload", "meta") and isinstance(value, list)
         (given[group] if group else given)[name] = dict(value) if fields else value
+    if not given.get("reload"):
+        return _do(given, arguments)
+    given["reload"] = sources = SourceWatch(given["target"])
+    sources.start()
+    code = _do(given, arguments)
+    with contextlib.suppress(KeyboardInterrupt):
+        if code in (2, 3):
+            print("litejobs: waiting until a source file changes", file=sys.stderr)
+            sources.join()
+        if sources.changed:
+            return _start_again()
+    sources.ended.set()
+    return code
+
+
+def _do(given: dict[str, Any], words: Sequence[str]) -> int:
+    """Runs the command that *words* name, and says in one line why it cannot be done."""
     verb, to, as_json = given.pop("verb"), given.pop("to"), given.pop("json", False)
     try:
-        screen = _screen(given.pop("color", "auto"), given.pop("utc", False), arguments)
+        screen = _screen(given.pop("color", "auto"), given.pop("utc", False), words)
         with contextlib.suppress(AttributeError):
             sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
         run, _, *columns = _COMMANDS[verb]
@@ -12549,6 +12920,8 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     """The arguments of the command that *words* name."""
     parser = _parser(words)
     parsed, rest = parser.parse_known_args(words)
+    if getattr(parsed, "reload", False) and importlib.util.find_spec("watchfiles") is None:
+        parser.error("--reload needs the package watchfiles: pip install 'litejobs[reload]'")
     name, add = vars(parsed).pop("several", ("", None))
     if rest and (add is None or any(word.startswith("-") for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -12559,8 +12932,7 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
 
 
 def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
-    """A parser for the command that is among *words*. Its arguments are the parameters of the
-    command's function, its options the keyword-only ones and the keys of a TypedDict."""
+    """A parser for the command that is among *words*."""
     import argparse  # Here, because only the command needs it.
 
     class Parser(argparse.ArgumentParser):
@@ -12569,54 +12941,133 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
         def error(self, message: str) -> NoReturn:
             self.exit(2, f"{self.prog}: {printable(message)} (see {self.prog} --help)\n")
 
-    parser = Parser("litejobs", description="A durable job queue in one file, on SQLite.")
+        def format_help(self) -> str:
+            return _overview() if self.prog == "litejobs" else super().format_help()
+
+    parser = Parser("litejobs")
     parser.add_argument("--version", action="version", version=f"litejobs {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for verb, (run, about, *_) in _COMMANDS.items():
-        command = commands.add_parser(verb, help=about, description=about)
+        given = next((group[verb] for group in _HELP.values() if verb in group), "").splitlines()
+        command = commands.add_parser(
+            verb,
+            help=about,
+            description=about,
+            epilog="\n".join(("examples:", *(f"  litejobs {line}" for line in given))),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         command.set_defaults(verb=verb)
-        if verb not in words:
-            continue  # Reading all signatures would take a tenth of a second.
-        if verb != "new":
-            file = "" if verb == "run" else "the queue's file, or "
-            place = f"{file}a program: module:attribute or file.py:attribute"
-            command.add_argument("target", metavar="TARGET" if file else "PROGRAM", help=place)
-        if verb not in ("new", "run"):
-            command.add_argument("--json", action="store_true", help="print JSON")
-            about = "exact times in UTC, as where the output is no terminal"
-            command.add_argument("--utc", action="store_true", help=about)
-            when = ("auto", "always", "never")
-            command.add_argument("--color", choices=when, help="auto: on a terminal, with rich")
-            command.set_defaults(color="auto")
-        flags = command.add_mutually_exclusive_group() if verb in ("run", "queue") else command
-        parameters = inspect.signature(run, eval_str=True).parameters.values()
-        for each in list(parameters)[verb != "new" :]:
-            typed: Any = next(filter(typing.is_typeddict, _kinds(each.annotation)), None)
-            group = "to." if each.name == "to" else ""
-            options = typed and typing.get_type_hints(typed, include_extras=True)
-            for name, hint in (options or {each.name: each.annotation}).items():
-                settings = _settings(name, hint, removable=bool(group))
-                word = "tag" if name == "tags" else name.replace("_", "-")
-                plain = f"{'to-' if group and name in FILTERS else ''}{word}"
-                flag = _FLAGS.get(f"{verb} {group}{name}", plain)
-                if each.kind in (each.POSITIONAL_OR_KEYWORD, each.VAR_POSITIONAL):
-                    several = each.kind is each.VAR_POSITIONAL or "action" in settings
-                    optional = several or each.default is not each.empty
-                    number = "*" if several else "?" if optional else None
-                    settings |= {"action": None, "metavar": None}
-                    command.add_argument(name, nargs=number, **settings)
-                    if several:
-                        again = Parser(command.prog)
-                        again.add_argument(name, nargs=number, **settings)
-                        command.set_defaults(several=(name, again))
-                elif settings:
-                    where = flags if settings.get("action") == "store_true" else command
-                    where.add_argument(f"--{flag}", dest=f"{group}{name}", **settings)
+        if verb in words:  # Reading all signatures would take a tenth of a second.
+            _add_arguments(command, verb, run)
     return parser
+
+
+def _add_arguments(command: argparse.ArgumentParser, verb: str, run: Any) -> None:
+    """Its arguments are the parameters of the command's function, its options the keyword-only
+    ones and the keys of a TypedDict."""
+    parameters = [*inspect.signature(run, eval_str=True).parameters.values()]
+    on_queue = parameters[0].name in ("self", "jobs")
+    if on_queue:
+        file = "" if verb in ("run", "service") else "the queue's file, or "
+        place = f"{file}a program: app.py, or module:attribute if it has several queues"
+        command.add_argument("target", metavar="TARGET" if file else "PROGRAM", help=place)
+    if on_queue and verb not in ("run", "service"):
+        command.add_argument("--json", action="store_true", help="print JSON")
+        about = "exact times in UTC, as where the output is no terminal"
+        command.add_argument("--utc", action="store_true", help=about)
+        when = ("auto", "always", "never")
+        command.add_argument("--color", choices=when, help="auto: on a terminal, with rich")
+        command.set_defaults(color="auto")
+    exclusive = verb in ("run", "queue", "service")
+    flags = command.add_mutually_exclusive_group() if exclusive else command
+    for each in parameters[on_queue:]:
+        typed: Any = next(filter(typing.is_typeddict, _kinds(each.annotation)), None)
+        group = "to." if each.name == "to" else ""
+        options = typed and typing.get_type_hints(typed, include_extras=True)
+        for name, hint in (options or {each.name: each.annotation}).items():
+            settings = _settings(name, hint, removable=bool(group))
+            word = "tag" if name == "tags" else name.replace("_", "-")
+            plain = f"{'to-' if group and name in FILTERS else ''}{word}"
+            flag = _FLAGS.get(f"{verb} {group}{name}", plain)
+            if each.kind in (each.POSITIONAL_OR_KEYWORD, each.VAR_POSITIONAL):
+                several = each.kind is each.VAR_POSITIONAL or "action" in settings
+                optional = several or each.default is not each.empty
+                number = "*" if several else "?" if optional else None
+                settings |= {"action": None, "metavar": None}
+                command.add_argument(name, nargs=number, **settings)
+                if several:
+                    again = type(command)(command.prog)
+                    again.add_argument(name, nargs=number, **settings)
+                    command.set_defaults(several=(name, again))
+            elif settings:
+                flagged = settings.get("action") == "store_true" and name != "reload"
+                where = flags if flagged else command
+                short = ["-f"] if name == "follow" else []
+                where.add_argument(*short, f"--{flag}", dest=f"{group}{name}", **settings)
+
+
+def _overview() -> str:
+    """The commands in their groups."""
+    lines = ["usage: litejobs COMMAND …", "", "A durable job queue in one file, on SQLite."]
+    for title, group in _HELP.items():
+        lines += ["", f"{title}:", *(f"  {verb:17}{_COMMANDS[verb][1]}" for verb in group)]
+    lines += ["", "`litejobs COMMAND --help` shows its options, with examples."]
+    return "\n".join([*lines, "`litejobs` alone says what is in the current folder.", ""])
+
+
+def _look_around() -> str:
+    """The queues and programs in the current folder, and what to type next. No program is run."""
+    queues, programs, tries = [], [], []
+    for path in sorted([*Path().glob("*.py"), *Path().glob("[!.]*/*.py")])[:5000]:
+        found = _programs_in(path)
+        in_package = (path.parent / "__init__.py").exists()
+        place = ".".join(path.with_suffix("").parts) if in_package else f"{path}"
+        for name, definitions in found:
+            one = f"{place}:{name}" if len(found) > 1 else place
+            programs.append(f"  {one}  defines {_some(definitions) or 'nothing'}")
+            tries.append(f"  litejobs run {one}")
+    for path in sorted(filter(Path.is_file, Path().iterdir())):
+        with contextlib.suppress(OSError, LitejobsError):
+            with path.open("rb") as file:
+                is_database = file.read(16) == b"SQLite format 3\0"
+            if is_database:
+                counts: Counter[str] = sum(
+                    map(Counter, _target(f"{path}").stats().values()), Counter()
+                )
+                states = [f"{counts[state]} {state}" for state in STATES if counts[state]]
+                queues.append(f"  {path}  {', '.join(states) or 'no jobs'}")
+                tries.insert(len(queues) - 1, f"  litejobs list {path}")
+    lines = ["Queues in this folder:", *queues] if queues else ["There is no queue in this folder."]
+    lines += ["Programs:", *programs] if programs else ["There is no program that makes one."]
+    tries = [*tries[:6], *([] if programs else ["  litejobs new send_mail"]), "  litejobs --help"]
+    return "\n".join([*lines, "Next:", *tries])
+
+
+def _programs_in(path: Path) -> list[tuple[str, list[str]]]:
+    """The names of `LiteJobs` in a source file, which is read, not run, and what it defines."""
+    import ast
+
+    try:
+        text = path.read_text("utf-8")
+        tree = ast.parse(text if "LiteJobs(" in text else "")
+    except (OSError, ValueError, SyntaxError, RecursionError):
+        return []
+    definitions = [
+        node.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        and any(re.match(r"(\w+\.)*define\b", ast.unparse(d)) for d in node.decorator_list)
+    ]
+    return [
+        (ast.unparse(node.targets[0]), definitions)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and re.match(r"(\w+\.)?LiteJobs\(", ast.unparse(node.value))
+    ]
 
 
 _FLAGS = {
     "run queues": "queue",
+    "service queues": "queue",
     "change node": "from-node",  # Since --node is the new node.
     "change to.node": "node",
 }
@@ -12733,18 +13184,21 @@ def _settings(name: str, hint: Any, removable: bool) -> dict[str, Any]:
 def _target(text: str) -> LiteJobs:
     """The queue in a file or, with its `target` set, of a program."""
     place, colon, attribute = text.rpartition(":")
+    is_package = os.path.isfile(os.path.join(text, "__init__.py"))
     if not (colon and attribute.isidentifier()) or os.path.exists(text):
-        if not os.path.exists(text):
-            raise FileError(text, "no such file; a program is named module:attribute")
-        jobs = LiteJobs(text)
-        jobs.store.file.create = False
-        return jobs
+        place, attribute = text, ""
+        if not text.endswith(".py") and not is_package and os.path.exists(text):
+            jobs = LiteJobs(text)
+            jobs.store.file.create = False
+            return jobs
     name, folder, is_file = place, Path.cwd(), place.endswith(".py")
     if is_file:
         if not os.path.exists(place):
             raise FileError(place, "no such file")
         name, folder = Path(place).stem, Path(place).parent.resolve()
     sys.path.insert(0, str(folder))
+    if not (attribute or is_file or _is_importable(name)):
+        raise FileError(text, "no such file; a program is named module:attribute")
     try:
         module = importlib.import_module(name)
     except (Exception, SystemExit) as error:
@@ -12752,30 +13206,127 @@ def _target(text: str) -> LiteJobs:
         what = f"{type(error).__name__}: {error}".partition("\n")[0]
         problem = f"importing it failed at {last.filename}:{last.lineno}: {what}"
         raise OptionError(text, problem) from error
-    found = getattr(module, attribute, None)
     if is_file and not os.path.samefile(place, module.__file__ or os.devnull):
         raise OptionError(text, f"another module has the name {name!r} already: rename the file")
-    if not isinstance(found, LiteJobs):
-        problem = f"expected a LiteJobs at {attribute!r} in {place}, found {type(found).__name__}"
-        raise OptionError(text, problem)
+    found = _queue_in(module, place, attribute)
     found.target = module.__file__
     return found
+
+
+def _is_importable(name: str) -> bool:
+    if not all(part.isidentifier() for part in name.split(".")):
+        return False
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError as error:
+        return error.name not in (name, name.partition(".")[0])
+    except (Exception, SystemExit):
+        return True  # Importing it says what is wrong.
+
+
+def _queue_in(module: ModuleType, place: str, attribute: str) -> LiteJobs:
+    """The `LiteJobs` that an attribute is or belongs to; without one, the only one there is."""
+    there = {name: value for name, value in vars(module).items() if isinstance(value, LiteJobs)}
+    found = getattr(module, attribute, None) if attribute else None
+    if (definition := definition_of(found)) is not None:
+        found = definition.body.home
+    elif not attribute and len({*map(id, there.values())}) == 1:
+        found = next(iter(there.values()))
+    if isinstance(found, LiteJobs):
+        return found
+    which = " or ".join(f"{place}:{name}" for name in there)
+    hint = f": name {which}" if there else ""
+    if attribute:
+        expected = f"expected a LiteJobs at {attribute!r} in {place}"
+        raise OptionError(f"{place}:{attribute}", f"{expected}, found {type(found).__name__}{hint}")
+    number = "more than one" if there else "no"
+    raise OptionError(place, f"there is {number} LiteJobs at its top level{hint}")
+
+
+class SourceWatch(threading.Thread):
+    """Waits until a Python file in or below the folder of a program changes, and calls *stop*."""
+
+    changed = False
+
+    def __init__(self, target: str) -> None:
+        from watchfiles import PythonFilter, watch
+
+        super().__init__(daemon=True)
+        self.stop: Callable[[], None] = lambda: None
+        self.ended = threading.Event()
+        logging.getLogger("watchfiles").setLevel(logging.WARNING)
+        place = target if target.endswith(".py") else target.rpartition(":")[0]
+        folder = Path(place).parent if os.path.exists(place) else Path.cwd()
+        how: Any = {"rust_timeout": 100, "yield_on_timeout": True, "stop_event": self.ended}
+        self._changes = watch(folder, watch_filter=PythonFilter(), **how)
+        next(self._changes)  # Here, so that no change is missed once the program is read.
+
+    def run(self) -> None:
+        """Returns when a file has changed, or *ended* is set."""
+        if changes := next(filter(None, self._changes), None):
+            path = printable(min(path for _, path in changes))
+            print(f"litejobs: starting again: {path} has changed", file=sys.stderr)
+            self.changed = True
+            self.stop()
 
 
 def _run(
     jobs: LiteJobs,
     *,
     workers: Annotated[int | None, "number of processes (default: one per core)"] = None,
-    verbose: Annotated[bool, "log each job that starts and ends, too"] = False,
+    verbose: Annotated[bool, "log each job that ends, and what jobs log as details"] = False,
     quiet: Annotated[bool, "log only warnings and errors"] = False,
+    reload: Annotated[bool | SourceWatch, "start again when a source file changes"] = False,
     **options: Unpack[NodeOptions],
 ) -> Output:
     if jobs.target is None:
         raise OptionError(str(jobs.path), "a file has no code to run: name module:attribute")
     jobs.log_level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
     log_to_stderr(jobs.log_level)
-    jobs.work(workers, **options)
+    supervisor = jobs._supervisor(workers, **options)
+    if logger.isEnabledFor(logging.INFO):
+        logger.info("%s", _about(jobs, options.get("queues")))
+    if isinstance(reload, SourceWatch):
+        reload.stop = supervisor.stop
+        if reload.changed:
+            supervisor.stop()
+    run_until_stopped(supervisor)
     return None, "", 0
+
+
+def _start_again() -> int:
+    """Runs this command again, in a new process in place of this one."""
+    atexit._run_exitfuncs()
+    command = [sys.executable, *sys.orig_argv[1:]]
+    if os.name != "nt":  # There, the shell would take the command for ended.
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass  # What multiprocessing leaves behind.
+        os.execv(sys.executable, command)
+    import subprocess
+
+    return subprocess.call(command)
+
+
+def _about(jobs: LiteJobs, queues: Iterable[str] | None) -> str:
+    """What a node is about to run, in one line."""
+    names = sorted(own.name for own in jobs.registry)
+    schedules = sorted({*jobs._declared, *(each.name for each in jobs.schedules())})
+    with jobs.store.file.transaction(read_only=True) as tx:
+        waiting = count_by(tx, "name", Match(states=WAITING))
+    unknown = {name: number for name, number in waiting.items() if name not in names}
+    parts = [f"{jobs.path}: definitions {_some(names)}"]
+    parts += ["all queues" if queues is None else f"queues {_some([*queues])}"]
+    parts += [f"schedules {_some(schedules)}"] if schedules else ["no schedules"]
+    if unknown:
+        jobs_of = _some([f"{name}: {number}" for name, number in unknown.items()])
+        parts += [f"{sum(unknown.values())} waiting without a definition here ({jobs_of})"]
+    return "; ".join(parts)
+
+
+def _some(names: Sequence[str], most: int = 8) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def _enqueue(
@@ -12882,19 +13433,133 @@ def _failed_attempts(errors: Sequence[Failure], all: bool, screen: Screen) -> It
             lines.append(f"\n{failure.omitted} failed attempts are not kept")
         when = f"{_cell(failure.started_at, screen)}, worker {failure.worker}"
         lines.append("\n" + printable(f"attempt {failure.attempt}: {failure.kind} ({when})"))
-        # Indented, so that no line of an exception's message looks like one of litejobs.
-        message = failure.traceback.rstrip() or f"{failure.type}: {failure.message}"
-        lines.append("    " + message.replace("\n", "\n    "))
-        measured = {
-            "exit code": failure.exit_code,
-            "CPU time": None if failure.cpu is None else f"{failure.cpu.total_seconds():.3f} s",
-            "peak memory": failure.memory and _bytes(failure.memory),
-        }
-        known = [f"{what}: {value}" for what, value in measured.items() if value is not None]
-        lines += [", ".join(known)] if known else []
-        if failure.output:
-            lines.append("output:\n    " + failure.output.rstrip().replace("\n", "\n    "))
+        lines += _details(failure)
     yield from lines
+
+
+def _details(failure: Failure) -> list[str]:
+    """Traceback, measurements and output of a failed attempt, indented, so that no line of an
+    exception's message looks like one of litejobs."""
+    message = failure.traceback.rstrip() or f"{failure.type}: {failure.message}"
+    lines = ["    " + message.replace("\n", "\n    ")]
+    measured = {
+        "exit code": failure.exit_code,
+        "CPU time": None if failure.cpu is None else f"{failure.cpu.total_seconds():.3f} s",
+        "peak memory": failure.memory and _bytes(failure.memory),
+    }
+    known = [f"{what}: {value}" for what, value in measured.items() if value is not None]
+    lines += [", ".join(known)] if known else []
+    if failure.output:
+        lines.append("output:\n    " + failure.output.rstrip().replace("\n", "\n    "))
+    return lines
+
+
+POLL = 0.2
+"""Seconds between two looks of `logs --follow` and `tail`."""
+
+
+def _event(event: Event, failure: Failure | None = None, detailed: bool = False) -> Output:
+    value = {k: v for k, v in attrs.asdict(event).items() if v is not None}
+    if failure is not None and detailed:
+        value["failure"] = attrs.asdict(failure)
+
+    def text(screen: Screen) -> Iterator[Line]:
+        local = screen.width and not screen.utc
+        exact = f"{event.at:%Y-%m-%dT%H:%M:%SZ}"
+        at = f"{event.at.astimezone():%Y-%m-%d %H:%M:%S}" if local else exact
+        yield [(f"{at}  ", "dim"), (str(event), _STYLES.get(event.kind, ""))]
+        if failure is not None and detailed:
+            yield from _details(failure)
+
+    return value, text, 0
+
+
+def _new_events() -> Callable[[Event], bool]:
+    """A function that says whether an event is not yet known. (An attempt seems to start anew when
+    it is known when exactly it did; one of the same number after an end is another one.)"""
+    seen, ended = dict[Any, datetime](), dict[Any, datetime]()
+
+    def is_new(event: Event) -> bool:
+        key, end = (event.job, event.kind, event.attempt), ended.get(event.job, EPOCH)
+        if key in seen and not seen[key] <= end < event.at:
+            return False
+        seen[key] = event.at
+        if event.kind not in ("enqueued", "started"):
+            ended[event.job] = event.at
+        for known in (seen, ended):
+            while len(known) > 50 * FOLLOWED:
+                del known[next(iter(known))]
+        return True
+
+    return is_new
+
+
+def _logs(
+    jobs: LiteJobs,
+    id: int,
+    *,
+    follow: Annotated[bool, "go on until the job has ended"] = False,
+) -> Iterator[Output]:
+    is_new, told = _new_events(), ""
+    while True:
+        job = jobs.get(id)
+        for event, failure in history(job, job.errors):
+            if failure is not None and failure.omitted:
+                some = f"{failure.omitted} failed attempts are not kept"
+                yield {"omitted": failure.omitted}, some, 0
+            if is_new(event):
+                yield _event(event, failure, True)
+        with contextlib.suppress(OptionError):  # Another program may have written the progress.
+            if job.progress and job.state != "completed" and str(job.progress) != told:
+                told = str(job.progress)
+                yield {"progress": attrs.asdict(job.progress)}, f"progress: {told}", 0
+        if not follow or job.finished:
+            return
+        time.sleep(POLL)
+
+
+def _tail(jobs: LiteJobs, **filters: Unpack[Filters]) -> Iterator[Output]:
+    match = matching(filters)
+    states, match, start = match.states, attrs.evolve(match, states=None), jobs.clock()
+    is_new = _new_events()
+    for ids in follow(jobs.store.file):
+        wanted = ids if match.ids is None else ids.intersection(match.ids)
+        if not ids:
+            time.sleep(POLL)
+        if not wanted:
+            continue
+        page = attrs.evolve(match, ids=tuple(wanted))
+        with jobs.store.file.transaction(read_only=True) as tx:
+            found = find_jobs(tx, page, len(wanted), jobs)
+        events = [
+            event
+            for job in found
+            for event, _ in history(job, job.errors if job.error else ())
+            if to_micros(event.at) >= start
+        ]
+        for event in sorted(events, key=lambda event: event.at):
+            leads_to = {"enqueued": WAITING, "started": ("running",)}.get(event.kind, (event.kind,))
+            if is_new(event) and (states is None or {*leads_to}.intersection(states)):
+                yield _event(event)
+
+
+def _errors(
+    jobs: LiteJobs,
+    *,
+    limit: Annotated[int, "how many of the newest dead letters are read"] = 10_000,
+    **filters: Unpack[Filters],
+) -> Output:
+    groups = jobs.error_groups(limit=limit, **filters)
+    rows = _values(jobs, groups, _ERRORS)
+
+    def text(screen: Screen) -> Iterator[Line]:
+        yield from _table(rows, _ERRORS, screen)
+        if (read := sum(group.number for group in groups)) == limit:
+            yield f"These are the newest {read} dead letters: --limit reads more."
+        if screen.width and rows:
+            yield f"All of a group: litejobs retry {screen.arguments[1]} --group {groups[0].group}"
+
+    return rows, text, int(not rows)
 
 
 class BulkChoices(Filters, total=False):
@@ -12912,7 +13577,7 @@ def _bulk(verb: str, jobs: LiteJobs, *ids: int, **choices: Unpack[BulkChoices]) 
     if dry_run or (conditions and not yes and sys.stdin.isatty() and sys.stderr.isatty()):
         able = {state for states in VERBS.get(verb, {WAITING: ()}) for state in states}
         with jobs.store.file.transaction(read_only=True) as tx:
-            counts = count_by_state(tx, chosen(ids, conditions))
+            counts = count_by(tx, "state", chosen(ids, conditions))
         moves, left = (
             {state: n for state, n in counts.items() if (state in able) is part}
             for part in (True, False)
@@ -13083,6 +13748,151 @@ def _doctor(
     return list(map(attrs.asdict, found)), text, int(bool(found))
 
 
+def _completion(
+    shell: Annotated[Literal["bash", "zsh", "fish", "powershell"], "the shell that reads it"],
+) -> Output:
+    try:
+        import shtab
+    except ImportError:
+        problem = "is made by the package shtab: pip install 'litejobs[cli]'"
+        raise OptionError("completion", problem) from None
+    parser = _parser([*_COMMANDS])
+    (commands,) = (each for each in parser._actions if each.dest == "==SUPPRESS==" and each.choices)
+    for command in typing.cast("Mapping[str, Any]", commands.choices).values():
+        for action in command._actions:
+            if action.dest in ("target", "path"):
+                action.complete = shtab.FILE
+    return None, shtab.complete(parser, shell).rstrip(), 0
+
+
+def _service(
+    jobs: LiteJobs,
+    *,
+    systemd: Annotated[bool, "print a systemd unit (default on Linux)"] = False,
+    launchd: Annotated[bool, "print a launchd property list (default on macOS)"] = False,
+    windows_task: Annotated[bool, "print a task for Windows (default there)"] = False,
+    workers: Annotated[int | None, "number of processes (default: one per core)"] = None,
+    **options: Unpack[NodeOptions],
+) -> Output:
+    if jobs.target is None:
+        raise OptionError(str(jobs.path), "a file has no code to run: name module:attribute")
+    grace = duration(options.get("grace", 5.0), "grace")
+    by_platform = {"darwin": _launchd_service, "win32": _windows_task}
+    default = by_platform.get(sys.platform, _systemd_unit)
+    makers = (_systemd_unit, _launchd_service, _windows_task)
+    make = next(itertools.compress(makers, (systemd, launchd, windows_task)), default)
+    main = Path(jobs.target)
+    name = f"litejobs-{main.parent.name if main.stem == '__init__' else main.stem}"
+    kept = ("PATH", "PYTHONPATH", "LANG", "TZ")
+    environment = {key: os.environ[key] for key in kept if os.environ.get(key)}
+
+    def text(screen: Screen) -> Iterator[Line]:
+        kind = re.compile("--(s.*|l.*|wi.*)")
+        words = [word for word in screen.arguments if not kind.fullmatch(word)]
+        words.remove("service")
+        command = [sys.executable, "-m", "litejobs", "run", *words]
+        yield make(name, command, environment, math.ceil(grace.total_seconds()) + 10)
+
+    return None, text, 0
+
+
+def _user() -> str:
+    import getpass
+
+    return getpass.getuser()
+
+
+def _systemd_unit(name: str, command: list[str], environment: Mapping[str, str], stop: int) -> str:
+    def quoted(text: str, dollar: str = "$") -> str:
+        for old, new in (("\\", r"\\"), ('"', r"\""), ("%", "%%"), ("$", dollar)):
+            text = text.replace(old, new)
+        return f'"{text}"' if re.search(r"[^\w@/.,:=+-]", text) else text
+
+    pairs = [f"Environment={quoted(f'{key}={value}')}" for key, value in environment.items()]
+    return "\n".join([
+        f"# Save this as {name}.service, then:",
+        f"#   sudo install -m 644 {name}.service /etc/systemd/system/",
+        f"#   sudo systemctl daemon-reload && sudo systemctl enable --now {name}",
+        "[Unit]",
+        f"Description=litejobs: {' '.join(command[4:]).replace('%', '%%')}",
+        "After=network.target",
+        "",
+        "[Service]",
+        f"User={_user()}",
+        f"WorkingDirectory={os.getcwd().replace('%', '%%')}",
+        *pairs,
+        f"ExecStart={' '.join(quoted(word, '$$') for word in command)}",
+        "Restart=always",
+        "RestartSec=5",
+        "# Only the node is asked to stop; its jobs have their grace.",
+        "KillMode=mixed",
+        f"TimeoutStopSec={stop}",
+        "",
+        "[Install]",
+        "WantedBy=multi-user.target",
+    ])  # fmt: skip
+
+
+def _launchd_service(
+    name: str, command: list[str], environment: Mapping[str, str], stop: int
+) -> str:
+    import plistlib
+
+    log = os.path.join(os.getcwd(), f"{name}.log")
+    place = f"/Library/LaunchDaemons/{name}.plist"
+    made = plistlib.dumps(
+        {
+            "Label": name, "ProgramArguments": command, "WorkingDirectory": os.getcwd(),
+            "EnvironmentVariables": {**environment}, "UserName": _user(), "RunAtLoad": True,
+            "KeepAlive": True, "ExitTimeOut": stop, "StandardErrorPath": log,
+            "StandardOutPath": log,
+        },
+        sort_keys=False,
+    )  # fmt: skip
+    how = (
+        f"<!-- Save this as {name}.plist, then:\n  sudo install -m 644 {name}.plist {place}\n"
+        f"  sudo launchctl bootstrap system {place}\n-->\n<plist"
+    )
+    return made.decode().replace("<plist", how, 1).rstrip()
+
+
+def _windows_task(name: str, command: list[str], environment: Mapping[str, str], stop: int) -> str:
+    import subprocess
+    from xml.sax.saxutils import escape
+
+    user = "\\".join(filter(None, (os.environ.get("USERDOMAIN"), _user())))
+    values = user, command[0], subprocess.list2cmdline(command[1:]), os.getcwd()
+    return _TASK.format(name, *(escape(value) for value in values))
+
+
+_TASK = """\
+<?xml version="1.0"?>
+<!-- Save this as {0}.xml, then, as an administrator:
+  schtasks /Create /TN {0} /XML {0}.xml
+  schtasks /Run /TN {0}
+Ending the task gives running jobs no grace; the next start runs them again. -->
+<Task version="1.2" xmlns="http://schemas.microsoft.com/windows/2004/02/mit/task">
+  <Triggers><BootTrigger /></Triggers>
+  <Principals>
+    <Principal id="Author"><UserId>{1}</UserId><LogonType>S4U</LogonType></Principal>
+  </Principals>
+  <Settings>
+    <MultipleInstancesPolicy>IgnoreNew</MultipleInstancesPolicy>
+    <DisallowStartIfOnBatteries>false</DisallowStartIfOnBatteries>
+    <StopIfGoingOnBatteries>false</StopIfGoingOnBatteries>
+    <ExecutionTimeLimit>PT0S</ExecutionTimeLimit>
+    <RestartOnFailure><Interval>PT1M</Interval><Count>999</Count></RestartOnFailure>
+  </Settings>
+  <Actions Context="Author">
+    <Exec>
+      <Command>{2}</Command>
+      <Arguments>{3}</Arguments>
+      <WorkingDirectory>{4}</WorkingDirectory>
+    </Exec>
+  </Actions>
+</Task>"""
+
+
 _DEFINITION = '''\
 """Jobs named {name}."""
 
@@ -13219,6 +14029,10 @@ _OF_QUEUE: _Columns = {
 _NODES: _Columns = {
     "id": "", "name": "name", "pid": "pid", "state": "state", "started_at": "since",
     "workers": "workers", "running": "running jobs", "queues": "queues",
+}  # fmt: skip
+_ERRORS: _Columns = {
+    "group": "group", "number": "number", "name": "name", "error": "error", "last_at": "last",
+    "first_at": "first", "example": "example",
 }  # fmt: skip
 _HELD: _Columns = {"id": "job", "name": "name", "node": "node", "started_at": "since"}
 _SCHEDULES: _Columns = {
@@ -13423,6 +14237,9 @@ _COMMANDS: Mapping[str, tuple[Any, ...]] = {
     "list": (_list, "list jobs, newest first"),
     "show": (_show, "show one job with its failed attempts"),
     "why": (_why, "say why a job is not running"),
+    "logs": (_logs, "show what has happened to a job, with its failures and their output"),
+    "tail": (_tail, "follow what happens to jobs, until it is interrupted"),
+    "errors": (_errors, "group dead letters by definition and error"),
     "retry": (functools.partial(_bulk, "retry"), "let failed and cancelled jobs start again"),
     "cancel": (functools.partial(_bulk, "cancel"), "cancel waiting and running jobs"),
     "delete": (functools.partial(_bulk, "delete"), "delete jobs that are not running"),
@@ -13442,9 +14259,69 @@ _COMMANDS: Mapping[str, tuple[Any, ...]] = {
     "compact": (_compact, "return free space in the file to the system"),
     "doctor": (_doctor, "find what is wrong, with advice"),
     "new": (_new, "write a definition and a test of it"),
+    "service": (_service, "print what starts a program with the machine"),
+    "completion": (_completion, "print what completes commands in a shell"),
 }
 """By command: its function, whose parameters are its arguments, its help, and the columns of what
 it lists."""
+
+_HELP: Mapping[str, Mapping[str, str]] = {
+    "Run jobs": {
+        "run": "run app.py\nrun app:jobs --workers 4 --queue mails\nrun app.py --reload --verbose",
+        "enqueue": (
+            "enqueue app.py send to=ada copies=3\n"
+            """enqueue app.py send '{"to": "ada"}' --delay 10m\n"""
+            "enqueue jobs.db send to=ada --at 18:00 --expires 1d"
+        ),
+        "new": "new send_mail\nnew reports:generate --queue slow",
+        "service": "service app.py --systemd --workers 4",
+    },
+    "Look at jobs": {
+        "list": (
+            "list jobs.db --state failed --finished-after 1d\n"
+            "list jobs.db --name send --payload to=ada --json"
+        ),
+        "show": "show jobs.db 12\nshow jobs.db 12 --all",
+        "why": "why jobs.db 12",
+        "logs": "logs jobs.db 12",
+        "tail": "tail jobs.db --name send",
+        "errors": "errors jobs.db",
+        "stats": "stats jobs.db",
+        "metrics": "metrics jobs.db --span hour --limit 48\nmetrics jobs.db --name send",
+    },
+    "Change jobs": {
+        "retry": "retry jobs.db 12 13\nretry jobs.db --state failed --name send --dry-run",
+        "cancel": "cancel jobs.db 12\ncancel jobs.db --queue slow --yes",
+        "delete": "delete jobs.db --state failed --finished-before 30d",
+        "hold": "hold jobs.db --name send --enqueued-after 1h",
+        "release": "release jobs.db --state paused",
+        "change": (
+            "change jobs.db 12 --priority 10\n"
+            "change jobs.db --queue slow --to-queue fast --at 18:00"
+        ),
+    },
+    "Queues, schedules and nodes": {
+        "queues": "queues jobs.db",
+        "queue": "queue jobs.db mails --pause\nqueue jobs.db mails --rate 10/s --concurrency 2",
+        "schedules": "schedules jobs.db",
+        "fire": "fire jobs.db nightly",
+        "pause-schedule": "pause-schedule jobs.db nightly",
+        "resume-schedule": "resume-schedule jobs.db nightly",
+        "nodes": "nodes jobs.db",
+    },
+    "Look after the file": {
+        "doctor": "doctor jobs.db\ndoctor jobs.db --repair",
+        "backup": "backup jobs.db /mnt/backup/jobs.db",
+        "compact": "compact jobs.db",
+        "completion": (
+            "completion bash > ~/.local/share/bash-completion/completions/litejobs\n"
+            "completion zsh > ~/.zfunc/_litejobs\n"
+            "completion fish > ~/.config/fish/completions/litejobs.fish\n"
+            "completion powershell >> $PROFILE"
+        ),
+    },
+}
+"""The commands in groups, with examples."""
 
 
 if __name__ == "__main__":

@@ -6,18 +6,25 @@ import contextlib
 import errno
 import json
 import os
+import plistlib
+import queue
 import re
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
+from xml.etree import ElementTree
 
 import apsw
 import pytest
+from programs import eventually
 
 import litejobs
 from litejobs import Fail, LiteJobs, Subscription
@@ -153,6 +160,27 @@ def insert(path: Path, **columns: object) -> None:
         connection.execute(
             f"INSERT INTO litejobs_job ({', '.join(columns)}) VALUES ({places})", columns
         )
+
+
+def lines_of(process: subprocess.Popen[str]) -> Callable[[float], Iterator[str]]:
+    """A function that gives the lines that a process prints within some seconds, until there is
+    at least one."""
+    assert process.stdout is not None
+    found: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def read(stream: IO[str]) -> None:
+        for line in stream:
+            found.put(line.rstrip())
+
+    threading.Thread(target=read, args=(process.stdout,), daemon=True).start()
+
+    def lines(seconds: float) -> Iterator[str]:
+        with contextlib.suppress(queue.Empty):
+            yield found.get(timeout=seconds)
+            while True:
+                yield found.get_nowait()
+
+    return lines
 
 
 class TestList:
@@ -346,6 +374,139 @@ class TestShow:
 
     def test_wants_a_number(self, command: CommandLine, file: Path) -> None:
         command("show", file, "two").complains(2, "argument id: invalid int value: 'two'")
+
+
+class TestLogs:
+    def test_show_what_has_happened_to_a_job(self, command: CommandLine, file: Path) -> None:
+        with LiteJobs(file) as jobs:
+            jobs.retry(2)
+            jobs.define(name="report:fail")(fail)
+            jobs.drain()
+        lines = command("logs", file, 2).out.splitlines()
+        events = [line.partition("  ")[2] for line in lines if line.startswith("20")]
+        assert [re.sub(r", [^,]* s: .*", "", event) for event in events] == [
+            "job 2 (report:fail) enqueued",
+            "job 2 (report:fail) started, attempt 1",
+            "job 2 (report:fail) retrying, attempt 1",  # Since it was retried by hand.
+            "job 2 (report:fail) started, attempt 1",
+            "job 2 (report:fail) failed, attempt 1",
+        ]
+        assert sum('raise Fail("as planned")' in line for line in lines) == 2
+        values = [json.loads(line) for line in command("logs", file, 2, "--json").out.splitlines()]
+        assert [value["kind"] for value in values[:2]] == ["enqueued", "started"]
+        assert values[-1]["failure"]["message"] == "as planned"
+        command("logs", file, 99).complains(1, "no job has the id 99")
+
+    def test_follow_a_job_until_it_has_ended(
+        self, command: CommandLine, program: str, file: Path
+    ) -> None:
+        process = start("logs", file, 3, "-f")
+        assert process.stdout is not None
+        assert process.stdout.readline().endswith("job 3 (send) enqueued\n")
+        with LiteJobs(file) as jobs:
+            jobs.define(send)
+            jobs.drain()
+        out, err = process.communicate(timeout=20)
+        assert (process.returncode, err) == (0, "")
+        assert out.splitlines()[-1].partition("  ")[2].startswith("job 3 (send) completed")
+
+
+class TestTail:
+    def test_follows_what_happens_even_if_a_job_ends_between_two_looks(
+        self, command: CommandLine, file: Path
+    ) -> None:
+        with LiteJobs(file) as jobs:
+            everything, failures = start("tail", file), start("tail", file, "--state", "failed")
+            lines, failed = lines_of(everything), lines_of(failures)
+            with contextlib.ExitStack() as cleaning:
+                for process in (everything, failures):
+                    cleaning.enter_context(process)
+                    cleaning.callback(process.kill)
+                sending, failing = jobs.define(send), jobs.define(name="report:fail")(fail)
+                seen = list[str]()
+                while not seen:  # Until it is there.
+                    last = sending.enqueue("x").id
+                    seen = list(lines(0.5))
+                failing.using(max_attempts=1).enqueue()
+                assert jobs.drain() > 2
+                while not any(f"job {last + 1} (report:fail) failed" in line for line in seen):
+                    seen += lines(20)
+                printed = list[str]()
+                while not printed:
+                    failing.using(max_attempts=1).enqueue()
+                    jobs.drain()
+                    printed = list(failed(0.5))
+                for process in (everything, failures):
+                    process.send_signal(signal.SIGINT)
+                    assert process.wait(20) == 130
+                    assert process.stderr is not None
+                    assert process.stderr.read() == ""
+        seen = [line.partition("  ")[2].partition(",")[0] for line in seen]
+        # It was enqueued before: it ran and ended between two looks.
+        for event in ("started", "completed"):
+            assert seen.count(f"job 3 (send) {event}") == 1
+        for event in ("enqueued", "started", "completed"):
+            assert seen.count(f"job {last} (send) {event}") == 1
+        assert all("(report:fail) failed, attempt 1" in line for line in printed)
+
+    def test_ends_when_nobody_reads_it_any_more(self, command: CommandLine, file: Path) -> None:
+        process = start("tail", file)
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        with LiteJobs(file) as jobs:
+            sending = jobs.define(send)
+            for _ in range(200):
+                sending.enqueue("x")
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(0.1)
+                    break
+        assert process.wait(1) == 0
+        assert process.stderr.read() == ""
+        process.stderr.close()
+
+
+class TestErrors:
+    @pytest.fixture
+    def file(self, command: CommandLine) -> Path:
+        with LiteJobs("jobs.db", durability="fast") as jobs:
+
+            def load(number: int) -> None:
+                if number % 3:
+                    raise ValueError(f"no user {number} in '/srv/{number}.txt'")
+                raise Fail(f"page {number * 1000:#x}")
+
+            work = jobs.define(name="load", max_attempts=1)(load)
+            jobs.enqueue_many([work.bind(number) for number in range(9)])
+            jobs.define(name="other", max_attempts=1)(fail).enqueue()
+            jobs.drain()
+        return Path("jobs.db").absolute()
+
+    def test_are_grouped_by_what_they_have_in_common(
+        self, command: CommandLine, file: Path
+    ) -> None:
+        groups = command("errors", file, "--json").json
+        assert [(each["number"], each["name"], each["error"]) for each in groups] == [
+            (6, "load", "ValueError: no user N in …"),
+            (3, "load", "Fail: page N"),
+            (1, "other", "Fail: as planned"),
+        ]
+        assert groups[0]["example"] == 9
+        assert groups[0]["first_at"] <= groups[0]["last_at"]
+        assert command("errors", file).out.splitlines()[1].split()[:3] == [
+            groups[0]["group"], "6", "load",
+        ]  # fmt: skip
+        assert command("errors", file, "--name", "none").code == 1
+        *_, last = command("errors", file, "--limit", 2).out.splitlines()
+        assert last.startswith("These are the newest 2 dead letters")
+
+    def test_of_a_group_are_retried_together(self, command: CommandLine, file: Path) -> None:
+        group = command("errors", file, "--json").json[0]["group"]
+        assert len(command("list", file, "--group", group, "--json").json) == 6
+        done = command("retry", file, "--group", group, "--yes")
+        assert done == Done(0, "6 to start again, 0 left as they are\n", "")
+        assert len(command("list", file, "--state", "pending", "--json").json) == 6
+        assert command("retry", file, "--group", "none").code == 1
 
 
 class TestEnqueue:
@@ -687,6 +848,71 @@ class TestRun:
         printed = [line for line in done.err.splitlines() if " a " in line]
         assert [line[-len(end) :] for line, end in zip(printed, shown, strict=True)] == shown
 
+    def test_says_at_the_start_what_it_runs(self, command: CommandLine, tmp_path: Path) -> None:
+        Path("app.py").write_text(f"{PROGRAM}\njobs.every(3600, send.bind('x'), name='hourly')\n")
+        command("enqueue", "app.py", "send", "to=x")
+        for name in ("old", "old", "older"):
+            insert(Path("jobs.db"), name=name)
+        done = run("run", "app.py", "--until", "empty", "--workers", "1", "--queue", "mails")
+        first = done.err.splitlines()[0].partition(" INFO ")[2]
+        assert first == (
+            f"{tmp_path / 'jobs.db'}: definitions report:fail, send; queues mails; "
+            "schedules hourly; 3 waiting without a definition here (old: 2, older: 1)"
+        )
+        done = run("run", "app.py", "--until", "empty", "--queue", "mails", "--quiet")
+        assert (done.code, done.err) == (0, "")
+
+    def test_logs_one_line_for_each_job_when_it_is_verbose(
+        self, command: CommandLine, program: str
+    ) -> None:
+        for name in ("Ada", "Bob"):
+            command("enqueue", program, "send", f"to={name}")
+        done = run("run", "app.py", "--until", "empty", "--workers", "1", "--verbose")
+        lines = [line.partition(" DEBUG ")[2] for line in done.err.splitlines() if " job " in line]
+        assert [re.sub(r"[\d.e-]+ s$", "# s", line) for line in lines] == [
+            f"job {id} (send) completed, attempt 1, # s" for id in (1, 2)
+        ]
+
+    def test_logs_a_repeated_error_once_and_then_counts(
+        self, command: CommandLine, program: str
+    ) -> None:
+        for _ in range(5):
+            command("enqueue", program, "report:fail")
+        done = run("run", "app.py", "--until", "empty", "--workers", "1")
+        lines = [line for line in done.err.splitlines() if " WARNING " in line]
+        assert len(lines) == 2, done.err
+        assert re.search(r"WARNING job \d \(report:fail\) failed, .*: Fail: as planned$", lines[0])
+        assert re.search(r"WARNING 4 more like this: job \d \(report:fail\) failed", lines[1])
+
+    def test_reloads_when_a_source_file_changes(self, command: CommandLine) -> None:
+        pytest.importorskip("watchfiles")
+        source = PROGRAM.replace("return f", "import time; time.sleep(0.3); return VERSION or f")
+        path = Path("app.py")
+        path.write_text("VERSION = 'old'\n" + source)
+        with LiteJobs("jobs.db") as jobs:
+            run("enqueue", "app.py", "send", "to=Ada")
+            process = start("run", "app.py", "--reload", "--workers", "1")
+            assert process.stderr is not None
+            try:
+                eventually(lambda: jobs.get(1).state == "running")
+                path.write_text("def (\n")
+                assert any("SyntaxError" in line for line in iter(process.stderr.readline, ""))
+                assert jobs.get(1).result(0) == "old", "the change left it its grace"
+                path.write_text("VERSION = 'new'\n" + source)
+                run("enqueue", "jobs.db", "send", "to=Bob")
+                assert jobs.get(2).result(20) == "new"
+            finally:
+                process.terminate()
+                process.communicate(timeout=20)
+            assert process.returncode == 0
+
+    def test_says_what_reloading_needs(
+        self, command: CommandLine, program: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "watchfiles", None)
+        problem = r"--reload needs the package watchfiles: pip install 'litejobs\[reload\]'"
+        command("run", program, "--reload").complains(2, problem)
+
     def test_ends_in_good_order_when_it_is_asked_to(
         self, command: CommandLine, program: str
     ) -> None:
@@ -774,7 +1000,12 @@ class TestTheTarget:
             ("app.py:missing", 2, r"'missing' in app\.py"),
             ("app:nothing", 2, "expected a LiteJobs at 'nothing' in app, found NoneType"),
             ("app:number", 2, "expected a LiteJobs at 'number' in app, found int"),
-            ("app:send", 2, "expected a LiteJobs at 'send' in app, found Definition"),
+            ("app:missing", 2, "found NoneType: name app:jobs"),
+            ("several.py", 2, "more than one LiteJobs at its top level: name several.py:a or sev"),
+            ("bare", 2, "bare: there is no LiteJobs at its top level"),
+            ("bare:jobs", 2, r"at 'jobs' in bare, found NoneType$"),
+            ("no_such_module", 3, "no such file; a program is named module:attribute"),
+            ("raises", 2, r"importing it failed at .*raises\.py:2: ValueError: two lines"),
             ("raises:jobs", 2, r"importing it failed at .*raises\.py:2: ValueError: two lines"),
             ("syntax.py:jobs", 2, "SyntaxError: "),
             ("exits:jobs", 2, r"exits"),
@@ -799,6 +1030,8 @@ class TestTheTarget:
         Path("unimportable.py").write_text("import nowhere.to.be.found\n")
         Path("escapes.py").write_text(r"raise ValueError('\x1b[2J')" "\n")
         Path("binary.py").write_bytes(b"\x00\xff\xfe")
+        Path("bare.py").write_text("")
+        Path("several.py").write_text("from litejobs import LiteJobs\na, b = map(LiteJobs, 'ab')")
         command(name, target).complains(code, problem)
 
     @pytest.mark.parametrize("name", ["json.py", "queue.py", "test_command_line.py"])
@@ -807,6 +1040,17 @@ class TestTheTarget:
     ) -> None:
         Path(name).write_text(PROGRAM)
         command("stats", f"{name}:jobs").complains(2, f"{name}:jobs: .*another module")
+
+    @pytest.mark.parametrize(
+        "target", ["app.py", "app", "app:send", "app.py:send", "app:fail", "pkg.inner", "pkg"]
+    )
+    def test_may_be_a_module_or_a_definition_in_it(
+        self, target: str, command: CommandLine, program: str
+    ) -> None:
+        Path("pkg").mkdir()
+        Path("pkg/inner.py").write_text(PROGRAM)
+        Path("pkg/__init__.py").write_text("from .inner import jobs\nagain = jobs\n")
+        assert command("enqueue", target, "send", "to=x", "--json").json["queue"] == "mails"
 
     def test_may_be_a_file_whose_name_is_no_identifier(self, command: CommandLine) -> None:
         Path("my-app.py").write_text(PROGRAM)
@@ -826,8 +1070,56 @@ class TestTheTarget:
 
 
 class TestTheCommand:
-    def test_without_a_verb_says_how_it_is_used(self, command: CommandLine) -> None:
-        command().complains(2, r"arguments are required: COMMAND \(see litejobs --help\)")
+    def test_alone_says_what_is_in_the_folder_and_runs_no_code(
+        self, command: CommandLine, file: Path
+    ) -> None:
+        Path("app.py").write_text(PROGRAM + "raise ValueError('this ran')\n")
+        Path("pkg").mkdir()
+        Path("pkg/__init__.py").touch()
+        Path("pkg/two.py").write_text(
+            "from litejobs import LiteJobs\na = LiteJobs('a')\nb = LiteJobs('b')\n"
+        )
+        Path("broken.py").write_text("jobs = LiteJobs(")
+        Path("other.db").write_bytes(b"SQLite format 3\0" + bytes(84))
+        assert command() == Done(
+            0,
+            "Queues in this folder:\n"
+            "  jobs.db  1 scheduled, 1 pending, 1 completed, 1 failed\n"
+            "Programs:\n"
+            "  app.py  defines send, fail\n"
+            "  pkg.two:a  defines nothing\n"
+            "  pkg.two:b  defines nothing\n"
+            "Next:\n"
+            "  litejobs list jobs.db\n"
+            "  litejobs run app.py\n"
+            "  litejobs run pkg.two:a\n"
+            "  litejobs run pkg.two:b\n"
+            "  litejobs --help\n",
+            "",
+        )
+
+    def test_alone_in_an_empty_folder_says_how_to_begin(self, command: CommandLine) -> None:
+        done = command()
+        assert (done.code, done.err) == (0, "")
+        assert "There is no queue in this folder." in done.out
+        assert "litejobs new " in done.out
+
+    def test_groups_its_commands(self, command: CommandLine) -> None:
+        helped = [verb for group in litejobs._HELP.values() for verb in group]
+        assert sorted(helped) == sorted(litejobs._COMMANDS)
+        out = command("--help").out
+        for title in litejobs._HELP:
+            assert f"\n{title}:\n" in out
+        assert "  list             list jobs" in out
+
+    @pytest.mark.parametrize("verb", litejobs._COMMANDS)
+    def test_shows_examples_that_it_understands(self, verb: str, command: CommandLine) -> None:
+        _, found, examples = command(verb, "--help").out.partition("\nexamples:\n")
+        assert found
+        for line in examples.splitlines():
+            called, *words = shlex.split(re.split(r" >|\|", line)[0])
+            assert (called, words[0]) == ("litejobs", verb)
+            assert litejobs._parse(words).verb == verb
 
     def test_with_a_wrong_verb_says_which_there_are(self, command: CommandLine) -> None:
         command("lsit", "x").complains(2, "invalid choice: 'lsit'.*list")
@@ -892,6 +1184,131 @@ class TestTheCommand:
         done = run("list", file, encoding=encoding, environment={"PYTHONIOENCODING": encoding})
         assert (done.code, done.err) == (0, "")
         assert len(done.out.splitlines()) == 6
+
+
+class TestCompletion:
+    @pytest.mark.parametrize("shell", ["bash", "zsh", "fish", "powershell"])
+    def test_knows_commands_options_and_values(self, shell: str, command: CommandLine) -> None:
+        pytest.importorskip("shtab")
+        done = command("completion", shell)
+        assert (done.code, done.err) == (0, "")
+        for word in ("pause-schedule", "finished-before", "retrying"):
+            assert word in done.out
+        if found := shutil.which(shell):
+            checked = subprocess.run(
+                [found, "-n"], input=done.out, text=True, stderr=subprocess.PIPE
+            )
+            assert (checked.returncode, checked.stderr) == (0, "")
+
+    def test_completes_in_bash(self, command: CommandLine, file: Path) -> None:
+        pytest.importorskip("shtab")
+        if not shutil.which("bash"):
+            pytest.skip("there is no bash here")
+        Path("script").write_text(command("completion", "bash").out)
+        for typed, completed in (
+            ("ca", "cancel"),
+            ("list job", "jobs.db"),
+            ("list x --state f", "failed"),
+        ):
+            words = f"litejobs {typed}".split()
+            code = (
+                'COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _shtab_litejobs; echo ${COMPREPLY[@]}'
+            )
+            shell = ["bash", "-c", f"source ./script; {code}", "bash", *words]
+            assert subprocess.check_output(shell, text=True).split() == [completed]
+
+    def test_says_what_it_needs(
+        self, command: CommandLine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "shtab", None)
+        problem = r"completion: is made by the package shtab: pip install 'litejobs\[cli\]'"
+        command("completion", "fish").complains(2, problem)
+
+
+class TestService:
+    WORDS = ("--workers", "1", "--queue", "a $b 50%", "--grace", "7.5")
+
+    @pytest.fixture
+    def folder(self, command: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        """A folder that needs to be quoted, with a program."""
+        folder = tmp_path / "50% of it"
+        folder.mkdir()
+        (folder / "app.py").write_text(PROGRAM)
+        monkeypatch.chdir(folder)
+        monkeypatch.setenv("PYTHONPATH", 'x "$y" 5%')
+        return folder
+
+    def test_is_a_unit_of_systemd_with_a_clean_stop(
+        self, command: CommandLine, folder: Path
+    ) -> None:
+        done = command("service", "app.py", "--systemd", *self.WORDS)
+        assert (done.code, done.err) == (0, "")
+        lines = done.out.splitlines()
+        assert lines[1:3] == [
+            "#   sudo install -m 644 litejobs-app.service /etc/systemd/system/",
+            "#   sudo systemctl daemon-reload && sudo systemctl enable --now litejobs-app",
+        ]
+        unit = dict(line.split("=", 1) for line in lines if re.match(r"[A-Z]\w+=[^P]", line))
+        assert (unit["Restart"], unit["KillMode"], unit["TimeoutStopSec"]) == (
+            "always",
+            "mixed",
+            "18",
+        )
+        assert unit["WorkingDirectory"] == str(folder).replace("%", "%%")
+        assert r'Environment="PYTHONPATH=x \"$y\" 5%%"' in lines
+        assert unit["ExecStart"].endswith(' app.py --workers 1 --queue "a $$b 50%%" --grace 7.5')
+        if analyze := shutil.which("systemd-analyze"):
+            Path("litejobs-app.service").write_text(done.out)
+            checked = subprocess.run(
+                [analyze, "verify", "./litejobs-app.service"], stderr=subprocess.PIPE, text=True
+            )
+            assert (checked.returncode, checked.stderr) == (0, "")
+
+    def test_ends_a_running_job_within_its_grace_when_systemd_stops_it(
+        self, command: CommandLine, folder: Path
+    ) -> None:
+        slow = PROGRAM.replace("return f", "import time; time.sleep(0.5); return f")
+        Path("app.py").write_text(slow)
+        command("enqueue", "app.py", "send", "to=x")
+        out = command("service", "app.py", "--systemd", "--workers", "1").out
+        line = next(line for line in out.splitlines() if line.startswith("ExecStart="))
+        words = shlex.split(line.removeprefix("ExecStart="))
+        process = subprocess.Popen(words, cwd=folder, stderr=subprocess.DEVNULL)
+        with LiteJobs("jobs.db") as jobs:
+            eventually(lambda: jobs.get(1).state == "running")
+            process.terminate()
+            assert process.wait(20) == 0
+            assert jobs.get(1).state == "completed"
+
+    def test_is_a_property_list_of_launchd(self, command: CommandLine, folder: Path) -> None:
+        out = command("service", "app:jobs", "--launchd", *self.WORDS).out
+        service = plistlib.loads(out.encode())
+        assert service["ProgramArguments"] == [
+            sys.executable, "-m", "litejobs", "run", "app:jobs", *self.WORDS,
+        ]  # fmt: skip
+        assert service["WorkingDirectory"] == str(folder)
+        assert (service["KeepAlive"], service["RunAtLoad"], service["ExitTimeOut"]) == (
+            True,
+            True,
+            18,
+        )
+        assert "sudo launchctl bootstrap system /Library/LaunchDaemons/litejobs-app.plist" in out
+
+    def test_is_a_task_of_windows(self, command: CommandLine, folder: Path) -> None:
+        out = command("service", "app", "--windows-task", "--queue", "a & <b>").out
+        task = ElementTree.fromstring(out)
+        found = {node.tag.partition("}")[2]: node.text for node in task.iter()}
+        assert found["Command"] == sys.executable
+        assert found["Arguments"] == '-m litejobs run app --queue "a & <b>"'
+        assert found["WorkingDirectory"] == str(folder)
+        assert "schtasks /Create /TN litejobs-app /XML litejobs-app.xml" in out
+
+    def test_is_that_of_one_system_and_of_a_program(
+        self, command: CommandLine, file: Path, program: str
+    ) -> None:
+        command("service", program, "--systemd", "--launchd").complains(2, "not allowed with")
+        command("service", file).complains(2, "a file has no code to run")
+        assert command("service", program).code == 0
 
 
 class TestWhatIsStored:

@@ -988,7 +988,9 @@ def test_a_definition_alone_is_not_a_job(jobs: LiteJobs) -> None:
     def send() -> None: ...
 
     said = refusal(DefinitionError, jobs.enqueue, send)
-    assert said == "definition 'send': not a job yet: bind its arguments, or call its enqueue()"
+    assert (
+        said == "definition 'send': not a job yet: write f.enqueue(…), or jobs.enqueue(f.bind(…))"
+    )
 
 
 # Registries

@@ -1,5 +1,7 @@
 """The examples, as a user runs them; the large one through `kill -9` at any moment, too."""
 
+import copy
+import importlib.util
 import os
 import random
 import re
@@ -9,6 +11,7 @@ import subprocess
 import sys
 import sysconfig
 import time
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -208,3 +211,176 @@ def test_watching_shows_each_run_what_went_wrong_and_the_sums(tmp_path: Path) ->
         "job 4, attempt 2, failed: ZeroDivisionError: division by zero",
         *(f"{{'a': 6, 'b': {b}}} gave {6 / b}" for b in (1, 2, 3)),
     ]
+
+
+PRINTED = {
+    "hello": ["hello world"],
+    "retries": [
+        "ConnectionError: the server is busy; again in 10 s",
+        "ConnectionError: the server is busy; again in 20 s",
+        "page 1, at the attempt 3",
+        "failed | Fail: there is no cake",
+        "Moved(moved=1, left=0)",
+        "the cake is 4",
+    ],
+    "schedules": [
+        "check: Every 2 hours",
+        "nightly: At 02:30 every day (Europe/Berlin)",
+        "weekdays: At 07:00 on Monday through Friday (UTC)",
+        "02:30 came twice; the backup ran at 02:30",
+        "5 checks in ten hours",
+        "1 job at once: mail",
+    ],
+    "unique": [
+        "click 1: job 1 ",
+        "click 2: job 1 (is there already)",
+        "click 3: job 1 (is there already)",
+        "import_bookings ran once: savings, click 1",
+        "save ran once: Dear all",
+        "index ran once: pages [1, 2, 3] at once",
+    ],
+    "progress": [
+        "film 1 has 50 frames",
+        "film 2 has 50 frames",
+        "job 3 (convert) is cancelled and has no result: Cancelled: cancelled while it ran",
+    ],
+    "flask_app": ["202", "{'result': 'cat.png is 800 pixels wide', 'state': 'completed'}"],
+    "fastapi_app": ["202", "{'state': 'completed', 'result': 'cat.png is 800 pixels wide'}"],
+    "django_site": [
+        "tea 200",
+        "cake 404",
+        "milk 200",
+        "order 1 is confirmed",
+        "order 2 is confirmed",
+        "order 1 is packed",
+        "order 2 is packed",
+    ],
+}
+"""What the shorter examples print. They leave their queue where they run."""
+
+
+def has(*modules: str) -> bool:
+    return all(importlib.util.find_spec(module) for module in modules)
+
+
+@pytest.mark.parametrize("name", PRINTED)
+def test_an_example_prints_what_it_is_about(name: str, tmp_path: Path) -> None:
+    framework = {"flask_app": ["flask"], "fastapi_app": ["fastapi", "httpx"]}
+    needs = framework.get(name, ["django"] if name == "django_site" else [])
+    if not has(*needs):
+        pytest.skip('python -m pip install ".[examples]"')
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / f"{name}.py")],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == PRINTED[name]
+
+
+@pytest.mark.skipif(not has("nbclient", "ipykernel"), reason='pip install ".[examples]"')
+def test_a_notebook_runs_its_cells_more_than_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import nbformat
+    from nbclient import NotebookClient
+
+    monkeypatch.setenv("JUPYTER_CONFIG_DIR", str(tmp_path))
+    notebook = nbformat.read(ROOT / "examples" / "notebook.ipynb", as_version=4)
+    *cells, stop = notebook.cells
+    again = [copy.deepcopy(cell) | {"id": f"again-{n}"} for n, cell in enumerate([*cells, stop])]
+    notebook.cells = [*cells, stop, *map(nbformat.NotebookNode, again)]
+    NotebookClient(notebook, timeout=60, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    shown = [
+        output["data"]["text/plain"]
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+        for output in cell.outputs
+        if "data" in output
+    ]
+    assert shown[0] == shown[3] == "[6, 12, 18]"
+    assert shown[-1] == "{'default': {'completed': 6}}"
+
+
+# Presses the window's buttons, and looks at what it shows.
+PRESSING = """
+import sys, time, tkinter
+from examples import desktop_window
+from examples.desktop_window import jobs
+
+root = tkinter.Tk()
+window = desktop_window.Window(root)
+
+def until(true):
+    end = time.monotonic() + 30
+    while not true():
+        root.update()
+        time.sleep(0.01)
+        assert time.monotonic() < end
+
+def shown(words):
+    return sum(words in text.get() for _, text, _ in window.rows.values())
+
+if sys.argv[1] == "first":
+    for _ in range(3):
+        window.add()
+    until(lambda: shown("running") == 2 and all(job.meta for job in jobs.find(state="running")))
+    job, *_ = jobs.find(state="running")
+    window.rows[job.id][2].invoke()
+    until(lambda: shown("cancelled") == 1 and shown("running") == 2)
+    until(lambda: all(job.meta for job in jobs.find(state="running")))
+    window.close()
+    print([(job.state, job.attempt) for job in jobs.find()])
+    print(min(job.meta["done"] for job in jobs.find(state="pending")) > 0)
+else:
+    until(lambda: shown("completed") == 2)
+    print([(job.state, job.attempt) for job in jobs.find(state="completed")])
+    window.close()
+"""
+
+
+@pytest.fixture
+def screen(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A screen in memory."""
+    if not (has("tkinter") and shutil.which("Xvfb")):
+        pytest.skip("needs tkinter, and Xvfb (apt-get install xvfb)")
+    read, write = os.pipe()
+    server = subprocess.Popen(
+        ["Xvfb", "-displayfd", str(write), "-screen", "0", "640x400x24", "-nolisten", "tcp"],
+        pass_fds=[write],
+        stderr=subprocess.DEVNULL,
+    )
+    os.close(write)
+    with open(read) as number:
+        monkeypatch.setenv("DISPLAY", f":{number.readline().strip()}")
+    yield
+    server.terminate()
+    server.wait()
+
+
+@pytest.mark.linux
+def test_a_window_is_closed_while_jobs_run_and_they_go_on_when_it_opens_again(
+    screen: None, tmp_path: Path
+) -> None:
+    (tmp_path / "pressing.py").write_text(PRESSING)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    printed = [
+        subprocess.run(
+            [sys.executable, "pressing.py", part],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        for part in ("first", "second")
+    ]
+    assert [each.stderr for each in printed] == ["", ""]
+    first, second = (each.stdout.splitlines() for each in printed)
+    assert sorted(eval(first[0])) == [("cancelled", 1), ("pending", 0), ("pending", 0)]
+    assert first[1] == "True"
+    assert second == ["[('completed', 1), ('completed', 1)]"]

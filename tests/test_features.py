@@ -72,6 +72,8 @@ SHOWN: list[tuple[str, str, list[str]]] = [
     ("D7", "how far it has come, for others to see", [
         "test_progress.py::TestWhileAJobRuns::test_it_is_seen_within_a_fraction_of_a_second",
         "test_progress.py::TestWhenAJobHasEnded::test_the_last_word_is_there_before_the_result",
+        "test_tags.py::TestTrack::test_is_exact_soon_after_a_lot_of_items",
+        "test_tags.py::TestMeta::test_that_a_job_writes_is_kept_for_further_attempts",
     ]),
     ("D8", "returning, raising, and what else a handler may say", [
         "test_execution.py::test_a_handler_that_returns_completes_its_job",
@@ -393,6 +395,7 @@ SHOWN: list[tuple[str, str, list[str]]] = [
     ("M5", "all filters together, page by page, to look and to act", [
         "test_queries.py::TestFilters::"
         "test_agree_with_a_look_at_all_rows_in_any_combination",
+        "test_tags.py::TestTags::test_are_found_without_reading_the_other_jobs",
         "test_queries.py::TestFilters::test_delete_those_that_match_and_do_not_run",
         "test_litejobs.py::TestFind::test_turns_pages_that_hold_although_jobs_come_and_go",
         "test_queries.py::TestIterating::"

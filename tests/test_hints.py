@@ -147,3 +147,13 @@ def test_what_is_no_job_is_refused_with_the_way_to_one(jobs: LiteJobs, send: Any
     for given, name in ((plain, "plain"), ("send", "send"), (Bound, "Bound")):
         with pytest.raises(DefinitionError, match=rf"'{name}': not a job: call enqueue\(\) of its"):
             jobs.enqueue(given)
+    add: Any = jobs.enqueue  # As RQ does it.
+    for arguments in ((send,), (send, "a")):
+        with pytest.raises(DefinitionError, match=r"'send': not a job yet: write f\.enqueue\(…\)"):
+            add(*arguments)
+    with pytest.raises(DefinitionError, match="'plain': not a job"):
+        add(plain, 1, 2)
+    with pytest.raises(TypeError, match=r"takes one job; for several there is enqueue_many\(\)"):
+        add(send.bind("a"), send.bind("b"))
+    assert jobs.count() == 0
+    assert "arguments" not in inspect.signature(jobs.enqueue).parameters

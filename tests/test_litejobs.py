@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import math
 import signal
 import subprocess
@@ -212,9 +213,9 @@ class TestEnqueue:
         ("work", "error", "problem"),
         [
             (Parcel("Ada"), DefinitionError, "'Parcel': no definition: decorate its class"),
-            ("text", DefinitionError, "'str': no definition"),
+            ("text", DefinitionError, "'text': not a job"),
             (None, DefinitionError, "'NoneType': no definition"),
-            (Letter, DefinitionError, "'type': no definition"),
+            (Letter, DefinitionError, "'Letter': not a job"),
         ],
     )
     def test_refuses_what_is_no_job(
@@ -228,7 +229,7 @@ class TestEnqueue:
     def test_refuses_a_definition_without_its_arguments(
         self, jobs: LiteJobs, squared: Definition[[int], int, int]
     ) -> None:
-        with pytest.raises(DefinitionError, match="not a job yet: bind its arguments"):
+        with pytest.raises(DefinitionError, match="not a job yet: write"):
             jobs.enqueue(squared)
 
     def test_refuses_a_payload_that_does_not_fit(
@@ -1273,3 +1274,20 @@ class TestSeveralAtOnce:
         monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
         jobs.wait_all([job], bar=True)
         assert capsys.readouterr().err == f"\r[{'=' * 30}] 1/1 100%\n"
+
+    def test_log_above_the_bar_on_a_terminal(
+        self, jobs: LiteJobs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        never = jobs.define(name="never")(lambda: None)
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+        handler = logging.StreamHandler(sys.stderr)
+        logging.root.addHandler(handler)
+        try:
+            with pytest.raises(WaitTimeoutError):
+                jobs.wait_all([never.enqueue(), never.enqueue()], timeout=0.01, bar=True)
+            logging.warning("first")
+            logging.warning("second")
+        finally:
+            logging.root.removeHandler(handler)
+        shown = capsys.readouterr().err
+        assert shown.endswith(f"0/2   0%\r{'':60}\rfirst\nsecond\n")

@@ -86,6 +86,21 @@ class TestACell:
         [schedule] = jobs.schedules()
         assert (schedule.expression, schedule.job_options["queue"]) == ("0 4 * * *", "4")
 
+    def test_is_called_once_with_each_event_however_often_it_was_run(
+        self, jobs: LiteJobs, run: Run
+    ) -> None:
+        received = run("received, events = [], []")["received"]
+        run(self.SEND)
+        for _ in range(3):
+            run("jobs.on('completed')(events.append)")
+            run("@jobs.on()\n@jobs.on('failed')\ndef tell(event): received.append(event.kind)")
+        run("jobs.on('completed')(lambda event: received.append('first'))")
+        run("jobs.on('completed')(lambda event: received.append('second'))")
+        run("send.enqueue('Ada')")
+        jobs.drain()
+        assert received == ["enqueued", "started", "completed", "first", "second"]
+        assert len(run("")["events"]) == 1
+
     def test_that_no_longer_gives_a_schedule_takes_it_away(self, jobs: LiteJobs, run: Run) -> None:
         run("@jobs.cron('@daily')\n@jobs.define\ndef nightly() -> None: ...\n")
         jobs.drain()

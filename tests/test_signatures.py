@@ -129,7 +129,7 @@ class TestDefine:
             told = [line.partition(":")[0].strip() for line in lines if ": " in line]
             assert told == [*DefinitionChoices.__annotations__]
             assert ": ?" not in text
-            assert "        max_attempts: how many attempts a job has at most\n" in text
+            assert "        max_attempts: how many attempts it has at most\n" in text
 
     def test_shows_its_options_as_parameters(self, jobs: LiteJobs) -> None:
         parameters = inspect.signature(jobs.define).parameters

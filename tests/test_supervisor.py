@@ -1302,7 +1302,7 @@ def test_a_node_that_was_taken_for_dead_ends_its_jobs_and_joins_anew(
 
 
 def test_a_second_node_with_a_name_is_refused_while_the_first_one_lives(
-    jobs: LiteJobs, programs: Programs
+    jobs: LiteJobs, programs: Programs, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = programs.node(jobs.path, "--node", "web")
     eventually(jobs.nodes)
@@ -1313,6 +1313,7 @@ def test_a_second_node_with_a_name_is_refused_while_the_first_one_lives(
         jobs.start(threads=1, node="web"),
     ):
         pytest.fail("there is no node behind this block")
+    assert "the node ended" not in caplog.text, "what is raised is not logged as well"
     assert [node.pid for node in jobs.nodes()] == [first.pid]
     first.kill()
     with jobs.start(threads=1, node="web"):
@@ -1331,7 +1332,7 @@ def test_nodes_without_a_name_are_told_apart_and_each_gets_what_is_for_all(
 # In the background
 
 FORGETFUL = """
-import gc, os, sys
+import gc, multiprocessing, os, sys
 from litejobs import LiteJobs
 
 jobs = LiteJobs("jobs.db")
@@ -1340,11 +1341,19 @@ jobs = LiteJobs("jobs.db")
 def pid() -> int:
     return os.getpid()
 
-if __name__ == "__main__":
+def main() -> None:
     jobs.start(**{sys.argv[1]: 1})
     gc.collect()
     job = pid.enqueue()
     print(job.result(60) == os.getpid(), job.state, flush=True)
+
+if __name__ == "__main__":
+    if sys.argv[2] == "child":
+        child = multiprocessing.get_context("fork").Process(target=main)
+        child.start()
+        child.join()
+        sys.exit(3 + child.exitcode)
+    main()
     if sys.argv[2] == "raise":
         raise ValueError("oops")
     sys.exit(3)
@@ -1352,7 +1361,8 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize(
-    ("where", "end"), [("threads", "raise"), ("threads", "exit"), ("workers", "raise")]
+    ("where", "end"),
+    [("threads", "raise"), ("threads", "exit"), ("workers", "raise"), ("workers", "child")],
 )
 def test_a_node_that_the_program_forgot_works_and_is_stopped_at_exit(
     programs: Programs, where: str, end: str
@@ -1361,9 +1371,8 @@ def test_a_node_that_the_program_forgot_works_and_is_stopped_at_exit(
     code, output, errors = programs.run("forgetful.py", where, end)
     assert output == f"{where == 'threads'} completed\n"
     assert (code, "ValueError: oops" in errors) == ((1, True) if end == "raise" else (3, False))
-    assert sorted(os.listdir(programs.folder)) == ["forgetful.py", "jobs.db", "stderr.txt"], (
-        "it has left the list, and closed the file"
-    )
+    with LiteJobs(programs.folder / "jobs.db") as jobs:
+        assert jobs.nodes() == [], "it has left the list"
 
 
 def test_a_node_in_the_background_works_before_and_without_a_with_and_stops_any_number_of_times(
@@ -1377,6 +1386,7 @@ def test_a_node_in_the_background_works_before_and_without_a_with_and_stops_any_
     pool.stop()
     pool.stop()
     assert pool.wait()
+    assert repr(pool).endswith(" ended>")
     assert jobs.nodes() == []
 
 
