@@ -452,22 +452,22 @@ def _by_word(ours: Mapping[str, str]) -> Mapping[str, str]:
 
 OPTIONS_ELSEWHERE = _by_word(
     {
-        "at": "eta run_at when enqueue_at scheduled_at",
-        "backoff": "retry_backoff retry_delay retry_wait wait default_retry_delay",
+        "at": "eta run_at when",
+        "backoff": "retry_backoff retry_delay default_retry_delay",
         "concurrency": "limit max_concurrency",
-        "delay": "countdown delay_seconds defer_by schedule_in wait_for",
+        "delay": "countdown defer_by schedule_in",
         "expires": "ttl expire expiry",
-        "max_attempts": "retries retry max_retries max_tries tries attempts autoretry",
+        "max_attempts": "retries retry max_retries max_tries tries attempts",
         "on_failure": "on_error",
         "queue": "queue_name",
         "rate": "rate_limit",
-        "retention": "result_ttl failure_ttl ttl_result remove_on_complete",
+        "retention": "result_ttl failure_ttl",
         "retry_on": "autoretry_for retry_for",
         "state": "status",
-        "timeout": "time_limit soft_time_limit job_timeout task_timeout",
+        "timeout": "time_limit soft_time_limit job_timeout",
         "timezone": "tz",
         "unique": "lock lock_task queueing_lock unique_for",
-        "workers": "processes n_workers num_workers max_workers worker_count",
+        "workers": "processes n_workers max_workers",
     }
 )
 """What options are called in other libraries, to ours."""
@@ -477,25 +477,24 @@ NAMES_ELSEWHERE = _by_word(
         " send_with_options defer defer_async kiq perform_async perform_later submit push",
         "f.using(delay=60).enqueue(…)": "enqueue_in enqueue_at perform_in perform_at schedule",
         "f.bind(…)": "s si signature subtask message",
-        "jobs.enqueue_many(f.bind(each) for each in …)": "map starmap chunks enqueue_all",
+        "jobs.enqueue_many(f.bind(each) for each in …)": "map starmap enqueue_many aenqueue_many",
         "jobs.enqueue(f.bind(…))": "enqueue enqueue_call send_task insert",
-        "f(…), which only calls the function": "call_local fn func",
-        "@jobs.define": "task job actor shared_task worker_task register_task",
-        "@jobs.cron(…) or @jobs.every(…)": "periodic_task scheduled_job add_job periodic"
-        " add_periodic_task crontab repeat",
-        "jobs.work(), or jobs.start() in the background": "worker worker_main run run_worker"
-        " run_forever run_until_empty start_worker create_consumer",
+        "f(…), which only calls the function": "call_local apply fn func",
+        "@jobs.define": "task job actor shared_task",
+        "@jobs.cron(…) or @jobs.every(…)": "periodic_task scheduled_job add_job periodic",
+        "jobs.work(), or jobs.start() in the background": "worker run run_worker run_forever",
+        "jobs.queue(name).pause() or .resume()": "pause pause_queue resume",
         "pool.stop(), of what jobs.start() returned": "stop shutdown terminate",
         "jobs.get(id)": "fetch fetch_job get_job AsyncResult",
-        "job.result(timeout)": "get return_value result_value get_result",
+        "job.result(timeout)": "get return_value",
         "job.state": "status get_status",
-        "job.finished": "ready is_finished is_complete done successful is_failed",
-        "job.error, or job.errors with tracebacks": "exc_info traceback exception",
+        "job.finished": "ready is_finished successful done",
+        "job.error, or job.errors with tracebacks": "exc_info traceback",
         "job.payload": "args kwargs arguments",
         "cancel(…)": "revoke abort",
-        "delete(…)": "purge flush forget empty",
+        "delete(…)": "purge flush forget",
         "raise Retry(delay), or Snooze(delay)": "retry reschedule",
-        "context.progress(done, total)": "update_state set_progress update_progress",
+        "context.progress(done, total)": "update_state set_progress",
     }
 )
 """What attributes are called in other libraries, to what is written here."""
