@@ -10636,6 +10636,7 @@ class Supervisor:
                 self._spawn()
                 self._watch()
                 self._listen()
+                self._call_on_end()  # First, so that they keep up with the jobs.
                 self._unless_locked(self._duties.do_due, self._exchange)
                 self._call_on_end()
             if not self._stops:
@@ -10836,7 +10837,9 @@ class Supervisor:
         for message in worker.receive(dead):
             match message:
                 case ("report", number, fields):
-                    if (run := worker.take(number)) and run.ended is None:
+                    if (run := worker.take(number)) and run.ended is not None:
+                        self._claim_due = True  # There is room again for a ready job.
+                    elif run:
                         name, report = run.claimed.name, Report(*fields)
                         expected = self._durations.get(name, report.took)
                         self._durations[name] = expected + 0.2 * (report.took - expected)
