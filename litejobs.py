@@ -485,6 +485,7 @@ NAMES_ELSEWHERE = _by_word(
         " add_periodic_task crontab repeat",
         "jobs.work(), or jobs.start() in the background": "worker worker_main run run_worker"
         " run_forever run_until_empty start_worker create_consumer",
+        "pool.stop(), of what jobs.start() returned": "stop shutdown terminate",
         "jobs.get(id)": "fetch fetch_job get_job AsyncResult",
         "job.result(timeout)": "get return_value result_value get_result",
         "job.state": "status get_status",
@@ -2930,8 +2931,9 @@ class Body:
         if decode is None or isinstance(stored, str):
             try:
                 return codec.decode(stored)
-            except CodecError as unfit:
-                return self._upgraded(stored, unfit)
+            except CodecError as error:
+                unfit = error
+            return self._upgraded(stored, unfit)
         try:
             made = decode(stored)
         except (Exception, SystemExit) as error:
@@ -3421,8 +3423,11 @@ class Define:
         is, and its instances can be enqueued. With *encode* and *decode* payloads are
         bytes instead of JSON: of an instance, or of a dict of arguments by name.
 
+        The same code that is loaded again, in a notebook or by `importlib.reload`, replaces its
+        definition. No definition is added while a node or `drain` runs in this program.
+
         Raises:
-            DefinitionError: the code cannot be a definition, or its name is taken.
+            DefinitionError: the code cannot be a definition, its name is taken, or a node runs.
             OptionError: an option is unknown, or its value cannot be used.
         """
         if code is None or name is not None or options:
@@ -3558,7 +3563,7 @@ class Middleware:
         An `async def` has to await `call_next()`, also around sync handlers.
 
         Raises:
-            OptionError: it cannot be called, or work has started.
+            OptionError: it cannot be called, or a node runs in this program.
         """
         self._check(layer)
         self.runs += (layer,)
@@ -3571,7 +3576,7 @@ class Middleware:
         to return. If it raises, none of them is enqueued.
 
         Raises:
-            OptionError: it cannot be called, or is async, or work has started.
+            OptionError: it cannot be called, or is async, or a node runs in this program.
         """
         self._check(layer)
         if _is_async(layer):
@@ -4182,7 +4187,7 @@ BOUNDS: Mapping[str, Mapping[str, tuple[float, float]]] = {
 
 
 COUNTED = "state <> 'pending' AND state <> 'running'"
-KEYED = "key IS NOT NULL AND state IN ('pending', 'running', 'blocked')"
+KEYED = "key IS NOT NULL AND unfit_at IS NULL AND state IN ('pending', 'running', 'blocked')"
 HOLDS = """
     unique_key IS NOT NULL AND (
         unique_scope = 'exists'
@@ -4488,11 +4493,12 @@ def update_schema(connection: Any, path: str) -> None:
     done so. (One statement at a time: the standard sqlite3 commits before it runs a script.)"""
     if schema_version(connection, path) == SCHEMA_VERSION:
         return
-    found = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema").fetchall()}
+    found = dict(connection.execute("SELECT name, sql FROM sqlite_schema").fetchall())
     for (kind, name), statement in _expected_schema().items():
-        if kind == "trigger":
-            connection.execute(f"DROP TRIGGER IF EXISTS {name}")
-        if kind == "trigger" or name not in found:
+        if kind != "table" and found.get(name, statement) != statement:
+            connection.execute(f"DROP {kind} {name}")
+            del found[name]
+        if name not in found:
             connection.execute(statement)
         elif kind == "table":
             there = {row[1] for row in connection.execute(f"PRAGMA table_info({name})").fetchall()}
@@ -4537,7 +4543,7 @@ def _is_ours(kind: str, found: str, expected: str, outdated: bool) -> bool:
         re.sub(r"('[^']*')|--.*|/\*[\s\S]*?\*/|\s+", r"\1", sql) for sql in (found, expected)
     )
     if found == expected or kind != "table":
-        return found == expected or (kind == "trigger" and outdated)
+        return found == expected or (kind in ("trigger", "index") and outdated)
     (start, _, rest), (our_start, _, our_rest) = found.partition("("), expected.partition("(")
     (columns, _, end), (our_columns, _, our_end) = rest.rpartition(")"), our_rest.rpartition(")")
     there, ours = {*columns.split(",")}, {*our_columns.split(",")}
@@ -5588,7 +5594,7 @@ def admissible(tx: Transaction, key: str) -> tuple[int, Group] | None:
     first = tx.execute(
         f"""
         SELECT id, key_limit, queue, name FROM litejobs_job INDEXED BY litejobs_key
-        WHERE {KEYED} AND state = 'blocked' AND key = ? AND unfit_at IS NULL
+        WHERE {KEYED} AND state = 'blocked' AND key = ?
         ORDER BY priority DESC, run_at, id LIMIT 1
         """,
         (key,),
@@ -11254,7 +11260,7 @@ PAGE_SIZE = 500
 """Jobs that `iterate` reads at a time."""
 MAX_WORKERS = 10_000
 """Workers of a node, and async jobs that a worker may run at a time."""
-ASYNC_THREADS = 16
+ASYNC_THREADS = 8
 """Threads in which a `LiteJobs` does what coroutines await: so many of these can share a commit."""
 
 
@@ -11267,7 +11273,7 @@ def awaitable(
         import asyncio  # Late: few programs need it.
 
         call = functools.partial(contextvars.copy_context().run, method, jobs, *args, **kwargs)
-        started = jobs.async_threads().submit(call)
+        started = jobs._threads().submit(call)
         started.cancel = lambda: False  # What is begun is done, even if nobody awaits it any more.
         result: R = await asyncio.wrap_future(started)
         return result
@@ -11336,7 +11342,7 @@ class LiteJobs:
         the file of the `LiteJobs` with which they were registered last.
 
         Raises:
-            DefinitionError: a name is taken, or work has started.
+            DefinitionError: a name is taken, or a node runs in this program.
         """
         for given in definitions:
             if (definition := definition_of(given)) is None:
@@ -11375,7 +11381,7 @@ class LiteJobs:
         program's own tracer provider. Call it at import time, so that workers do, too.
 
         Raises:
-            OptionError: OpenTelemetry is not installed, or work has started.
+            OptionError: OpenTelemetry is not installed, or a node runs in this program.
         """
         check_tracing()
         if trace_run not in self.middleware.runs:
@@ -11402,7 +11408,7 @@ class LiteJobs:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def async_threads(self) -> Any:
+    def _threads(self) -> Any:
         """The threads in which `awaitable` methods run, made when first used."""
         if self._async_threads is None:
             from concurrent.futures import ThreadPoolExecutor
@@ -12843,6 +12849,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command `litejobs`; returns its exit code."""
     given: dict[str, Any] = {"to": {}}
     arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments:
+        print(printable(_look_around(), keep="\n"))
+        return 0
     for place, value in vars(_parse(arguments)).items():
         group, _, name = place.rpartition(".")
         fields = name in ("payload", "meta") and isinstance(value, list)
@@ -12925,8 +12934,7 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
 
 
 def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
-    """A parser for the command that is among *words*. Its arguments are the parameters of the
-    command's function, its options the keyword-only ones and the keys of a TypedDict."""
+    """A parser for the command that is among *words*."""
     import argparse  # Here, because only the command needs it.
 
     class Parser(argparse.ArgumentParser):
@@ -12935,58 +12943,136 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
         def error(self, message: str) -> NoReturn:
             self.exit(2, f"{self.prog}: {printable(message)} (see {self.prog} --help)\n")
 
-    parser = Parser("litejobs", description="A durable job queue in one file, on SQLite.")
+        def format_help(self) -> str:
+            return _overview() if self.prog == "litejobs" else super().format_help()
+
+    parser = Parser("litejobs")
     parser.add_argument("--version", action="version", version=f"litejobs {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for verb, (run, about, *_) in _COMMANDS.items():
-        command = commands.add_parser(verb, help=about, description=about)
+        given = next((group[verb] for group in _HELP.values() if verb in group), "").splitlines()
+        command = commands.add_parser(
+            verb,
+            help=about,
+            description=about,
+            epilog="\n".join(("examples:", *(f"  litejobs {line}" for line in given))),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         command.set_defaults(verb=verb)
-        if verb not in words:
-            continue  # Reading all signatures would take a tenth of a second.
-        if verb != "new":
-            file = "" if verb == "run" else "the queue's file, or "
-            place = f"{file}a program: module:attribute or file.py:attribute"
-            command.add_argument("target", metavar="TARGET" if file else "PROGRAM", help=place)
-        if verb not in ("new", "run"):
-            command.add_argument("--json", action="store_true", help="print JSON")
-            about = "exact times in UTC, as where the output is no terminal"
-            command.add_argument("--utc", action="store_true", help=about)
-            when = ("auto", "always", "never")
-            command.add_argument("--color", choices=when, help="auto: on a terminal, with rich")
-            command.set_defaults(color="auto")
-        flags = command.add_mutually_exclusive_group() if verb in ("run", "queue") else command
-        parameters = inspect.signature(run, eval_str=True).parameters.values()
-        typed_as: dict[str, str] = {}
-        command.set_defaults(typed_as=typed_as)
-        for each in list(parameters)[verb != "new" :]:
-            typed: Any = next(filter(typing.is_typeddict, _kinds(each.annotation)), None)
-            group = "to." if each.name == "to" else ""
-            options = typed and typing.get_type_hints(typed, include_extras=True)
-            for name, hint in (options or {each.name: each.annotation}).items():
-                settings = _settings(name, hint, removable=bool(group))
-                word = "tag" if name == "tags" else name.replace("_", "-")
-                plain = f"{'to-' if group and name in FILTERS else ''}{word}"
-                flag = _FLAGS.get(f"{verb} {group}{name}", plain)
-                if each.kind in (each.POSITIONAL_OR_KEYWORD, each.VAR_POSITIONAL):
-                    several = each.kind is each.VAR_POSITIONAL or "action" in settings
-                    optional = several or each.default is not each.empty
-                    number = "*" if several else "?" if optional else None
-                    settings |= {"action": None, "metavar": None}
-                    command.add_argument(name, nargs=number, **settings)
-                    if several:
-                        again = Parser(command.prog)
-                        again.add_argument(name, nargs=number, **settings)
-                        command.set_defaults(several=(name, again))
-                elif settings:
-                    where = flags if settings.get("action") == "store_true" else command
-                    short = ["-f"] if name == "follow" else []
-                    where.add_argument(*short, f"--{flag}", dest=f"{group}{name}", **settings)
-                    typed_as.setdefault(name, f"--{flag}")
+        if verb in words:  # Reading all signatures would take a tenth of a second.
+            _add_arguments(command, verb, run)
     return parser
+
+
+def _add_arguments(command: argparse.ArgumentParser, verb: str, run: Any) -> None:
+    """Its arguments are the parameters of the command's function, its options the keyword-only
+    ones and the keys of a TypedDict."""
+    parameters = [*inspect.signature(run, eval_str=True).parameters.values()]
+    on_queue = parameters[0].name in ("self", "jobs")
+    if on_queue:
+        file = "" if verb in ("run", "service") else "the queue's file, or "
+        place = f"{file}a program: app.py, or module:attribute if it has several queues"
+        command.add_argument("target", metavar="TARGET" if file else "PROGRAM", help=place)
+    if on_queue and verb not in ("run", "service"):
+        command.add_argument("--json", action="store_true", help="print JSON")
+        about = "exact times in UTC, as where the output is no terminal"
+        command.add_argument("--utc", action="store_true", help=about)
+        when = ("auto", "always", "never")
+        command.add_argument("--color", choices=when, help="auto: on a terminal, with rich")
+        command.set_defaults(color="auto")
+    exclusive = verb in ("run", "queue", "service")
+    flags = command.add_mutually_exclusive_group() if exclusive else command
+    typed_as: dict[str, str] = {}
+    command.set_defaults(typed_as=typed_as)
+    for each in parameters[on_queue:]:
+        typed: Any = next(filter(typing.is_typeddict, _kinds(each.annotation)), None)
+        group = "to." if each.name == "to" else ""
+        options = typed and typing.get_type_hints(typed, include_extras=True)
+        for name, hint in (options or {each.name: each.annotation}).items():
+            settings = _settings(name, hint, removable=bool(group))
+            word = "tag" if name == "tags" else name.replace("_", "-")
+            plain = f"{'to-' if group and name in FILTERS else ''}{word}"
+            flag = _FLAGS.get(f"{verb} {group}{name}", plain)
+            if each.kind in (each.POSITIONAL_OR_KEYWORD, each.VAR_POSITIONAL):
+                several = each.kind is each.VAR_POSITIONAL or "action" in settings
+                optional = several or each.default is not each.empty
+                number = "*" if several else "?" if optional else None
+                settings |= {"action": None, "metavar": None}
+                command.add_argument(name, nargs=number, **settings)
+                if several:
+                    again = type(command)(command.prog)
+                    again.add_argument(name, nargs=number, **settings)
+                    command.set_defaults(several=(name, again))
+            elif settings:
+                flagged = settings.get("action") == "store_true" and name != "reload"
+                where = flags if flagged else command
+                short = ["-f"] if name == "follow" else []
+                where.add_argument(*short, f"--{flag}", dest=f"{group}{name}", **settings)
+                typed_as.setdefault(name, f"--{flag}")
+
+
+def _overview() -> str:
+    """The commands in their groups."""
+    lines = ["usage: litejobs COMMAND …", "", "A durable job queue in one file, on SQLite."]
+    for title, group in _HELP.items():
+        lines += ["", f"{title}:", *(f"  {verb:17}{_COMMANDS[verb][1]}" for verb in group)]
+    lines += ["", "`litejobs COMMAND --help` shows its options, with examples."]
+    return "\n".join([*lines, "`litejobs` alone says what is in the current folder.", ""])
+
+
+def _look_around() -> str:
+    """The queues and programs in the current folder, and what to type next. No program is run."""
+    queues, programs, tries = [], [], []
+    for path in sorted([*Path().glob("*.py"), *Path().glob("[!.]*/*.py")])[:5000]:
+        found = _programs_in(path)
+        in_package = (path.parent / "__init__.py").exists()
+        place = ".".join(path.with_suffix("").parts) if in_package else f"{path}"
+        for name, definitions in found:
+            one = f"{place}:{name}" if len(found) > 1 else place
+            programs.append(f"  {one}  defines {_some(definitions) or 'nothing'}")
+            tries.append(f"  litejobs run {one}")
+    for path in sorted(filter(Path.is_file, Path().iterdir())):
+        with contextlib.suppress(OSError, LitejobsError):
+            with path.open("rb") as file:
+                is_database = file.read(16) == b"SQLite format 3\0"
+            if is_database:
+                counts: Counter[str] = sum(
+                    map(Counter, _target(f"{path}").stats().values()), Counter()
+                )
+                states = [f"{counts[state]} {state}" for state in STATES if counts[state]]
+                queues.append(f"  {path}  {', '.join(states) or 'no jobs'}")
+                tries.insert(len(queues) - 1, f"  litejobs list {path}")
+    lines = ["Queues in this folder:", *queues] if queues else ["There is no queue in this folder."]
+    lines += ["Programs:", *programs] if programs else ["There is no program that makes one."]
+    tries = [*tries[:6], *([] if programs else ["  litejobs new send_mail"]), "  litejobs --help"]
+    return "\n".join([*lines, "Next:", *tries])
+
+
+def _programs_in(path: Path) -> list[tuple[str, list[str]]]:
+    """The names of `LiteJobs` in a source file, which is read, not run, and what it defines."""
+    import ast
+
+    try:
+        text = path.read_text("utf-8")
+        tree = ast.parse(text if "LiteJobs(" in text else "")
+    except (OSError, ValueError, SyntaxError, RecursionError):
+        return []
+    definitions = [
+        node.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        and any(re.match(r"(\w+\.)*define\b", ast.unparse(d)) for d in node.decorator_list)
+    ]
+    return [
+        (ast.unparse(node.targets[0]), definitions)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and re.match(r"(\w+\.)?LiteJobs\(", ast.unparse(node.value))
+    ]
 
 
 _FLAGS = {
     "run queues": "queue",
+    "service queues": "queue",
     "change node": "from-node",  # Since --node is the new node.
     "change to.node": "node",
 }
@@ -13676,6 +13762,151 @@ def _doctor(
     return list(map(attrs.asdict, found)), text, int(bool(found))
 
 
+def _completion(
+    shell: Annotated[Literal["bash", "zsh", "fish", "powershell"], "the shell that reads it"],
+) -> Output:
+    try:
+        import shtab
+    except ImportError:
+        problem = "is made by the package shtab: pip install 'litejobs[cli]'"
+        raise OptionError("completion", problem) from None
+    parser = _parser([*_COMMANDS])
+    (commands,) = (each for each in parser._actions if each.dest == "==SUPPRESS==" and each.choices)
+    for command in typing.cast("Mapping[str, Any]", commands.choices).values():
+        for action in command._actions:
+            if action.dest in ("target", "path"):
+                action.complete = shtab.FILE
+    return None, shtab.complete(parser, shell).rstrip(), 0
+
+
+def _service(
+    jobs: LiteJobs,
+    *,
+    systemd: Annotated[bool, "print a systemd unit (default on Linux)"] = False,
+    launchd: Annotated[bool, "print a launchd property list (default on macOS)"] = False,
+    windows_task: Annotated[bool, "print a task for Windows (default there)"] = False,
+    workers: Annotated[int | None, "number of processes (default: one per core)"] = None,
+    **options: Unpack[NodeOptions],
+) -> Output:
+    if jobs.target is None:
+        raise OptionError(str(jobs.path), "a file has no code to run: name module:attribute")
+    grace = duration(options.get("grace", 5.0), "grace")
+    by_platform = {"darwin": _launchd_service, "win32": _windows_task}
+    default = by_platform.get(sys.platform, _systemd_unit)
+    makers = (_systemd_unit, _launchd_service, _windows_task)
+    make = next(itertools.compress(makers, (systemd, launchd, windows_task)), default)
+    main = Path(jobs.target)
+    name = f"litejobs-{main.parent.name if main.stem == '__init__' else main.stem}"
+    kept = ("PATH", "PYTHONPATH", "LANG", "TZ")
+    environment = {key: os.environ[key] for key in kept if os.environ.get(key)}
+
+    def text(screen: Screen) -> Iterator[Line]:
+        kind = re.compile("--(s.*|l.*|wi.*)")
+        words = [word for word in screen.arguments if not kind.fullmatch(word)]
+        words.remove("service")
+        command = [sys.executable, "-m", "litejobs", "run", *words]
+        yield make(name, command, environment, math.ceil(grace.total_seconds()) + 10)
+
+    return None, text, 0
+
+
+def _user() -> str:
+    import getpass
+
+    return getpass.getuser()
+
+
+def _systemd_unit(name: str, command: list[str], environment: Mapping[str, str], stop: int) -> str:
+    def quoted(text: str, dollar: str = "$") -> str:
+        for old, new in (("\\", r"\\"), ('"', r"\""), ("%", "%%"), ("$", dollar)):
+            text = text.replace(old, new)
+        return f'"{text}"' if re.search(r"[^\w@/.,:=+-]", text) else text
+
+    pairs = [f"Environment={quoted(f'{key}={value}')}" for key, value in environment.items()]
+    return "\n".join([
+        f"# Save this as {name}.service, then:",
+        f"#   sudo install -m 644 {name}.service /etc/systemd/system/",
+        f"#   sudo systemctl daemon-reload && sudo systemctl enable --now {name}",
+        "[Unit]",
+        f"Description=litejobs: {' '.join(command[4:]).replace('%', '%%')}",
+        "After=network.target",
+        "",
+        "[Service]",
+        f"User={_user()}",
+        f"WorkingDirectory={os.getcwd().replace('%', '%%')}",
+        *pairs,
+        f"ExecStart={' '.join(quoted(word, '$$') for word in command)}",
+        "Restart=always",
+        "RestartSec=5",
+        "# Only the node is asked to stop; its jobs have their grace.",
+        "KillMode=mixed",
+        f"TimeoutStopSec={stop}",
+        "",
+        "[Install]",
+        "WantedBy=multi-user.target",
+    ])  # fmt: skip
+
+
+def _launchd_service(
+    name: str, command: list[str], environment: Mapping[str, str], stop: int
+) -> str:
+    import plistlib
+
+    log = os.path.join(os.getcwd(), f"{name}.log")
+    place = f"/Library/LaunchDaemons/{name}.plist"
+    made = plistlib.dumps(
+        {
+            "Label": name, "ProgramArguments": command, "WorkingDirectory": os.getcwd(),
+            "EnvironmentVariables": {**environment}, "UserName": _user(), "RunAtLoad": True,
+            "KeepAlive": True, "ExitTimeOut": stop, "StandardErrorPath": log,
+            "StandardOutPath": log,
+        },
+        sort_keys=False,
+    )  # fmt: skip
+    how = (
+        f"<!-- Save this as {name}.plist, then:\n  sudo install -m 644 {name}.plist {place}\n"
+        f"  sudo launchctl bootstrap system {place}\n-->\n<plist"
+    )
+    return made.decode().replace("<plist", how, 1).rstrip()
+
+
+def _windows_task(name: str, command: list[str], environment: Mapping[str, str], stop: int) -> str:
+    import subprocess
+    from xml.sax.saxutils import escape
+
+    user = "\\".join(filter(None, (os.environ.get("USERDOMAIN"), _user())))
+    values = user, command[0], subprocess.list2cmdline(command[1:]), os.getcwd()
+    return _TASK.format(name, *(escape(value) for value in values))
+
+
+_TASK = """\
+<?xml version="1.0"?>
+<!-- Save this as {0}.xml, then, as an administrator:
+  schtasks /Create /TN {0} /XML {0}.xml
+  schtasks /Run /TN {0}
+Ending the task gives running jobs no grace; the next start runs them again. -->
+<Task version="1.2" xmlns="http://schemas.microsoft.com/windows/2004/02/mit/task">
+  <Triggers><BootTrigger /></Triggers>
+  <Principals>
+    <Principal id="Author"><UserId>{1}</UserId><LogonType>S4U</LogonType></Principal>
+  </Principals>
+  <Settings>
+    <MultipleInstancesPolicy>IgnoreNew</MultipleInstancesPolicy>
+    <DisallowStartIfOnBatteries>false</DisallowStartIfOnBatteries>
+    <StopIfGoingOnBatteries>false</StopIfGoingOnBatteries>
+    <ExecutionTimeLimit>PT0S</ExecutionTimeLimit>
+    <RestartOnFailure><Interval>PT1M</Interval><Count>999</Count></RestartOnFailure>
+  </Settings>
+  <Actions Context="Author">
+    <Exec>
+      <Command>{2}</Command>
+      <Arguments>{3}</Arguments>
+      <WorkingDirectory>{4}</WorkingDirectory>
+    </Exec>
+  </Actions>
+</Task>"""
+
+
 _DEFINITION = '''\
 """Jobs named {name}."""
 
@@ -14046,9 +14277,70 @@ _COMMANDS: Mapping[str, tuple[Any, ...]] = {
     "compact": (_compact, "return free space in the file to the system"),
     "doctor": (_doctor, "find what is wrong, with advice"),
     "new": (_new, "write a definition and a test of it"),
+    "service": (_service, "print what starts a program with the machine"),
+    "completion": (_completion, "print what completes commands in a shell"),
 }
 """By command: its function, whose parameters are its arguments, its help, and the columns of what
 it lists."""
+
+_HELP: Mapping[str, Mapping[str, str]] = {
+    "Run jobs": {
+        "run": "run app.py\nrun app:jobs --workers 4 --queue mails\nrun app.py --reload --verbose",
+        "enqueue": (
+            "enqueue app.py send to=ada copies=3\n"
+            """enqueue app.py send '{"to": "ada"}' --delay 10m\n"""
+            "enqueue jobs.db send to=ada --at 18:00 --expires 1d"
+        ),
+        "new": "new send_mail\nnew reports:generate --queue slow",
+        "service": "service app.py --systemd --workers 4",
+    },
+    "Look at jobs": {
+        "list": (
+            "list jobs.db --state failed --finished-after 1d\n"
+            "list jobs.db --name send --payload to=ada --json"
+        ),
+        "show": "show jobs.db 12\nshow jobs.db 12 --all",
+        "why": "why jobs.db 12",
+        "logs": "logs jobs.db 12\nlogs jobs.db 12 -f",
+        "tail": "tail jobs.db --name send --not-state completed",
+        "errors": "errors jobs.db\nerrors jobs.db --finished-after 1d",
+        "stats": "stats jobs.db",
+        "metrics": "metrics jobs.db --span hour --limit 48\nmetrics jobs.db --name send",
+    },
+    "Change jobs": {
+        "retry": "retry jobs.db 12 13\nretry jobs.db --group 52b2c61a07\nretry jobs.db --state failed --name send --dry-run",
+        "cancel": "cancel jobs.db 12\ncancel jobs.db --queue slow --yes",
+        "delete": "delete jobs.db --state failed --finished-before 30d",
+        "hold": "hold jobs.db --name send --enqueued-after 1h",
+        "release": "release jobs.db --state paused",
+        "change": (
+            "change jobs.db 12 --priority 10\n"
+            "change jobs.db --queue slow --to-queue fast --at 18:00"
+        ),
+    },
+    "Queues, schedules and nodes": {
+        "queues": "queues jobs.db",
+        "queue": "queue jobs.db mails --pause\nqueue jobs.db mails --rate 10/s --concurrency 2",
+        "schedules": "schedules jobs.db",
+        "fire": "fire jobs.db nightly",
+        "pause-schedule": "pause-schedule jobs.db nightly",
+        "resume-schedule": "resume-schedule jobs.db nightly",
+        "remove-schedule": "remove-schedule jobs.db nightly",
+        "nodes": "nodes jobs.db",
+    },
+    "Look after the file": {
+        "doctor": "doctor jobs.db\ndoctor jobs.db --repair",
+        "backup": "backup jobs.db /mnt/backup/jobs.db",
+        "compact": "compact jobs.db",
+        "completion": (
+            "completion bash > ~/.local/share/bash-completion/completions/litejobs\n"
+            "completion zsh > ~/.zfunc/_litejobs\n"
+            "completion fish > ~/.config/fish/completions/litejobs.fish\n"
+            "completion powershell >> $PROFILE"
+        ),
+    },
+}
+"""The commands in groups, with examples."""
 
 
 if __name__ == "__main__":

@@ -6,8 +6,10 @@ import contextlib
 import errno
 import json
 import os
+import plistlib
 import queue
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -18,6 +20,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import IO, Any, NamedTuple
+from xml.etree import ElementTree
 
 import apsw
 import pytest
@@ -1103,8 +1106,56 @@ class TestTheTarget:
 
 
 class TestTheCommand:
-    def test_without_a_verb_says_how_it_is_used(self, command: CommandLine) -> None:
-        command().complains(2, r"arguments are required: COMMAND \(see litejobs --help\)")
+    def test_alone_says_what_is_in_the_folder_and_runs_no_code(
+        self, command: CommandLine, file: Path
+    ) -> None:
+        Path("app.py").write_text(PROGRAM + "raise ValueError('this ran')\n")
+        Path("pkg").mkdir()
+        Path("pkg/__init__.py").touch()
+        Path("pkg/two.py").write_text(
+            "from litejobs import LiteJobs\na = LiteJobs('a')\nb = LiteJobs('b')\n"
+        )
+        Path("broken.py").write_text("jobs = LiteJobs(")
+        Path("other.db").write_bytes(b"SQLite format 3\0" + bytes(84))
+        assert command() == Done(
+            0,
+            "Queues in this folder:\n"
+            "  jobs.db  1 scheduled, 1 pending, 1 completed, 1 failed\n"
+            "Programs:\n"
+            "  app.py  defines send, fail\n"
+            "  pkg.two:a  defines nothing\n"
+            "  pkg.two:b  defines nothing\n"
+            "Next:\n"
+            "  litejobs list jobs.db\n"
+            "  litejobs run app.py\n"
+            "  litejobs run pkg.two:a\n"
+            "  litejobs run pkg.two:b\n"
+            "  litejobs --help\n",
+            "",
+        )
+
+    def test_alone_in_an_empty_folder_says_how_to_begin(self, command: CommandLine) -> None:
+        done = command()
+        assert (done.code, done.err) == (0, "")
+        assert "There is no queue in this folder." in done.out
+        assert "litejobs new " in done.out
+
+    def test_groups_its_commands(self, command: CommandLine) -> None:
+        helped = [verb for group in litejobs._HELP.values() for verb in group]
+        assert sorted(helped) == sorted(litejobs._COMMANDS)
+        out = command("--help").out
+        for title in litejobs._HELP:
+            assert f"\n{title}:\n" in out
+        assert "  list             list jobs" in out
+
+    @pytest.mark.parametrize("verb", litejobs._COMMANDS)
+    def test_shows_examples_that_it_understands(self, verb: str, command: CommandLine) -> None:
+        _, found, examples = command(verb, "--help").out.partition("\nexamples:\n")
+        assert found
+        for line in examples.splitlines():
+            called, *words = shlex.split(re.split(r" >|\|", line)[0])
+            assert (called, words[0]) == ("litejobs", verb)
+            assert litejobs._parse(words).verb == verb
 
     def test_with_a_wrong_verb_says_which_there_are(self, command: CommandLine) -> None:
         command("lsit", "x").complains(2, "invalid choice: 'lsit'.*list")
@@ -1169,6 +1220,131 @@ class TestTheCommand:
         done = run("list", file, encoding=encoding, environment={"PYTHONIOENCODING": encoding})
         assert (done.code, done.err) == (0, "")
         assert len(done.out.splitlines()) == 6
+
+
+class TestCompletion:
+    @pytest.mark.parametrize("shell", ["bash", "zsh", "fish", "powershell"])
+    def test_knows_commands_options_and_values(self, shell: str, command: CommandLine) -> None:
+        pytest.importorskip("shtab")
+        done = command("completion", shell)
+        assert (done.code, done.err) == (0, "")
+        for word in ("pause-schedule", "finished-before", "retrying"):
+            assert word in done.out
+        if found := shutil.which(shell):
+            checked = subprocess.run(
+                [found, "-n"], input=done.out, text=True, stderr=subprocess.PIPE
+            )
+            assert (checked.returncode, checked.stderr) == (0, "")
+
+    def test_completes_in_bash(self, command: CommandLine, file: Path) -> None:
+        pytest.importorskip("shtab")
+        if not shutil.which("bash"):
+            pytest.skip("there is no bash here")
+        Path("script").write_text(command("completion", "bash").out)
+        for typed, completed in (
+            ("ca", "cancel"),
+            ("list job", "jobs.db"),
+            ("list x --state f", "failed"),
+        ):
+            words = f"litejobs {typed}".split()
+            code = (
+                'COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _shtab_litejobs; echo ${COMPREPLY[@]}'
+            )
+            shell = ["bash", "-c", f"source ./script; {code}", "bash", *words]
+            assert subprocess.check_output(shell, text=True).split() == [completed]
+
+    def test_says_what_it_needs(
+        self, command: CommandLine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "shtab", None)
+        problem = r"completion: is made by the package shtab: pip install 'litejobs\[cli\]'"
+        command("completion", "fish").complains(2, problem)
+
+
+class TestService:
+    WORDS = ("--workers", "1", "--queue", "a $b 50%", "--grace", "7.5")
+
+    @pytest.fixture
+    def folder(self, command: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        """A folder that needs to be quoted, with a program."""
+        folder = tmp_path / "50% of it"
+        folder.mkdir()
+        (folder / "app.py").write_text(PROGRAM)
+        monkeypatch.chdir(folder)
+        monkeypatch.setenv("PYTHONPATH", 'x "$y" 5%')
+        return folder
+
+    def test_is_a_unit_of_systemd_with_a_clean_stop(
+        self, command: CommandLine, folder: Path
+    ) -> None:
+        done = command("service", "app.py", "--systemd", *self.WORDS)
+        assert (done.code, done.err) == (0, "")
+        lines = done.out.splitlines()
+        assert lines[1:3] == [
+            "#   sudo install -m 644 litejobs-app.service /etc/systemd/system/",
+            "#   sudo systemctl daemon-reload && sudo systemctl enable --now litejobs-app",
+        ]
+        unit = dict(line.split("=", 1) for line in lines if re.match(r"[A-Z]\w+=[^P]", line))
+        assert (unit["Restart"], unit["KillMode"], unit["TimeoutStopSec"]) == (
+            "always",
+            "mixed",
+            "18",
+        )
+        assert unit["WorkingDirectory"] == str(folder).replace("%", "%%")
+        assert r'Environment="PYTHONPATH=x \"$y\" 5%%"' in lines
+        assert unit["ExecStart"].endswith(' app.py --workers 1 --queue "a $$b 50%%" --grace 7.5')
+        if analyze := shutil.which("systemd-analyze"):
+            Path("litejobs-app.service").write_text(done.out)
+            checked = subprocess.run(
+                [analyze, "verify", "./litejobs-app.service"], stderr=subprocess.PIPE, text=True
+            )
+            assert (checked.returncode, checked.stderr) == (0, "")
+
+    def test_ends_a_running_job_within_its_grace_when_systemd_stops_it(
+        self, command: CommandLine, folder: Path
+    ) -> None:
+        slow = PROGRAM.replace("return f", "import time; time.sleep(0.5); return f")
+        Path("app.py").write_text(slow)
+        command("enqueue", "app.py", "send", "to=x")
+        out = command("service", "app.py", "--systemd", "--workers", "1").out
+        line = next(line for line in out.splitlines() if line.startswith("ExecStart="))
+        words = shlex.split(line.removeprefix("ExecStart="))
+        process = subprocess.Popen(words, cwd=folder, stderr=subprocess.DEVNULL)
+        with LiteJobs("jobs.db") as jobs:
+            eventually(lambda: jobs.get(1).state == "running")
+            process.terminate()
+            assert process.wait(20) == 0
+            assert jobs.get(1).state == "completed"
+
+    def test_is_a_property_list_of_launchd(self, command: CommandLine, folder: Path) -> None:
+        out = command("service", "app:jobs", "--launchd", *self.WORDS).out
+        service = plistlib.loads(out.encode())
+        assert service["ProgramArguments"] == [
+            sys.executable, "-m", "litejobs", "run", "app:jobs", *self.WORDS,
+        ]  # fmt: skip
+        assert service["WorkingDirectory"] == str(folder)
+        assert (service["KeepAlive"], service["RunAtLoad"], service["ExitTimeOut"]) == (
+            True,
+            True,
+            18,
+        )
+        assert "sudo launchctl bootstrap system /Library/LaunchDaemons/litejobs-app.plist" in out
+
+    def test_is_a_task_of_windows(self, command: CommandLine, folder: Path) -> None:
+        out = command("service", "app", "--windows-task", "--queue", "a & <b>").out
+        task = ElementTree.fromstring(out)
+        found = {node.tag.partition("}")[2]: node.text for node in task.iter()}
+        assert found["Command"] == sys.executable
+        assert found["Arguments"] == '-m litejobs run app --queue "a & <b>"'
+        assert found["WorkingDirectory"] == str(folder)
+        assert "schtasks /Create /TN litejobs-app /XML litejobs-app.xml" in out
+
+    def test_is_that_of_one_system_and_of_a_program(
+        self, command: CommandLine, file: Path, program: str
+    ) -> None:
+        command("service", program, "--systemd", "--launchd").complains(2, "not allowed with")
+        command("service", file).complains(2, "a file has no code to run")
+        assert command("service", program).code == 0
 
 
 class TestWhatIsStored:
