@@ -14308,7 +14308,10 @@ _HELP: Mapping[str, Mapping[str, str]] = {
         "metrics": "metrics jobs.db --span hour --limit 48\nmetrics jobs.db --name send",
     },
     "Change jobs": {
-        "retry": "retry jobs.db 12 13\nretry jobs.db --group 52b2c61a07\nretry jobs.db --state failed --name send --dry-run",
+        "retry": (
+            "retry jobs.db 12 13\nretry jobs.db --group 52b2c61a07\n"
+            "retry jobs.db --state failed --name send --dry-run"
+        ),
         "cancel": "cancel jobs.db 12\ncancel jobs.db --queue slow --yes",
         "delete": "delete jobs.db --state failed --finished-before 30d",
         "hold": "hold jobs.db --name send --enqueued-after 1h",
