@@ -46,9 +46,11 @@ LiteJobs (what users hold), Testing, Command line.
 """
 
 # mypy checks this file. A copy beside a program adds nothing to what pyright says of that one:
-# pyright: basic, reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
-# pyright: reportMissingImports=false, reportOptionalMemberAccess=false, reportReturnType=false
-# pyright: reportPossiblyUnboundVariable=false
+# pyright: basic, reportArgumentType=false, reportAssignmentType=false
+# pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportGeneralTypeIssues=false
+# pyright: reportIndexIssue=false, reportMissingImports=false, reportOperatorIssue=false
+# pyright: reportOptionalMemberAccess=false, reportPossiblyUnboundVariable=false
+# pyright: reportReturnType=false
 
 from __future__ import annotations
 
@@ -452,22 +454,22 @@ def _by_word(ours: Mapping[str, str]) -> Mapping[str, str]:
 
 OPTIONS_ELSEWHERE = _by_word(
     {
-        "at": "eta run_at when enqueue_at scheduled_at",
-        "backoff": "retry_backoff retry_delay retry_wait wait default_retry_delay",
+        "at": "eta run_at when",
+        "backoff": "retry_backoff retry_delay default_retry_delay",
         "concurrency": "limit max_concurrency",
-        "delay": "countdown delay_seconds defer_by schedule_in wait_for",
+        "delay": "countdown defer_by schedule_in",
         "expires": "ttl expire expiry",
-        "max_attempts": "retries retry max_retries max_tries tries attempts autoretry",
+        "max_attempts": "retries retry max_retries max_tries tries attempts",
         "on_failure": "on_error",
         "queue": "queue_name",
         "rate": "rate_limit",
-        "retention": "result_ttl failure_ttl ttl_result remove_on_complete",
+        "retention": "result_ttl failure_ttl",
         "retry_on": "autoretry_for retry_for",
         "state": "status",
-        "timeout": "time_limit soft_time_limit job_timeout task_timeout",
+        "timeout": "time_limit soft_time_limit job_timeout",
         "timezone": "tz",
         "unique": "lock lock_task queueing_lock unique_for",
-        "workers": "processes n_workers num_workers max_workers worker_count",
+        "workers": "processes n_workers max_workers",
     }
 )
 """What options are called in other libraries, to ours."""
@@ -477,25 +479,24 @@ NAMES_ELSEWHERE = _by_word(
         " send_with_options defer defer_async kiq perform_async perform_later submit push",
         "f.using(delay=60).enqueue(…)": "enqueue_in enqueue_at perform_in perform_at schedule",
         "f.bind(…)": "s si signature subtask message",
-        "jobs.enqueue_many(f.bind(each) for each in …)": "map starmap chunks enqueue_all",
+        "jobs.enqueue_many(f.bind(each) for each in …)": "map starmap enqueue_many aenqueue_many",
         "jobs.enqueue(f.bind(…))": "enqueue enqueue_call send_task insert",
-        "f(…), which only calls the function": "call_local fn func",
-        "@jobs.define": "task job actor shared_task worker_task register_task",
-        "@jobs.cron(…) or @jobs.every(…)": "periodic_task scheduled_job add_job periodic"
-        " add_periodic_task crontab repeat",
-        "jobs.work(), or jobs.start() in the background": "worker worker_main run run_worker"
-        " run_forever run_until_empty start_worker create_consumer",
+        "f(…), which only calls the function": "call_local apply fn func",
+        "@jobs.define": "task job actor shared_task",
+        "@jobs.cron(…) or @jobs.every(…)": "periodic_task scheduled_job add_job periodic",
+        "jobs.work(), or jobs.start() in the background": "worker run run_worker run_forever",
+        "jobs.queue(name).pause() or .resume()": "pause pause_queue resume",
         "pool.stop(), of what jobs.start() returned": "stop shutdown terminate",
         "jobs.get(id)": "fetch fetch_job get_job AsyncResult",
-        "job.result(timeout)": "get return_value result_value get_result",
+        "job.result(timeout)": "get return_value",
         "job.state": "status get_status",
-        "job.finished": "ready is_finished is_complete done successful is_failed",
-        "job.error, or job.errors with tracebacks": "exc_info traceback exception",
+        "job.finished": "ready is_finished successful done",
+        "job.error, or job.errors with tracebacks": "exc_info traceback",
         "job.payload": "args kwargs arguments",
         "cancel(…)": "revoke abort",
-        "delete(…)": "purge flush forget empty",
+        "delete(…)": "purge flush forget",
         "raise Retry(delay), or Snooze(delay)": "retry reschedule",
-        "context.progress(done, total)": "update_state set_progress update_progress",
+        "context.progress(done, total)": "update_state set_progress",
     }
 )
 """What attributes are called in other libraries, to what is written here."""
@@ -10635,6 +10636,7 @@ class Supervisor:
                 self._spawn()
                 self._watch()
                 self._listen()
+                self._call_on_end()  # First, so that they keep up with the jobs.
                 self._unless_locked(self._duties.do_due, self._exchange)
                 self._call_on_end()
             if not self._stops:
@@ -10835,7 +10837,9 @@ class Supervisor:
         for message in worker.receive(dead):
             match message:
                 case ("report", number, fields):
-                    if (run := worker.take(number)) and run.ended is None:
+                    if (run := worker.take(number)) and run.ended is not None:
+                        self._claim_due = True  # There is room again for a ready job.
+                    elif run:
                         name, report = run.claimed.name, Report(*fields)
                         expected = self._durations.get(name, report.took)
                         self._durations[name] = expected + 0.2 * (report.took - expected)
@@ -12506,6 +12510,7 @@ class Pool:
     _thread: threading.Thread = attrs.field(init=False)
     _error: BaseException | None = None
     _at_exit: Any = None
+    _stopping: bool = False
 
     def __attrs_post_init__(self) -> None:
         if not self._supervisor.pool.threads or "multiprocessing.util" in sys.modules:
@@ -12525,7 +12530,8 @@ class Pool:
             self._supervisor.run()
         except BaseException as error:
             self._error = error
-            logger.exception("the node ended")
+            if self._supervisor.joined.is_set():  # Else `start` raises it.
+                logger.exception("the node ended")
         finally:
             self._supervisor.joined.set()
             atexit.unregister(self.stop)
@@ -12544,11 +12550,21 @@ class Pool:
         return not self._thread.is_alive()
 
     def stop(self) -> None:
-        """Stops the node: running jobs may end within the grace, and no others start. Does nothing
-        if it has ended."""
+        """Stops the node: running jobs may end within the grace, and no others start. Called again,
+        it waits for the same, or does nothing. Ctrl-C meanwhile ends the node at once."""
         if self._thread.is_alive():
-            self._supervisor.stop()
-            self._thread.join()
+            if not self._stopping:
+                self._stopping = True
+                self._supervisor.stop()
+            try:
+                self._thread.join()
+            except BaseException:
+                self._supervisor.stop()
+                raise
+
+    def __repr__(self) -> str:
+        what = "at work" if self._thread.is_alive() else "ended"
+        return printable(f"<Pool {self._supervisor.subscription.node} {what}>")
 
     def __enter__(self) -> Pool:
         return self
@@ -13254,7 +13270,7 @@ class SourceWatch(threading.Thread):
     changed = False
 
     def __init__(self, target: str) -> None:
-        from watchfiles import PythonFilter, watch
+        from watchfiles import PythonFilter, watch  # type: ignore[import-not-found, unused-ignore]
 
         super().__init__(daemon=True)
         self.stop: Callable[[], None] = lambda: None
@@ -13305,7 +13321,7 @@ def _start_again() -> int:
     command = [sys.executable, *sys.orig_argv[1:]]
     if os.name != "nt":  # There, the shell would take the command for ended.
         with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
+            while os.waitpid(-1, os.WNOHANG)[0]:  # type: ignore[attr-defined, unused-ignore]
                 pass  # What multiprocessing leaves behind.
         os.execv(sys.executable, command)
     import subprocess
@@ -14202,7 +14218,7 @@ def _screen(color: str, utc: bool, arguments: Sequence[str]) -> Screen:
     terminal, console = sys.stdout.isatty(), None
     if color == "always" or (color == "auto" and terminal and not os.environ.get("NO_COLOR")):
         try:
-            from rich.console import Console
+            from rich.console import Console  # type: ignore[import-not-found, unused-ignore]
 
             console = Console(force_terminal=True if color == "always" else None, highlight=False)
         except ImportError:
@@ -14221,7 +14237,7 @@ def _print(text: str | Callable[[Screen], Iterable[Line]], screen: Screen) -> No
         parts = [(line, "")] if isinstance(line, str) else line
         parts = [(printable(part, keep="\n\t"), style) for part, style in parts]
         if screen.console is not None:
-            from rich.text import Text
+            from rich.text import Text  # type: ignore[import-not-found, unused-ignore]
 
             with screen.console.capture() as captured:
                 screen.console.print(Text.assemble(*parts), soft_wrap=True, end="")
