@@ -13275,7 +13275,10 @@ def _run(
     log_to_stderr(jobs.log_level)
     supervisor = jobs._supervisor(workers, **options)
     if logger.isEnabledFor(logging.INFO):
-        logger.info("%s", _about(jobs, options.get("queues")))
+        queues = options.get("queues")
+        about = threading.Thread(target=_log_about, args=(jobs, queues), daemon=True)
+        about.start()
+        about.join(1.0)  # Counting millions of jobs takes longer.
     if isinstance(reload, SourceWatch):
         reload.stop = supervisor.stop
         if reload.changed:
@@ -13298,12 +13301,15 @@ def _start_again() -> int:
     return subprocess.call(command)
 
 
-def _about(jobs: LiteJobs, queues: Iterable[str] | None) -> str:
-    """What a node is about to run, in one line."""
+def _log_about(jobs: LiteJobs, queues: Iterable[str] | None) -> None:
+    """Logs what a node is about to run."""
     names = sorted(own.name for own in jobs.registry)
-    schedules = sorted({*jobs._declared, *(each.name for each in jobs.schedules())})
-    with jobs.store.file.transaction(read_only=True) as tx:
-        waiting = count_by(tx, "name", Match(states=WAITING))
+    try:
+        schedules = sorted({*jobs._declared, *(each.name for each in jobs.schedules())})
+        with jobs.store.file.transaction(read_only=True) as tx:
+            waiting = count_by(tx, "name", Match(states=WAITING))
+    except LitejobsError:
+        return  # The node says the same.
     unknown = {name: number for name, number in waiting.items() if name not in names}
     parts = [f"{jobs.path}: definitions {_some(names)}"]
     parts += ["all queues" if queues is None else f"queues {_some([*queues])}"]
@@ -13311,7 +13317,7 @@ def _about(jobs: LiteJobs, queues: Iterable[str] | None) -> str:
     if unknown:
         jobs_of = _some([f"{name}: {number}" for name, number in unknown.items()])
         parts += [f"{sum(unknown.values())} waiting without a definition here ({jobs_of})"]
-    return "; ".join(parts)
+    logger.info("%s", "; ".join(parts))
 
 
 def _some(names: Sequence[str], most: int = 8) -> str:
