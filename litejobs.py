@@ -452,22 +452,22 @@ def _by_word(ours: Mapping[str, str]) -> Mapping[str, str]:
 
 OPTIONS_ELSEWHERE = _by_word(
     {
-        "at": "eta run_at when enqueue_at scheduled_at",
-        "backoff": "retry_backoff retry_delay retry_wait wait default_retry_delay",
+        "at": "eta run_at when",
+        "backoff": "retry_backoff retry_delay default_retry_delay",
         "concurrency": "limit max_concurrency",
-        "delay": "countdown delay_seconds defer_by schedule_in wait_for",
+        "delay": "countdown defer_by schedule_in",
         "expires": "ttl expire expiry",
-        "max_attempts": "retries retry max_retries max_tries tries attempts autoretry",
+        "max_attempts": "retries retry max_retries max_tries tries attempts",
         "on_failure": "on_error",
         "queue": "queue_name",
         "rate": "rate_limit",
-        "retention": "result_ttl failure_ttl ttl_result remove_on_complete",
+        "retention": "result_ttl failure_ttl",
         "retry_on": "autoretry_for retry_for",
         "state": "status",
-        "timeout": "time_limit soft_time_limit job_timeout task_timeout",
+        "timeout": "time_limit soft_time_limit job_timeout",
         "timezone": "tz",
         "unique": "lock lock_task queueing_lock unique_for",
-        "workers": "processes n_workers num_workers max_workers worker_count",
+        "workers": "processes n_workers max_workers",
     }
 )
 """What options are called in other libraries, to ours."""
@@ -477,25 +477,24 @@ NAMES_ELSEWHERE = _by_word(
         " send_with_options defer defer_async kiq perform_async perform_later submit push",
         "f.using(delay=60).enqueue(…)": "enqueue_in enqueue_at perform_in perform_at schedule",
         "f.bind(…)": "s si signature subtask message",
-        "jobs.enqueue_many(f.bind(each) for each in …)": "map starmap chunks enqueue_all",
+        "jobs.enqueue_many(f.bind(each) for each in …)": "map starmap enqueue_many aenqueue_many",
         "jobs.enqueue(f.bind(…))": "enqueue enqueue_call send_task insert",
-        "f(…), which only calls the function": "call_local fn func",
-        "@jobs.define": "task job actor shared_task worker_task register_task",
-        "@jobs.cron(…) or @jobs.every(…)": "periodic_task scheduled_job add_job periodic"
-        " add_periodic_task crontab repeat",
-        "jobs.work(), or jobs.start() in the background": "worker worker_main run run_worker"
-        " run_forever run_until_empty start_worker create_consumer",
+        "f(…), which only calls the function": "call_local apply fn func",
+        "@jobs.define": "task job actor shared_task",
+        "@jobs.cron(…) or @jobs.every(…)": "periodic_task scheduled_job add_job periodic",
+        "jobs.work(), or jobs.start() in the background": "worker run run_worker run_forever",
+        "jobs.queue(name).pause() or .resume()": "pause pause_queue resume",
         "pool.stop(), of what jobs.start() returned": "stop shutdown terminate",
         "jobs.get(id)": "fetch fetch_job get_job AsyncResult",
-        "job.result(timeout)": "get return_value result_value get_result",
+        "job.result(timeout)": "get return_value",
         "job.state": "status get_status",
-        "job.finished": "ready is_finished is_complete done successful is_failed",
-        "job.error, or job.errors with tracebacks": "exc_info traceback exception",
+        "job.finished": "ready is_finished successful done",
+        "job.error, or job.errors with tracebacks": "exc_info traceback",
         "job.payload": "args kwargs arguments",
         "cancel(…)": "revoke abort",
-        "delete(…)": "purge flush forget empty",
+        "delete(…)": "purge flush forget",
         "raise Retry(delay), or Snooze(delay)": "retry reschedule",
-        "context.progress(done, total)": "update_state set_progress update_progress",
+        "context.progress(done, total)": "update_state set_progress",
     }
 )
 """What attributes are called in other libraries, to what is written here."""
@@ -2931,8 +2930,9 @@ class Body:
         if decode is None or isinstance(stored, str):
             try:
                 return codec.decode(stored)
-            except CodecError as unfit:
-                return self._upgraded(stored, unfit)
+            except CodecError as error:
+                unfit = error
+            return self._upgraded(stored, unfit)
         try:
             made = decode(stored)
         except (Exception, SystemExit) as error:
@@ -4186,7 +4186,7 @@ BOUNDS: Mapping[str, Mapping[str, tuple[float, float]]] = {
 
 
 COUNTED = "state <> 'pending' AND state <> 'running'"
-KEYED = "key IS NOT NULL AND state IN ('pending', 'running', 'blocked')"
+KEYED = "key IS NOT NULL AND unfit_at IS NULL AND state IN ('pending', 'running', 'blocked')"
 HOLDS = """
     unique_key IS NOT NULL AND (
         unique_scope = 'exists'
@@ -4492,11 +4492,12 @@ def update_schema(connection: Any, path: str) -> None:
     done so. (One statement at a time: the standard sqlite3 commits before it runs a script.)"""
     if schema_version(connection, path) == SCHEMA_VERSION:
         return
-    found = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema").fetchall()}
+    found = dict(connection.execute("SELECT name, sql FROM sqlite_schema").fetchall())
     for (kind, name), statement in _expected_schema().items():
-        if kind == "trigger":
-            connection.execute(f"DROP TRIGGER IF EXISTS {name}")
-        if kind == "trigger" or name not in found:
+        if kind != "table" and found.get(name, statement) != statement:
+            connection.execute(f"DROP {kind} {name}")
+            del found[name]
+        if name not in found:
             connection.execute(statement)
         elif kind == "table":
             there = {row[1] for row in connection.execute(f"PRAGMA table_info({name})").fetchall()}
@@ -4541,7 +4542,7 @@ def _is_ours(kind: str, found: str, expected: str, outdated: bool) -> bool:
         re.sub(r"('[^']*')|--.*|/\*[\s\S]*?\*/|\s+", r"\1", sql) for sql in (found, expected)
     )
     if found == expected or kind != "table":
-        return found == expected or (kind == "trigger" and outdated)
+        return found == expected or (kind in ("trigger", "index") and outdated)
     (start, _, rest), (our_start, _, our_rest) = found.partition("("), expected.partition("(")
     (columns, _, end), (our_columns, _, our_end) = rest.rpartition(")"), our_rest.rpartition(")")
     there, ours = {*columns.split(",")}, {*our_columns.split(",")}
@@ -5592,7 +5593,7 @@ def admissible(tx: Transaction, key: str) -> tuple[int, Group] | None:
     first = tx.execute(
         f"""
         SELECT id, key_limit, queue, name FROM litejobs_job INDEXED BY litejobs_key
-        WHERE {KEYED} AND state = 'blocked' AND key = ? AND unfit_at IS NULL
+        WHERE {KEYED} AND state = 'blocked' AND key = ?
         ORDER BY priority DESC, run_at, id LIMIT 1
         """,
         (key,),
@@ -12523,7 +12524,8 @@ class Pool:
             self._supervisor.run()
         except BaseException as error:
             self._error = error
-            logger.exception("the node ended")
+            if self._supervisor.joined.is_set():  # Else `start` raises it.
+                logger.exception("the node ended")
         finally:
             self._supervisor.joined.set()
             atexit.unregister(self.stop)
@@ -12547,6 +12549,10 @@ class Pool:
         if self._thread.is_alive():
             self._supervisor.stop()
             self._thread.join()
+
+    def __repr__(self) -> str:
+        what = "at work" if self._thread.is_alive() else "ended"
+        return printable(f"<Pool {self._supervisor.subscription.node} {what}>")
 
     def __enter__(self) -> Pool:
         return self
