@@ -9326,25 +9326,28 @@ class LogHandler(logging.StreamHandler[Any]):
             return False
         if record.name == logger.name and (record.levelno > logging.INFO or event == "retrying"):
             text = record.getMessage()
-            kind = _ANY_NUMBER.sub("#", text)
+            kind = _ANY_NUMBER.sub("#", f"{text} {record.exc_text}")
             printed_at, more, _ = self._repeated.get(kind, (-math.inf, 0, ""))
             now = time.monotonic()
             if now < printed_at + REPEATED_AFTER:
                 self._repeated[kind] = printed_at, more + 1, text
                 return False
             if len(self._repeated) > 1000:
-                self._repeated.clear()
+                self._print_counts()
             self._repeated[kind] = now, 0, text
             if more:
                 record.msg = f"{record.msg} (and {more} more like it)"
         return super().filter(record)
 
-    def close(self) -> None:
-        """Prints how often errors have come since they were printed last."""
+    def _print_counts(self) -> None:
         repeated, self._repeated = self._repeated, {}
         for _, more, text in repeated.values():
             if more:
                 logger.warning("%d more like this: %s", more, text)
+
+    def close(self) -> None:
+        """Prints how often errors have come since they were printed last."""
+        self._print_counts()
         super().close()
 
 
@@ -13171,7 +13174,7 @@ def _settings(name: str, hint: Any, removable: bool) -> dict[str, Any]:
     def checked(text: str) -> Any:
         try:
             return None if text in none else read(text)
-        except ValueError:
+        except (ValueError, OverflowError):
             raise argparse.ArgumentTypeError(problem.format(text)) from None
 
     return settings | {"type": checked, "metavar": metavar or name.upper()}

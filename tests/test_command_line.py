@@ -1495,7 +1495,8 @@ class TestFilters:
             ("--key", "ada"), ("--node", "laptop"), ("--schedule", "nightly"),
         ):  # fmt: skip
             assert command("list", file, filter, value).code == 1
-        command("list", file, "--enqueued-after", "60").complains(2, "'60' is not a time")
+        for wrong in ("60", "soon", "25:00", "99999999d", "0001-01-01", "9" * 400 + "d"):
+            command("list", file, "--enqueued-after", wrong).complains(2, "' is not a time such as")
 
     @pytest.mark.parametrize(("ago", "ids"), [("2d", [1]), ("25h", [1]), ("4d", [])])
     def test_take_how_long_ago_something_was(
