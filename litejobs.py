@@ -46,9 +46,11 @@ LiteJobs (what users hold), Testing, Command line.
 """
 
 # mypy checks this file. A copy beside a program adds nothing to what pyright says of that one:
-# pyright: basic, reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
-# pyright: reportMissingImports=false, reportOptionalMemberAccess=false, reportReturnType=false
-# pyright: reportPossiblyUnboundVariable=false
+# pyright: basic, reportArgumentType=false, reportAssignmentType=false
+# pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportGeneralTypeIssues=false
+# pyright: reportIndexIssue=false, reportMissingImports=false, reportOperatorIssue=false
+# pyright: reportOptionalMemberAccess=false, reportPossiblyUnboundVariable=false
+# pyright: reportReturnType=false
 
 from __future__ import annotations
 
@@ -10637,6 +10639,7 @@ class Supervisor:
                 self._spawn()
                 self._watch()
                 self._listen()
+                self._call_on_end()  # First, so that they keep up with the jobs.
                 self._unless_locked(self._duties.do_due, self._exchange)
                 self._call_on_end()
             if not self._stops:
@@ -10837,7 +10840,9 @@ class Supervisor:
         for message in worker.receive(dead):
             match message:
                 case ("report", number, fields):
-                    if (run := worker.take(number)) and run.ended is None:
+                    if (run := worker.take(number)) and run.ended is not None:
+                        self._claim_due = True  # There is room again for a ready job.
+                    elif run:
                         name, report = run.claimed.name, Report(*fields)
                         expected = self._durations.get(name, report.took)
                         self._durations[name] = expected + 0.2 * (report.took - expected)
@@ -12508,6 +12513,7 @@ class Pool:
     _thread: threading.Thread = attrs.field(init=False)
     _error: BaseException | None = None
     _at_exit: Any = None
+    _stopping: bool = False
 
     def __attrs_post_init__(self) -> None:
         if not self._supervisor.pool.threads or "multiprocessing.util" in sys.modules:
@@ -12547,11 +12553,17 @@ class Pool:
         return not self._thread.is_alive()
 
     def stop(self) -> None:
-        """Stops the node: running jobs may end within the grace, and no others start. Does nothing
-        if it has ended."""
+        """Stops the node: running jobs may end within the grace, and no others start. Called again,
+        it waits for the same, or does nothing. Ctrl-C meanwhile ends the node at once."""
         if self._thread.is_alive():
-            self._supervisor.stop()
-            self._thread.join()
+            if not self._stopping:
+                self._stopping = True
+                self._supervisor.stop()
+            try:
+                self._thread.join()
+            except BaseException:
+                self._supervisor.stop()
+                raise
 
     def __repr__(self) -> str:
         what = "at work" if self._thread.is_alive() else "ended"
@@ -13248,7 +13260,7 @@ class SourceWatch(threading.Thread):
     changed = False
 
     def __init__(self, target: str) -> None:
-        from watchfiles import PythonFilter, watch
+        from watchfiles import PythonFilter, watch  # type: ignore[import-not-found, unused-ignore]
 
         super().__init__(daemon=True)
         self.stop: Callable[[], None] = lambda: None
@@ -13302,7 +13314,7 @@ def _start_again() -> int:
     command = [sys.executable, *sys.orig_argv[1:]]
     if os.name != "nt":  # There, the shell would take the command for ended.
         with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
+            while os.waitpid(-1, os.WNOHANG)[0]:  # type: ignore[attr-defined, unused-ignore]
                 pass  # What multiprocessing leaves behind.
         os.execv(sys.executable, command)
     import subprocess
@@ -14193,7 +14205,7 @@ def _screen(color: str, utc: bool, arguments: Sequence[str]) -> Screen:
     terminal, console = sys.stdout.isatty(), None
     if color == "always" or (color == "auto" and terminal and not os.environ.get("NO_COLOR")):
         try:
-            from rich.console import Console
+            from rich.console import Console  # type: ignore[import-not-found, unused-ignore]
 
             console = Console(force_terminal=True if color == "always" else None, highlight=False)
         except ImportError:
@@ -14212,7 +14224,7 @@ def _print(text: str | Callable[[Screen], Iterable[Line]], screen: Screen) -> No
         parts = [(line, "")] if isinstance(line, str) else line
         parts = [(printable(part, keep="\n\t"), style) for part, style in parts]
         if screen.console is not None:
-            from rich.text import Text
+            from rich.text import Text  # type: ignore[import-not-found, unused-ignore]
 
             with screen.console.capture() as captured:
                 screen.console.print(Text.assemble(*parts), soft_wrap=True, end="")

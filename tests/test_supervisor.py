@@ -1390,6 +1390,29 @@ def test_a_node_in_the_background_works_before_and_without_a_with_and_stops_any_
     assert jobs.nodes() == []
 
 
+def test_a_node_that_is_stopped_twice_at_once_still_gives_its_jobs_their_grace(
+    tmp_path: Path,
+) -> None:
+    with LiteJobs(tmp_path / "jobs.db", durability="fast") as jobs:
+        over = threading.Event()
+
+        @jobs.define
+        def wait() -> bool:
+            return over.wait(PATIENT)
+
+        pool = jobs.start(threads=1, grace=PATIENT)
+        job = wait.enqueue()
+        eventually(lambda: job.refresh().state == "running")
+        both = [threading.Thread(target=pool.stop) for _ in range(2)]
+        for thread in both:
+            thread.start()
+        never(lambda: not all(thread.is_alive() for thread in both), during=0.3)
+        over.set()
+        for thread in both:
+            thread.join(PATIENT)
+        assert job.result(PATIENT) is True
+
+
 def test_a_notebook_whose_cell_is_run_again_has_one_node(
     jobs: LiteJobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
