@@ -8101,7 +8101,7 @@ def find_problems(nodes: Nodes) -> Iterator[Finding]:
                 yield Finding(
                     "error", f"schedule {schedule.name!r}",
                     f"cannot be fired by this machine: {schedule.problem}",
-                    "put that right, or `jobs.schedule(name).remove()`",
+                    "put that right, or `litejobs remove-schedule …` it",
                 )  # fmt: skip
             elif right != schedule.next_tick:
                 stored, due = (_when(at) if at else "never" for at in (schedule.next_tick, right))
@@ -12893,6 +12893,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _do(given: dict[str, Any], words: Sequence[str]) -> int:
     """Runs the command that *words* name, and says in one line why it cannot be done."""
     verb, to, as_json = given.pop("verb"), given.pop("to"), given.pop("json", False)
+    typed_as = given.pop("typed_as", {})
     try:
         screen = _screen(given.pop("color", "auto"), given.pop("utc", False), words)
         with contextlib.suppress(AttributeError):
@@ -12919,12 +12920,21 @@ def _do(given: dict[str, Any], words: Sequence[str]) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             if isinstance(error, BrokenPipeError):
                 return 0
-        print(f"litejobs: {printable(' '.join(str(error).split()))}", file=sys.stderr)
+        text = _in_shell(error, typed_as) if isinstance(error, OptionError) else str(error)
+        print(f"litejobs: {printable(' '.join(text.split()))}", file=sys.stderr)
         if isinstance(error, FileError | OSError):
             return 3
         return 1 if isinstance(error, JobNotFoundError | ScheduleNotFoundError) else 2
     except KeyboardInterrupt:
         return 130
+
+
+def _in_shell(error: OptionError, typed_as: Mapping[str, str]) -> str:
+    """The message, with the options as they are typed."""
+    problem = re.sub(r", or None( for ever| for no limit)?", "", error.problem)
+    for word in ("delay", "workers"):
+        problem = problem.replace(f"together with {word}", f"together with --{word}")
+    return f"{typed_as.get(error.option, error.option)}: {problem}"
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
@@ -12991,6 +13001,8 @@ def _add_arguments(command: argparse.ArgumentParser, verb: str, run: Any) -> Non
         command.set_defaults(color="auto")
     exclusive = verb in ("run", "queue", "service")
     flags = command.add_mutually_exclusive_group() if exclusive else command
+    typed_as: dict[str, str] = {}
+    command.set_defaults(typed_as=typed_as)
     for each in parameters[on_queue:]:
         typed: Any = next(filter(typing.is_typeddict, _kinds(each.annotation)), None)
         group = "to." if each.name == "to" else ""
@@ -13015,6 +13027,7 @@ def _add_arguments(command: argparse.ArgumentParser, verb: str, run: Any) -> Non
                 where = flags if flagged else command
                 short = ["-f"] if name == "follow" else []
                 where.add_argument(*short, f"--{flag}", dest=f"{group}{name}", **settings)
+                typed_as.setdefault(name, f"--{flag}")
 
 
 def _overview() -> str:
@@ -13147,8 +13160,8 @@ _READERS: Mapping[Any, tuple[str, Callable[[str], Any], str]] = {
         functools.partial(_read_moment, ahead=False),
         f"{_TIME_PROBLEM}, or 1d for a day ago",
     ),
-    int: ("NUMBER", int, "invalid int value: {!r}"),
-    float: ("NUMBER", float, "invalid float value: {!r}"),
+    int: ("NUMBER", int, "{!r} is not a whole number"),
+    float: ("NUMBER", float, "{!r} is not a number"),
     Mapping: ("FIELD=VALUE", _read_field, "{!r} is not a field and its value, such as to=ada"),
     str: ("", str, ""),
     Iterable: ("", str, ""),
@@ -13591,6 +13604,10 @@ def _bulk(verb: str, jobs: LiteJobs, *ids: int, **choices: Unpack[BulkChoices]) 
     yes, dry_run = filters.pop("yes", False), filters.pop("dry_run", False)
     conditions: Any = {name: value for name, value in filters.items() if name != "to"}
     done = _DONE.get(verb, f"{verb}d")
+    if not ids and not conditions:
+        raise OptionError("ID", "say which jobs: ids, or filters such as --state failed")
+    if not filters.get("to", True):
+        raise OptionError(verb, "say what to change, such as --priority 10")
     if dry_run or (conditions and not yes and sys.stdin.isatty() and sys.stderr.isatty()):
         able = {state for states in VERBS.get(verb, {WAITING: ()}) for state in states}
         with jobs.store.file.transaction(read_only=True) as tx:
@@ -13740,6 +13757,11 @@ def _set_paused(
 ) -> Output:
     changed = jobs.store.schedules.set_paused(name, verb == "pause")
     return {f"{verb}d": changed}, f"{changed} {verb}d", int(not changed)
+
+
+def _remove_schedule(jobs: LiteJobs, name: str) -> Output:
+    jobs.schedule(name).remove()
+    return {"removed": 1}, "1 removed", 0
 
 
 def _backup(jobs: LiteJobs, path: Annotated[str, "the copy; must not exist"]) -> Output:
@@ -14272,6 +14294,10 @@ _COMMANDS: Mapping[str, tuple[Any, ...]] = {
     "fire": (_fire, "enqueue one job of a schedule now"),
     "pause-schedule": (functools.partial(_set_paused, "pause"), "pause a schedule, or all"),
     "resume-schedule": (functools.partial(_set_paused, "resume"), "resume a schedule, or all"),
+    "remove-schedule": (
+        _remove_schedule,
+        "remove a schedule (a program that declares it makes it again)",
+    ),
     "backup": (_backup, "copy the file while jobs run"),
     "compact": (_compact, "return free space in the file to the system"),
     "doctor": (_doctor, "find what is wrong, with advice"),
@@ -14300,14 +14326,17 @@ _HELP: Mapping[str, Mapping[str, str]] = {
         ),
         "show": "show jobs.db 12\nshow jobs.db 12 --all",
         "why": "why jobs.db 12",
-        "logs": "logs jobs.db 12",
-        "tail": "tail jobs.db --name send",
-        "errors": "errors jobs.db",
+        "logs": "logs jobs.db 12\nlogs jobs.db 12 -f",
+        "tail": "tail jobs.db --name send --not-state completed",
+        "errors": "errors jobs.db\nerrors jobs.db --finished-after 1d",
         "stats": "stats jobs.db",
         "metrics": "metrics jobs.db --span hour --limit 48\nmetrics jobs.db --name send",
     },
     "Change jobs": {
-        "retry": "retry jobs.db 12 13\nretry jobs.db --state failed --name send --dry-run",
+        "retry": (
+            "retry jobs.db 12 13\nretry jobs.db --group 52b2c61a07\n"
+            "retry jobs.db --state failed --name send --dry-run"
+        ),
         "cancel": "cancel jobs.db 12\ncancel jobs.db --queue slow --yes",
         "delete": "delete jobs.db --state failed --finished-before 30d",
         "hold": "hold jobs.db --name send --enqueued-after 1h",
@@ -14324,6 +14353,7 @@ _HELP: Mapping[str, Mapping[str, str]] = {
         "fire": "fire jobs.db nightly",
         "pause-schedule": "pause-schedule jobs.db nightly",
         "resume-schedule": "resume-schedule jobs.db nightly",
+        "remove-schedule": "remove-schedule jobs.db nightly",
         "nodes": "nodes jobs.db",
     },
     "Look after the file": {
