@@ -46,9 +46,11 @@ LiteJobs (what users hold), Testing, Command line.
 """
 
 # mypy checks this file. A copy beside a program adds nothing to what pyright says of that one:
-# pyright: basic, reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
-# pyright: reportMissingImports=false, reportOptionalMemberAccess=false, reportReturnType=false
-# pyright: reportPossiblyUnboundVariable=false
+# pyright: basic, reportArgumentType=false, reportAssignmentType=false
+# pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportGeneralTypeIssues=false
+# pyright: reportIndexIssue=false, reportMissingImports=false, reportOperatorIssue=false
+# pyright: reportOptionalMemberAccess=false, reportPossiblyUnboundVariable=false
+# pyright: reportReturnType=false
 
 from __future__ import annotations
 
@@ -452,22 +454,22 @@ def _by_word(ours: Mapping[str, str]) -> Mapping[str, str]:
 
 OPTIONS_ELSEWHERE = _by_word(
     {
-        "at": "eta run_at when enqueue_at scheduled_at",
-        "backoff": "retry_backoff retry_delay retry_wait wait default_retry_delay",
+        "at": "eta run_at when",
+        "backoff": "retry_backoff retry_delay default_retry_delay",
         "concurrency": "limit max_concurrency",
-        "delay": "countdown delay_seconds defer_by schedule_in wait_for",
+        "delay": "countdown defer_by schedule_in",
         "expires": "ttl expire expiry",
-        "max_attempts": "retries retry max_retries max_tries tries attempts autoretry",
+        "max_attempts": "retries retry max_retries max_tries tries attempts",
         "on_failure": "on_error",
         "queue": "queue_name",
         "rate": "rate_limit",
-        "retention": "result_ttl failure_ttl ttl_result remove_on_complete",
+        "retention": "result_ttl failure_ttl",
         "retry_on": "autoretry_for retry_for",
         "state": "status",
-        "timeout": "time_limit soft_time_limit job_timeout task_timeout",
+        "timeout": "time_limit soft_time_limit job_timeout",
         "timezone": "tz",
         "unique": "lock lock_task queueing_lock unique_for",
-        "workers": "processes n_workers num_workers max_workers worker_count",
+        "workers": "processes n_workers max_workers",
     }
 )
 """What options are called in other libraries, to ours."""
@@ -477,25 +479,24 @@ NAMES_ELSEWHERE = _by_word(
         " send_with_options defer defer_async kiq perform_async perform_later submit push",
         "f.using(delay=60).enqueue(…)": "enqueue_in enqueue_at perform_in perform_at schedule",
         "f.bind(…)": "s si signature subtask message",
-        "jobs.enqueue_many(f.bind(each) for each in …)": "map starmap chunks enqueue_all",
+        "jobs.enqueue_many(f.bind(each) for each in …)": "map starmap enqueue_many aenqueue_many",
         "jobs.enqueue(f.bind(…))": "enqueue enqueue_call send_task insert",
-        "f(…), which only calls the function": "call_local fn func",
-        "@jobs.define": "task job actor shared_task worker_task register_task",
-        "@jobs.cron(…) or @jobs.every(…)": "periodic_task scheduled_job add_job periodic"
-        " add_periodic_task crontab repeat",
-        "jobs.work(), or jobs.start() in the background": "worker worker_main run run_worker"
-        " run_forever run_until_empty start_worker create_consumer",
+        "f(…), which only calls the function": "call_local apply fn func",
+        "@jobs.define": "task job actor shared_task",
+        "@jobs.cron(…) or @jobs.every(…)": "periodic_task scheduled_job add_job periodic",
+        "jobs.work(), or jobs.start() in the background": "worker run run_worker run_forever",
+        "jobs.queue(name).pause() or .resume()": "pause pause_queue resume",
         "pool.stop(), of what jobs.start() returned": "stop shutdown terminate",
         "jobs.get(id)": "fetch fetch_job get_job AsyncResult",
-        "job.result(timeout)": "get return_value result_value get_result",
+        "job.result(timeout)": "get return_value",
         "job.state": "status get_status",
-        "job.finished": "ready is_finished is_complete done successful is_failed",
-        "job.error, or job.errors with tracebacks": "exc_info traceback exception",
+        "job.finished": "ready is_finished successful done",
+        "job.error, or job.errors with tracebacks": "exc_info traceback",
         "job.payload": "args kwargs arguments",
         "cancel(…)": "revoke abort",
-        "delete(…)": "purge flush forget empty",
+        "delete(…)": "purge flush forget",
         "raise Retry(delay), or Snooze(delay)": "retry reschedule",
-        "context.progress(done, total)": "update_state set_progress update_progress",
+        "context.progress(done, total)": "update_state set_progress",
     }
 )
 """What attributes are called in other libraries, to what is written here."""
@@ -8100,7 +8101,7 @@ def find_problems(nodes: Nodes) -> Iterator[Finding]:
                 yield Finding(
                     "error", f"schedule {schedule.name!r}",
                     f"cannot be fired by this machine: {schedule.problem}",
-                    "put that right, or `jobs.schedule(name).remove()`",
+                    "put that right, or `litejobs remove-schedule …` it",
                 )  # fmt: skip
             elif right != schedule.next_tick:
                 stored, due = (_when(at) if at else "never" for at in (schedule.next_tick, right))
@@ -10635,6 +10636,7 @@ class Supervisor:
                 self._spawn()
                 self._watch()
                 self._listen()
+                self._call_on_end()  # First, so that they keep up with the jobs.
                 self._unless_locked(self._duties.do_due, self._exchange)
                 self._call_on_end()
             if not self._stops:
@@ -10835,7 +10837,9 @@ class Supervisor:
         for message in worker.receive(dead):
             match message:
                 case ("report", number, fields):
-                    if (run := worker.take(number)) and run.ended is None:
+                    if (run := worker.take(number)) and run.ended is not None:
+                        self._claim_due = True  # There is room again for a ready job.
+                    elif run:
                         name, report = run.claimed.name, Report(*fields)
                         expected = self._durations.get(name, report.took)
                         self._durations[name] = expected + 0.2 * (report.took - expected)
@@ -12506,6 +12510,7 @@ class Pool:
     _thread: threading.Thread = attrs.field(init=False)
     _error: BaseException | None = None
     _at_exit: Any = None
+    _stopping: bool = False
 
     def __attrs_post_init__(self) -> None:
         if not self._supervisor.pool.threads or "multiprocessing.util" in sys.modules:
@@ -12525,7 +12530,8 @@ class Pool:
             self._supervisor.run()
         except BaseException as error:
             self._error = error
-            logger.exception("the node ended")
+            if self._supervisor.joined.is_set():  # Else `start` raises it.
+                logger.exception("the node ended")
         finally:
             self._supervisor.joined.set()
             atexit.unregister(self.stop)
@@ -12544,11 +12550,21 @@ class Pool:
         return not self._thread.is_alive()
 
     def stop(self) -> None:
-        """Stops the node: running jobs may end within the grace, and no others start. Does nothing
-        if it has ended."""
+        """Stops the node: running jobs may end within the grace, and no others start. Called again,
+        it waits for the same, or does nothing. Ctrl-C meanwhile ends the node at once."""
         if self._thread.is_alive():
-            self._supervisor.stop()
-            self._thread.join()
+            if not self._stopping:
+                self._stopping = True
+                self._supervisor.stop()
+            try:
+                self._thread.join()
+            except BaseException:
+                self._supervisor.stop()
+                raise
+
+    def __repr__(self) -> str:
+        what = "at work" if self._thread.is_alive() else "ended"
+        return printable(f"<Pool {self._supervisor.subscription.node} {what}>")
 
     def __enter__(self) -> Pool:
         return self
@@ -12874,6 +12890,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _do(given: dict[str, Any], words: Sequence[str]) -> int:
     """Runs the command that *words* name, and says in one line why it cannot be done."""
     verb, to, as_json = given.pop("verb"), given.pop("to"), given.pop("json", False)
+    typed_as = given.pop("typed_as", {})
     try:
         screen = _screen(given.pop("color", "auto"), given.pop("utc", False), words)
         with contextlib.suppress(AttributeError):
@@ -12900,12 +12917,21 @@ def _do(given: dict[str, Any], words: Sequence[str]) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             if isinstance(error, BrokenPipeError):
                 return 0
-        print(f"litejobs: {printable(' '.join(str(error).split()))}", file=sys.stderr)
+        text = _in_shell(error, typed_as) if isinstance(error, OptionError) else str(error)
+        print(f"litejobs: {printable(' '.join(text.split()))}", file=sys.stderr)
         if isinstance(error, FileError | OSError):
             return 3
         return 1 if isinstance(error, JobNotFoundError | ScheduleNotFoundError) else 2
     except KeyboardInterrupt:
         return 130
+
+
+def _in_shell(error: OptionError, typed_as: Mapping[str, str]) -> str:
+    """The message, with the options as they are typed."""
+    problem = re.sub(r", or None( for ever| for no limit)?", "", error.problem)
+    for word in ("delay", "workers"):
+        problem = problem.replace(f"together with {word}", f"together with --{word}")
+    return f"{typed_as.get(error.option, error.option)}: {problem}"
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
@@ -12972,6 +12998,8 @@ def _add_arguments(command: argparse.ArgumentParser, verb: str, run: Any) -> Non
         command.set_defaults(color="auto")
     exclusive = verb in ("run", "queue", "service")
     flags = command.add_mutually_exclusive_group() if exclusive else command
+    typed_as: dict[str, str] = {}
+    command.set_defaults(typed_as=typed_as)
     for each in parameters[on_queue:]:
         typed: Any = next(filter(typing.is_typeddict, _kinds(each.annotation)), None)
         group = "to." if each.name == "to" else ""
@@ -12996,6 +13024,7 @@ def _add_arguments(command: argparse.ArgumentParser, verb: str, run: Any) -> Non
                 where = flags if flagged else command
                 short = ["-f"] if name == "follow" else []
                 where.add_argument(*short, f"--{flag}", dest=f"{group}{name}", **settings)
+                typed_as.setdefault(name, f"--{flag}")
 
 
 def _overview() -> str:
@@ -13128,8 +13157,8 @@ _READERS: Mapping[Any, tuple[str, Callable[[str], Any], str]] = {
         functools.partial(_read_moment, ahead=False),
         f"{_TIME_PROBLEM}, or 1d for a day ago",
     ),
-    int: ("NUMBER", int, "invalid int value: {!r}"),
-    float: ("NUMBER", float, "invalid float value: {!r}"),
+    int: ("NUMBER", int, "{!r} is not a whole number"),
+    float: ("NUMBER", float, "{!r} is not a number"),
     Mapping: ("FIELD=VALUE", _read_field, "{!r} is not a field and its value, such as to=ada"),
     str: ("", str, ""),
     Iterable: ("", str, ""),
@@ -13241,7 +13270,7 @@ class SourceWatch(threading.Thread):
     changed = False
 
     def __init__(self, target: str) -> None:
-        from watchfiles import PythonFilter, watch
+        from watchfiles import PythonFilter, watch  # type: ignore[import-not-found, unused-ignore]
 
         super().__init__(daemon=True)
         self.stop: Callable[[], None] = lambda: None
@@ -13292,7 +13321,7 @@ def _start_again() -> int:
     command = [sys.executable, *sys.orig_argv[1:]]
     if os.name != "nt":  # There, the shell would take the command for ended.
         with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
+            while os.waitpid(-1, os.WNOHANG)[0]:  # type: ignore[attr-defined, unused-ignore]
                 pass  # What multiprocessing leaves behind.
         os.execv(sys.executable, command)
     import subprocess
@@ -13566,6 +13595,10 @@ def _bulk(verb: str, jobs: LiteJobs, *ids: int, **choices: Unpack[BulkChoices]) 
     yes, dry_run = filters.pop("yes", False), filters.pop("dry_run", False)
     conditions: Any = {name: value for name, value in filters.items() if name != "to"}
     done = _DONE.get(verb, f"{verb}d")
+    if not ids and not conditions:
+        raise OptionError("ID", "say which jobs: ids, or filters such as --state failed")
+    if not filters.get("to", True):
+        raise OptionError(verb, "say what to change, such as --priority 10")
     if dry_run or (conditions and not yes and sys.stdin.isatty() and sys.stderr.isatty()):
         able = {state for states in VERBS.get(verb, {WAITING: ()}) for state in states}
         with jobs.store.file.transaction(read_only=True) as tx:
@@ -13715,6 +13748,11 @@ def _set_paused(
 ) -> Output:
     changed = jobs.store.schedules.set_paused(name, verb == "pause")
     return {f"{verb}d": changed}, f"{changed} {verb}d", int(not changed)
+
+
+def _remove_schedule(jobs: LiteJobs, name: str) -> Output:
+    jobs.schedule(name).remove()
+    return {"removed": 1}, "1 removed", 0
 
 
 def _backup(jobs: LiteJobs, path: Annotated[str, "the copy; must not exist"]) -> Output:
@@ -14180,7 +14218,7 @@ def _screen(color: str, utc: bool, arguments: Sequence[str]) -> Screen:
     terminal, console = sys.stdout.isatty(), None
     if color == "always" or (color == "auto" and terminal and not os.environ.get("NO_COLOR")):
         try:
-            from rich.console import Console
+            from rich.console import Console  # type: ignore[import-not-found, unused-ignore]
 
             console = Console(force_terminal=True if color == "always" else None, highlight=False)
         except ImportError:
@@ -14199,7 +14237,7 @@ def _print(text: str | Callable[[Screen], Iterable[Line]], screen: Screen) -> No
         parts = [(line, "")] if isinstance(line, str) else line
         parts = [(printable(part, keep="\n\t"), style) for part, style in parts]
         if screen.console is not None:
-            from rich.text import Text
+            from rich.text import Text  # type: ignore[import-not-found, unused-ignore]
 
             with screen.console.capture() as captured:
                 screen.console.print(Text.assemble(*parts), soft_wrap=True, end="")
@@ -14247,6 +14285,10 @@ _COMMANDS: Mapping[str, tuple[Any, ...]] = {
     "fire": (_fire, "enqueue one job of a schedule now"),
     "pause-schedule": (functools.partial(_set_paused, "pause"), "pause a schedule, or all"),
     "resume-schedule": (functools.partial(_set_paused, "resume"), "resume a schedule, or all"),
+    "remove-schedule": (
+        _remove_schedule,
+        "remove a schedule (a program that declares it makes it again)",
+    ),
     "backup": (_backup, "copy the file while jobs run"),
     "compact": (_compact, "return free space in the file to the system"),
     "doctor": (_doctor, "find what is wrong, with advice"),
@@ -14275,14 +14317,17 @@ _HELP: Mapping[str, Mapping[str, str]] = {
         ),
         "show": "show jobs.db 12\nshow jobs.db 12 --all",
         "why": "why jobs.db 12",
-        "logs": "logs jobs.db 12",
-        "tail": "tail jobs.db --name send",
-        "errors": "errors jobs.db",
+        "logs": "logs jobs.db 12\nlogs jobs.db 12 -f",
+        "tail": "tail jobs.db --name send --not-state completed",
+        "errors": "errors jobs.db\nerrors jobs.db --finished-after 1d",
         "stats": "stats jobs.db",
         "metrics": "metrics jobs.db --span hour --limit 48\nmetrics jobs.db --name send",
     },
     "Change jobs": {
-        "retry": "retry jobs.db 12 13\nretry jobs.db --state failed --name send --dry-run",
+        "retry": (
+            "retry jobs.db 12 13\nretry jobs.db --group 52b2c61a07\n"
+            "retry jobs.db --state failed --name send --dry-run"
+        ),
         "cancel": "cancel jobs.db 12\ncancel jobs.db --queue slow --yes",
         "delete": "delete jobs.db --state failed --finished-before 30d",
         "hold": "hold jobs.db --name send --enqueued-after 1h",
@@ -14299,6 +14344,7 @@ _HELP: Mapping[str, Mapping[str, str]] = {
         "fire": "fire jobs.db nightly",
         "pause-schedule": "pause-schedule jobs.db nightly",
         "resume-schedule": "resume-schedule jobs.db nightly",
+        "remove-schedule": "remove-schedule jobs.db nightly",
         "nodes": "nodes jobs.db",
     },
     "Look after the file": {

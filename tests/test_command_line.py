@@ -373,7 +373,7 @@ class TestShow:
         command("show", file, "--", id).complains(1, f"no job has the id {id}: it was deleted")
 
     def test_wants_a_number(self, command: CommandLine, file: Path) -> None:
-        command("show", file, "two").complains(2, "argument id: invalid int value: 'two'")
+        command("show", file, "two").complains(2, "argument id: 'two' is not a whole number")
 
 
 class TestLogs:
@@ -609,12 +609,15 @@ class TestEnqueue:
             (["send", "to=x", "--copies", "2"], "unrecognized arguments: --copies 2"),
             (
                 ["send", '{"to": "x"}', "--at", "2099-01-01T12:00:00Z", "--delay", "1"],
-                "at: given together with delay",
+                "--at: given together with --delay",
             ),
             (["send", '{"to": "x"}', "--timeout", "0"], "timeout: expected more than zero"),
-            (["send", '{"to": "x"}', "--max-attempts", "0"], "max_attempts: expected 1 or more"),
+            (["send", '{"to": "x"}', "--max-attempts", "0"], "--max-attempts: expected 1 or more"),
             (["send", '{"to": "x"}', "--priority", str(2**31)], "priority: expected an integer"),
-            (["send", '{"to": "x"}', "--priority", "high"], "argument --priority: invalid int"),
+            (
+                ["send", '{"to": "x"}', "--priority", "high"],
+                "argument --priority: 'high' is not a whole",
+            ),
             (["send", '{"to": "x"}', "--queue", ""], "queue: expected 1 to 200 printable"),
             (["send", '{"to": "x"}', "--queue", "a\x1b[2J"], "queue: .*printable"),
             (["send", '{"to": "x"}', "--node", "\udcff"], "node: .*printable"),
@@ -756,7 +759,7 @@ class TestBulkCommandsOnATerminal:
 
     def test_take_ids_after_options_too(self, command: CommandLine, file: Path) -> None:
         assert command("delete", file, 1, "--yes", 2, 3).out.startswith("3 deleted")
-        command("delete", file, "--yes", 4, "x").complains(2, "invalid int value: 'x'")
+        command("delete", file, "--yes", 4, "x").complains(2, "'x' is not a whole number")
 
 
 class TestStats:
@@ -930,10 +933,10 @@ class TestRun:
         [
             (["jobs.db"], r"jobs\.db: a file has no code to run: name module:attribute"),
             (["app:jobs", "--workers", "0"], "workers: expected 1 or more, got 0"),
-            (["app:jobs", "--workers", "two"], "argument --workers: invalid int value"),
+            (["app:jobs", "--workers", "two"], "argument --workers: 'two' is not a whole number"),
             (["app:jobs", "--grace", "-1"], "grace: -1.0 is negative"),
             (["app:jobs", "--until", "tomorrow"], "argument --until: invalid choice"),
-            (["app:jobs", "--queue", ""], "queues: expected 1 to 200 printable"),
+            (["app:jobs", "--queue", ""], "--queue: expected 1 to 200 printable"),
             (["app:jobs", "--node", "a\nb"], "node: expected 1 to 200 printable"),
             (["bare:jobs"], "there is nothing to run"),
             ([], "the following arguments are required: PROGRAM"),
@@ -949,6 +952,39 @@ class TestRun:
     ) -> None:
         Path("bare.py").write_text("from litejobs import LiteJobs\njobs = LiteJobs('jobs.db')\n")
         command("run", *arguments).complains(2, problem)
+
+
+class TestMessages:
+    @pytest.mark.parametrize(
+        ("arguments", "problem"),
+        [
+            (["cancel", "jobs.db"], "ID: say which jobs: ids, or filters such as --state failed"),
+            (["change", "jobs.db", "1"], "change: say what to change, such as --priority 10"),
+            (["change", "jobs.db", "1", "--max-attempts", "-1"],
+             "--max-attempts: expected 1 or more, got -1"),
+            (["change", "jobs.db", "1", "--to-queue", "\t"],
+             "--to-queue: expected 1 to 200 printable characters, got '\\\\t'"),
+            (["enqueue", "jobs.db", "send", "to=x", "--at", "18:00", "--delay", "1m"],
+             "--at: given together with --delay: a job has one time to run"),
+            (["enqueue", "jobs.db", "send", "to=x", "--max-attempts", "0"],
+             "--max-attempts: expected 1 or more, got 0"),
+            (["list", "jobs.db", "--limit", "-1"], "--limit: expected a number of jobs, got -1"),
+            (["queue", "jobs.db", "mails", "--concurrency", "-1"],
+             "--concurrency: expected 1 or more, got -1"),
+            (["run", "app:jobs", "--queue", ""], "--queue: expected 1 to 200"),
+            (["run", "app:jobs", "--threads", "1", "--workers", "1"],
+             "--threads: given together with --workers"),
+        ],
+    )  # fmt: skip
+    def test_name_options_as_they_are_typed(
+        self,
+        arguments: list[str],
+        problem: str,
+        command: CommandLine,
+        file: Path,
+        program: str,
+    ) -> None:
+        command(*arguments).complains(2, f"^litejobs: {problem}")
 
 
 class TestTheTarget:

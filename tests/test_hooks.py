@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,17 @@ import pytest
 from conftest import TurnedClock
 from programs import Programs, eventually, hooked, lines
 
-from litejobs import LOST_LIMIT, Cancel, Context, Fail, Failure, LiteJobs, OptionError, recording
+from litejobs import (
+    LOST_LIMIT,
+    PREFETCH_JOBS,
+    Cancel,
+    Context,
+    Fail,
+    Failure,
+    LiteJobs,
+    OptionError,
+    recording,
+)
 
 PATIENT = 60.0
 GRACE = 0.3
@@ -218,6 +229,26 @@ class TestInWorkers:
             hooked.nap.enqueue(str(log), 0.1)
             eventually(lambda: lines(log))
         assert lines(log) == ["nap", "nap completed None 1"]
+
+    @pytest.mark.parametrize("is_async", [False, True])
+    def test_it_keeps_up_with_jobs_and_jobs_with_it(self, is_async: bool, tmp_path: Path) -> None:
+        """While more jobs are ready than workers have room for."""
+        events: list[int] = []
+        jobs = LiteJobs(tmp_path / "many.db", durability="fast")
+
+        def work(n: int) -> None:
+            events.append(n)
+
+        async def work_async(n: int) -> None:
+            events.append(n)
+
+        define = jobs.define(on_end=lambda context, failure: events.append(-1))
+        definition: Any = define(work_async if is_async else work)
+        jobs.enqueue_many(definition.bind(n) for n in range(1600))
+        jobs.work(threads=1, concurrency=10, until="empty")
+        assert len(events) == 3200
+        waiting = [1 if event >= 0 else -1 for event in events]
+        assert max(itertools.accumulate(waiting)) <= (20 if is_async else 4 * PREFETCH_JOBS)
 
     def test_it_is_no_attempt_and_no_event(
         self, real: LiteJobs, log: Path, caplog: pytest.LogCaptureFixture

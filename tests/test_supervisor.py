@@ -1302,7 +1302,7 @@ def test_a_node_that_was_taken_for_dead_ends_its_jobs_and_joins_anew(
 
 
 def test_a_second_node_with_a_name_is_refused_while_the_first_one_lives(
-    jobs: LiteJobs, programs: Programs
+    jobs: LiteJobs, programs: Programs, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = programs.node(jobs.path, "--node", "web")
     eventually(jobs.nodes)
@@ -1313,6 +1313,7 @@ def test_a_second_node_with_a_name_is_refused_while_the_first_one_lives(
         jobs.start(threads=1, node="web"),
     ):
         pytest.fail("there is no node behind this block")
+    assert "the node ended" not in caplog.text, "what is raised is not logged as well"
     assert [node.pid for node in jobs.nodes()] == [first.pid]
     first.kill()
     with jobs.start(threads=1, node="web"):
@@ -1385,7 +1386,31 @@ def test_a_node_in_the_background_works_before_and_without_a_with_and_stops_any_
     pool.stop()
     pool.stop()
     assert pool.wait()
+    assert repr(pool).endswith(" ended>")
     assert jobs.nodes() == []
+
+
+def test_a_node_that_is_stopped_twice_at_once_still_gives_its_jobs_their_grace(
+    tmp_path: Path,
+) -> None:
+    with LiteJobs(tmp_path / "jobs.db", durability="fast") as jobs:
+        over = threading.Event()
+
+        @jobs.define
+        def wait() -> bool:
+            return over.wait(PATIENT)
+
+        pool = jobs.start(threads=1, grace=PATIENT)
+        job = wait.enqueue()
+        eventually(lambda: job.refresh().state == "running")
+        both = [threading.Thread(target=pool.stop) for _ in range(2)]
+        for thread in both:
+            thread.start()
+        never(lambda: not all(thread.is_alive() for thread in both), during=0.3)
+        over.set()
+        for thread in both:
+            thread.join(PATIENT)
+        assert job.result(PATIENT) is True
 
 
 def test_a_notebook_whose_cell_is_run_again_has_one_node(
