@@ -9328,25 +9328,28 @@ class LogHandler(logging.StreamHandler[Any]):
             return False
         if record.name == logger.name and (record.levelno > logging.INFO or event == "retrying"):
             text = record.getMessage()
-            kind = _ANY_NUMBER.sub("#", text)
+            kind = _ANY_NUMBER.sub("#", f"{text} {record.exc_text}")
             printed_at, more, _ = self._repeated.get(kind, (-math.inf, 0, ""))
             now = time.monotonic()
             if now < printed_at + REPEATED_AFTER:
                 self._repeated[kind] = printed_at, more + 1, text
                 return False
             if len(self._repeated) > 1000:
-                self._repeated.clear()
+                self._print_counts()
             self._repeated[kind] = now, 0, text
             if more:
                 record.msg = f"{record.msg} (and {more} more like it)"
         return super().filter(record)
 
-    def close(self) -> None:
-        """Prints how often errors have come since they were printed last."""
+    def _print_counts(self) -> None:
         repeated, self._repeated = self._repeated, {}
         for _, more, text in repeated.values():
             if more:
                 logger.warning("%d more like this: %s", more, text)
+
+    def close(self) -> None:
+        """Prints how often errors have come since they were printed last."""
+        self._print_counts()
         super().close()
 
 
@@ -13196,7 +13199,7 @@ def _settings(name: str, hint: Any, removable: bool) -> dict[str, Any]:
     def checked(text: str) -> Any:
         try:
             return None if text in none else read(text)
-        except ValueError:
+        except (ValueError, OverflowError):
             raise argparse.ArgumentTypeError(problem.format(text)) from None
 
     return settings | {"type": checked, "metavar": metavar or name.upper()}
@@ -13306,7 +13309,10 @@ def _run(
     log_to_stderr(jobs.log_level)
     supervisor = jobs._supervisor(workers, **options)
     if logger.isEnabledFor(logging.INFO):
-        logger.info("%s", _about(jobs, options.get("queues")))
+        queues = options.get("queues")
+        about = threading.Thread(target=_log_about, args=(jobs, queues), daemon=True)
+        about.start()
+        about.join(1.0)  # Counting millions of jobs takes longer.
     if isinstance(reload, SourceWatch):
         reload.stop = supervisor.stop
         if reload.changed:
@@ -13329,12 +13335,15 @@ def _start_again() -> int:
     return subprocess.call(command)
 
 
-def _about(jobs: LiteJobs, queues: Iterable[str] | None) -> str:
-    """What a node is about to run, in one line."""
+def _log_about(jobs: LiteJobs, queues: Iterable[str] | None) -> None:
+    """Logs what a node is about to run."""
     names = sorted(own.name for own in jobs.registry)
-    schedules = sorted({*jobs._declared, *(each.name for each in jobs.schedules())})
-    with jobs.store.file.transaction(read_only=True) as tx:
-        waiting = count_by(tx, "name", Match(states=WAITING))
+    try:
+        schedules = sorted({*jobs._declared, *(each.name for each in jobs.schedules())})
+        with jobs.store.file.transaction(read_only=True) as tx:
+            waiting = count_by(tx, "name", Match(states=WAITING))
+    except LitejobsError:
+        return  # The node says the same.
     unknown = {name: number for name, number in waiting.items() if name not in names}
     parts = [f"{jobs.path}: definitions {_some(names)}"]
     parts += ["all queues" if queues is None else f"queues {_some([*queues])}"]
@@ -13342,7 +13351,7 @@ def _about(jobs: LiteJobs, queues: Iterable[str] | None) -> str:
     if unknown:
         jobs_of = _some([f"{name}: {number}" for name, number in unknown.items()])
         parts += [f"{sum(unknown.values())} waiting without a definition here ({jobs_of})"]
-    return "; ".join(parts)
+    logger.info("%s", "; ".join(parts))
 
 
 def _some(names: Sequence[str], most: int = 8) -> str:

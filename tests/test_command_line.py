@@ -863,7 +863,7 @@ class TestRun:
             "schedules hourly; 3 waiting without a definition here (old: 2, older: 1)"
         )
         done = run("run", "app.py", "--until", "empty", "--queue", "mails", "--quiet")
-        assert (done.code, done.err) == (0, "")
+        assert (done.code, "definitions" in done.err) == (0, False)
 
     def test_logs_one_line_for_each_job_when_it_is_verbose(
         self, command: CommandLine, program: str
@@ -1531,7 +1531,8 @@ class TestFilters:
             ("--key", "ada"), ("--node", "laptop"), ("--schedule", "nightly"),
         ):  # fmt: skip
             assert command("list", file, filter, value).code == 1
-        command("list", file, "--enqueued-after", "60").complains(2, "'60' is not a time")
+        for wrong in ("60", "soon", "25:00", "99999999d", "0001-01-01", "9" * 400 + "d"):
+            command("list", file, "--enqueued-after", wrong).complains(2, "' is not a time such as")
 
     @pytest.mark.parametrize(("ago", "ids"), [("2d", [1]), ("25h", [1]), ("4d", [])])
     def test_take_how_long_ago_something_was(

@@ -32,6 +32,8 @@ LATER = {"Workflows", "Exactly once", "M8"}
 SHOWN: list[tuple[str, str, list[str]]] = [
     # Definitions
     ("D1", "a name of one's own or the code's; a second one is told where the first is", [
+        "test_reload.py::TestAModule::"
+        "test_that_has_one_name_twice_is_refused_whenever_it_is_loaded",
         "test_definitions.py::test_a_definition_bears_the_name_of_its_function",
         "test_definitions.py::test_a_name_that_is_given_outlives_the_name_in_the_code",
         "test_definitions.py::test_a_name_that_is_taken_is_refused_with_both_places",
@@ -85,9 +87,10 @@ SHOWN: list[tuple[str, str, list[str]]] = [
         "test_execution.py::"
         "test_for_good_goes_before_the_handlers_own_time_before_the_limit_before_the_backoff",
     ]),
-    ("D9", "once work has started, what runs is fixed", [
+    ("D9", "while a node runs, what runs is fixed", [
         "test_definitions.py::test_no_definition_is_added_once_work_has_started",
-        "test_middleware.py::TestOnceWorkHasStarted::test_nothing_is_added",
+        "test_middleware.py::TestOnceWorkHasStarted::test_nothing_is_added_until_it_ends",
+        "test_reload.py::TestACell::test_may_be_run_again_after_a_threaded_node_has_stopped",
     ]),
     ("D10", "a node leaves what it does not know to one that does, and the doctor says so", [
         "test_supervisor.py::test_a_job_that_one_node_does_not_know_waits_for_one_that_does",
