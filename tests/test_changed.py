@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chaos.older import older_file
 from conftest import TurnedClock, write_by_hand
 
 from litejobs import (
@@ -314,6 +315,19 @@ class TestABlockedJob:
         with pytest.raises(AssertionError, match=r"job 1 is blocked: PayloadError: .* missing @ "):
             recorder.drain()
         assert recorder.drain() == 0
+
+    def test_in_an_older_file_keeps_no_other_job_with_its_key_waiting(
+        self, program: Program, tmp_path: Path
+    ) -> None:
+        by_hand = "INSERT INTO litejobs_job (name, payload, key) VALUES ('send', '{}', 'k')"
+        older_file(tmp_path / "jobs.db", by_hand)
+        new = program(NEW)
+        job = enqueue(new, "zoe", 1, key="k")
+        assert new.drain() == 2
+        assert (new.get(1).state, job.result()) == ("blocked", "1 zoe")
+        assert [each for each in new.doctor() if each.level == "error"] == []
+        index = "SELECT sql FROM sqlite_schema WHERE name = 'litejobs_key'"
+        assert "unfit_at IS NULL" in new.store.file.connection().execute(index).get
 
 
 class TestTwoNodes:

@@ -399,7 +399,6 @@ SHOWN: list[tuple[str, str, list[str]]] = [
         "test_queries.py::TestFilters::"
         "test_agree_with_a_look_at_all_rows_in_any_combination",
         "test_tags.py::TestTags::test_are_found_without_reading_the_other_jobs",
-        "test_queries.py::TestFilters::test_delete_those_that_match_and_do_not_run",
         "test_litejobs.py::TestFind::test_turns_pages_that_hold_although_jobs_come_and_go",
         "test_queries.py::TestIterating::"
         "test_goes_through_all_pages_and_leaves_out_what_comes_meanwhile",
