@@ -13791,7 +13791,7 @@ def _completion(
     shell: Annotated[Literal["bash", "zsh", "fish", "powershell"], "the shell that reads it"],
 ) -> Output:
     try:
-        import shtab
+        import shtab  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
         problem = "is made by the package shtab: pip install 'litejobs[cli]'"
         raise OptionError("completion", problem) from None
