@@ -13796,11 +13796,10 @@ def _completion(
         problem = "is made by the package shtab: pip install 'litejobs[cli]'"
         raise OptionError("completion", problem) from None
     parser = _parser([*_COMMANDS])
-    (commands,) = (each for each in parser._actions if each.dest == "==SUPPRESS==" and each.choices)
-    for command in typing.cast("Mapping[str, Any]", commands.choices).values():
-        for action in command._actions:
-            if action.dest in ("target", "path"):
-                action.complete = shtab.FILE
+    commands = next(each.choices for each in parser._actions if isinstance(each.choices, dict))
+    for action in itertools.chain(*(command._actions for command in commands.values())):
+        if action.dest in ("target", "path"):
+            action.complete = shtab.FILE
     return None, shtab.complete(parser, shell).rstrip(), 0
 
 

@@ -1638,7 +1638,16 @@ class TestHealth:
         node = jobs.store.nodes.join("laptop", 0, 2, subscription, [])
         listed = command("nodes", "jobs.db", "--json").json
         [head, line] = command("nodes", "jobs.db").out.splitlines()
+        assert (listed[0]["state"], listed[0]["jobs"]) == ("at work", [])
+        jobs.store.file.connection().execute(
+            "UPDATE litejobs_job SET state = 'running', holder = ?, started_at = 1e15", (node,)
+        )
+        [running] = command("nodes", "jobs.db", "--json").json[0]["jobs"]
+        assert running == {"id": 1, "name": "send", "started_at": "2001-09-09T01:46:40+00:00"}
+        *_, held = command("nodes", "jobs.db").out.splitlines()
+        assert held.split() == ["1", "send", "laptop", "2001-09-09T01:46:40Z"]
         jobs.store.nodes.release_lock(node)
+        assert command("nodes", "jobs.db", "--json").json[0]["state"] == "dead"
         assert (listed[0]["name"], listed[0]["queues"]) == ("laptop", ["default"])
         assert line.split()[:2] == ["laptop", str(os.getpid())]
         assert head.split()[:2] == ["name", "pid"]

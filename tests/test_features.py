@@ -395,6 +395,25 @@ SHOWN: list[tuple[str, str, list[str]]] = [
         "test_metrics.py::TestSpans::test_come_the_oldest_first_with_empty_ones",
         "test_metrics.py::TestFolding::test_adds_what_is_written_late",
     ]),
+    ("M5", "dead letters by what they have in common, to look and to retry", [
+        "test_command_line.py::TestErrors::test_are_grouped_by_what_they_have_in_common",
+        "test_command_line.py::TestErrors::test_of_a_group_are_retried_together",
+    ]),
+    ("M5", "a file that may only be read is read, and what would write says so", [
+        "test_store.py::TestTheConnection::test_that_may_only_be_read_is_read",
+        "test_store.py::TestTheConnection::"
+        "test_that_may_only_be_read_shows_what_others_write_and_is_written_once_it_may_be",
+    ]),
+    ("M2", "what has happened to a job, and what happens to all, in the shell", [
+        "test_command_line.py::TestLogs::test_show_what_has_happened_to_a_job",
+        "test_command_line.py::TestTail::"
+        "test_follows_what_happens_even_if_a_job_ends_between_two_looks",
+    ]),
+    ("M5", "listings that fit a terminal, and are whole and exact elsewhere", [
+        "test_command_line.py::TestOnATerminal::test_columns_fit_and_the_first_ones_stay",
+        "test_command_line.py::TestOnATerminal::"
+        "test_colours_are_those_of_rich_and_say_nothing_more",
+    ]),
     ("M5", "all filters together, page by page, to look and to act", [
         "test_queries.py::TestFilters::"
         "test_agree_with_a_look_at_all_rows_in_any_combination",
