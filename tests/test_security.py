@@ -573,6 +573,7 @@ class TestHiddenFields:
         subscription = litejobs.Subscription(frozenset({"send"}), None, "here")
         for hidden in ({"payload.to"}, set()):
             known = {**litejobs.Options().columns, "name": "send", "expires": None}
+            known |= {"concurrency": None, "rate": None}
             node = nodes.join("here", 0, 1, subscription, [{**known, "hidden": hidden}])
             assert nodes.hidden() == ({"send": hidden} if hidden else {})
             nodes.release_lock(node)
