@@ -1206,15 +1206,13 @@ class TestCommandLine:
         assert [line.split("  ")[0] for line in out.splitlines()] == ["name", "nightly", "often"]
         cells = [filter(None, map(str.strip, line.split("  "))) for line in out.splitlines()]
         header, nightly, often = map(list, cells)
-        assert header == [
-            "name", "expression", "in words", "zone", "last (UTC)", "next (UTC)", "state",
-        ]  # fmt: skip
+        assert header == ["name", "state", "expression", "in words", "next", "last", "zone"]
         assert nightly == [
-            "nightly", "0 3 * * *", "At 03:00 every day", "Europe/Berlin",
-            "2025-01-01 02:00:00", "active",
+            "nightly", "active", "0 3 * * *", "At 03:00 every day", "2025-01-01T02:00:00Z",
+            "Europe/Berlin",
         ]  # fmt: skip
         assert often == [
-            "often", "@every 30s", "Every 30 seconds", "UTC", "2025-01-01 00:00:30", "paused",
+            "often", "paused", "@every 30s", "Every 30 seconds", "2025-01-01T00:00:30Z", "UTC",
         ]  # fmt: skip
 
     def test_lists_schedules_as_json(self, path: str, capsys: pytest.CaptureFixture[str]) -> None:
