@@ -14223,7 +14223,7 @@ def _screen(color: str, utc: bool, arguments: Sequence[str]) -> Screen:
     """What stdout is. NO_COLOR is respected."""
     import shutil
 
-    terminal, console = sys.stdout.isatty(), None
+    terminal, console = bool(sys.stdout and sys.stdout.isatty()), None
     if color == "always" or (color == "auto" and terminal and not os.environ.get("NO_COLOR")):
         try:
             from rich.console import Console  # type: ignore[import-not-found, unused-ignore]
@@ -14241,6 +14241,8 @@ _ASCII = str.maketrans("…█░▁▂▃▄▅▆▇", "~#.1234567")
 
 def _print(text: str | Callable[[Screen], Iterable[Line]], screen: Screen) -> None:
     """Prints what a command returned: text of others cannot control the terminal."""
+    if not sys.stdout:
+        return  # It was closed.
     for line in text(screen) if callable(text) else [text] if text else []:
         parts = [(line, "")] if isinstance(line, str) else line
         parts = [(printable(part, keep="\n\t"), style) for part, style in parts]

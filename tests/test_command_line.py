@@ -1184,6 +1184,14 @@ class TestTheCommand:
         _, err = process.communicate(timeout=20)
         assert (process.returncode, err) == (0, "")
 
+    @pytest.mark.posix
+    def test_prints_nothing_if_its_output_is_closed(self, command: CommandLine, file: Path) -> None:
+        closed = subprocess.run(
+            ["sh", "-c", 'exec "$0" -m litejobs list "$1" >&-', sys.executable, str(file)],
+            capture_output=True,
+        )
+        assert (closed.returncode, closed.stdout, closed.stderr) == (0, b"", b"")
+
     def test_ends_quietly_when_its_reader_has_seen_enough(
         self, command: CommandLine, file: Path
     ) -> None:
