@@ -4839,9 +4839,6 @@ class File:
         except BaseException:
             connection.close()
             raise
-        if not self.warned:
-            self.warned = True
-            logger.warning("%s may only be read here: nothing can be changed", place)
         return connection
 
     def _configure(self, connection: apsw.Connection) -> None:
@@ -5060,6 +5057,9 @@ class Transaction:
                 self.version = file.version_base + self.connection.data_version()
             elif time.monotonic() - file._checked_at > CHECK_INTERVAL:
                 file.check()
+            if file.read_only and not file.warned:
+                file.warned = True
+                logger.warning("%s may only be read here: nothing can be changed", file.path)
             self.now = file.clock()
         except BaseException as error:
             if not (self._read_only or isinstance(error, apsw.SQLError)):
@@ -12851,7 +12851,8 @@ class Screen(NamedTuple):
 
     width: int | None
     """Of the terminal; `None` elsewhere."""
-    utc: bool
+    local: bool
+    """Whether times are in the local zone."""
     console: Any
     """rich's, if there are to be colours."""
     arguments: Sequence[str]
@@ -12859,7 +12860,7 @@ class Screen(NamedTuple):
 
 Line = str | Sequence[tuple[str, str]]
 """A line, or its parts with their styles."""
-Output = tuple[Any, str | Callable[[Screen], Iterable[Line]], int]
+Output = tuple[Any, str | Iterable[Line], int]
 """What a command returns: a value for JSON, the same as text, and the exit code. A command that
 goes on returns several."""
 
@@ -12875,19 +12876,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         group, _, name = place.rpartition(".")
         fields = name in ("payload", "meta") and isinstance(value, list)
         (given[group] if group else given)[name] = dict(value) if fields else value
-    if not given.get("reload"):
-        return _do(given, arguments)
-    given["reload"] = sources = SourceWatch(given["target"])
-    sources.start()
-    code = _do(given, arguments)
-    with contextlib.suppress(KeyboardInterrupt):
-        if code in (2, 3):
-            print("litejobs: waiting until a source file changes", file=sys.stderr)
-            sources.join()
-        if sources.changed:
-            return _start_again()
-    sources.ended.set()
-    return code
+    if given.pop("reload", False):
+        return _reload(given["target"], arguments)
+    return _do(given, arguments)
 
 
 def _do(given: dict[str, Any], words: Sequence[str]) -> int:
@@ -12895,15 +12886,15 @@ def _do(given: dict[str, Any], words: Sequence[str]) -> int:
     verb, to, as_json = given.pop("verb"), given.pop("to"), given.pop("json", False)
     typed_as = given.pop("typed_as", {})
     try:
-        screen = _screen(given.pop("color", "auto"), given.pop("utc", False), words)
+        color, utc = given.pop("color", "auto"), given.pop("utc", False)
+        screen = _screen("never" if as_json else color, utc or as_json, words)
         with contextlib.suppress(AttributeError):
             sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-        run, _, *columns = _COMMANDS[verb]
-        jobs = [_target(given.pop("target"))] if "target" in given else []
+        run, *_ = _COMMANDS[verb]
+        given |= {"screen": screen} if "screen" in inspect.signature(run).parameters else {}
         given |= {"to": to} if verb in ("change", "queue") else {}
+        jobs = [_target(given.pop("target"))] if "target" in given else []
         done = run(*jobs, *given.pop("ids", ()), **given)
-        if columns:
-            done = _listing(_values(jobs[0], done, columns[0]), columns[0])
         code, once = 0, isinstance(done, tuple)
         for value, text, result in [done] if once else done:
             code = max(code, result)
@@ -12920,21 +12911,17 @@ def _do(given: dict[str, Any], words: Sequence[str]) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             if isinstance(error, BrokenPipeError):
                 return 0
-        text = _in_shell(error, typed_as) if isinstance(error, OptionError) else str(error)
+        text = str(error)
+        if isinstance(error, OptionError):  # As options are typed.
+            problem = re.sub(r", or None( for ever| for no limit)?", "", error.problem)
+            problem = re.sub("together with (?=delay|workers)", "together with --", problem)
+            text = f"{typed_as.get(error.option, error.option)}: {problem}"
         print(f"litejobs: {printable(' '.join(text.split()))}", file=sys.stderr)
         if isinstance(error, FileError | OSError):
             return 3
         return 1 if isinstance(error, JobNotFoundError | ScheduleNotFoundError) else 2
     except KeyboardInterrupt:
         return 130
-
-
-def _in_shell(error: OptionError, typed_as: Mapping[str, str]) -> str:
-    """The message, with the options as they are typed."""
-    problem = re.sub(r", or None( for ever| for no limit)?", "", error.problem)
-    for word in ("delay", "workers"):
-        problem = problem.replace(f"together with {word}", f"together with --{word}")
-    return f"{typed_as.get(error.option, error.option)}: {problem}"
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
@@ -12963,18 +12950,26 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
             self.exit(2, f"{self.prog}: {printable(message)} (see {self.prog} --help)\n")
 
         def format_help(self) -> str:
-            return _overview() if self.prog == "litejobs" else super().format_help()
+            if self.prog != "litejobs":
+                return super().format_help()
+            lines = ["usage: litejobs COMMAND …", "", "A durable job queue in one file, on SQLite."]
+            for title, group in _HELP.items():
+                listed = (f"  {verb:17}{command[1]}" for verb, command in group.items())
+                lines += ["", f"{title}:", *listed]
+            lines += ["", "`litejobs COMMAND --help` shows its options, with examples."]
+            return "\n".join([*lines, "`litejobs` alone says what is in the current folder.", ""])
 
     parser = Parser("litejobs")
     parser.add_argument("--version", action="version", version=f"litejobs {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for verb, (run, about, *_) in _COMMANDS.items():
-        given = next((group[verb] for group in _HELP.values() if verb in group), "").splitlines()
+    for verb, (run, about, *given) in _COMMANDS.items():
         command = commands.add_parser(
             verb,
             help=about,
             description=about,
-            epilog="\n".join(("examples:", *(f"  litejobs {line}" for line in given))),
+            epilog="\n".join(
+                ["examples:", *(f"  litejobs {verb} {e}" for e in given or ["jobs.db"])]
+            ),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         command.set_defaults(verb=verb)
@@ -12986,6 +12981,8 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
 def _add_arguments(command: argparse.ArgumentParser, verb: str, run: Any) -> None:
     """Its arguments are the parameters of the command's function, its options the keyword-only
     ones and the keys of a TypedDict."""
+    import argparse
+
     parameters = [*inspect.signature(run, eval_str=True).parameters.values()]
     on_queue = parameters[0].name in ("self", "jobs")
     if on_queue:
@@ -12999,6 +12996,9 @@ def _add_arguments(command: argparse.ArgumentParser, verb: str, run: Any) -> Non
         when = ("auto", "always", "never")
         command.add_argument("--color", choices=when, help="auto: on a terminal, with rich")
         command.set_defaults(color="auto")
+    if verb == "run":
+        about = "start again when a source file changes"
+        command.add_argument("--reload", action="store_true", default=argparse.SUPPRESS, help=about)
     exclusive = verb in ("run", "queue", "service")
     flags = command.add_mutually_exclusive_group() if exclusive else command
     typed_as: dict[str, str] = {}
@@ -13023,25 +13023,26 @@ def _add_arguments(command: argparse.ArgumentParser, verb: str, run: Any) -> Non
                     again.add_argument(name, nargs=number, **settings)
                     command.set_defaults(several=(name, again))
             elif settings:
-                flagged = settings.get("action") == "store_true" and name != "reload"
-                where = flags if flagged else command
+                where = flags if settings.get("action") == "store_true" else command
                 short = ["-f"] if name == "follow" else []
                 where.add_argument(*short, f"--{flag}", dest=f"{group}{name}", **settings)
                 typed_as.setdefault(name, f"--{flag}")
 
 
-def _overview() -> str:
-    """The commands in their groups."""
-    lines = ["usage: litejobs COMMAND …", "", "A durable job queue in one file, on SQLite."]
-    for title, group in _HELP.items():
-        lines += ["", f"{title}:", *(f"  {verb:17}{_COMMANDS[verb][1]}" for verb in group)]
-    lines += ["", "`litejobs COMMAND --help` shows its options, with examples."]
-    return "\n".join([*lines, "`litejobs` alone says what is in the current folder.", ""])
-
-
 def _look_around() -> str:
     """The queues and programs in the current folder, and what to type next. No program is run."""
     queues, programs, tries = [], [], []
+    for path in sorted(filter(Path.is_file, Path().iterdir())):
+        with contextlib.suppress(OSError, LitejobsError):
+            with path.open("rb") as file:
+                is_database = file.read(16) == b"SQLite format 3\0"
+            if is_database:
+                counts = Counter[str]()
+                for queue in _target(f"{path}").stats().values():
+                    counts.update(queue)
+                states = [f"{counts[state]} {state}" for state in STATES if counts[state]]
+                queues.append(f"  {path}  {', '.join(states) or 'no jobs'}")
+                tries.append(f"  litejobs list {path}")
     for path in sorted([*Path().glob("*.py"), *Path().glob("[!.]*/*.py")])[:5000]:
         found = _programs_in(path)
         in_package = (path.parent / "__init__.py").exists()
@@ -13050,17 +13051,6 @@ def _look_around() -> str:
             one = f"{place}:{name}" if len(found) > 1 else place
             programs.append(f"  {one}  defines {_some(definitions) or 'nothing'}")
             tries.append(f"  litejobs run {one}")
-    for path in sorted(filter(Path.is_file, Path().iterdir())):
-        with contextlib.suppress(OSError, LitejobsError):
-            with path.open("rb") as file:
-                is_database = file.read(16) == b"SQLite format 3\0"
-            if is_database:
-                counts: Counter[str] = sum(
-                    map(Counter, _target(f"{path}").stats().values()), Counter()
-                )
-                states = [f"{counts[state]} {state}" for state in STATES if counts[state]]
-                queues.append(f"  {path}  {', '.join(states) or 'no jobs'}")
-                tries.insert(len(queues) - 1, f"  litejobs list {path}")
     lines = ["Queues in this folder:", *queues] if queues else ["There is no queue in this folder."]
     lines += ["Programs:", *programs] if programs else ["There is no program that makes one."]
     tries = [*tries[:6], *([] if programs else ["  litejobs new send_mail"]), "  litejobs --help"]
@@ -13136,10 +13126,8 @@ def _read_moment(text: str, ahead: bool) -> datetime:
         raise ValueError(text)
     clock = time_of_day.fromisoformat(text)
     today = now.astimezone(clock.tzinfo).date()
-    days = (datetime.combine(today + timedelta(n), clock).astimezone() for n in (-2, -1, 0, 1, 2))
-    if ahead:
-        return next(moment for moment in days if moment > now)
-    return max(moment for moment in days if moment <= now)
+    days = [datetime.combine(today + timedelta(n), clock).astimezone() for n in (-1, 0, 1)]
+    return min(day for day in days if day > now) if ahead else max(d for d in days if d <= now)
 
 
 def _read_due(text: str) -> float | timedelta | datetime:
@@ -13159,6 +13147,11 @@ _READERS: Mapping[Any, tuple[str, Callable[[str], Any], str]] = {
         "TIME",
         functools.partial(_read_moment, ahead=False),
         f"{_TIME_PROBLEM}, or 1d for a day ago",
+    ),
+    "max_attempts": (
+        "NUMBER|inf",
+        lambda text: None if text == "inf" else int(text),
+        "{!r} is neither a whole number nor inf",
     ),
     int: ("NUMBER", int, "{!r} is not a whole number"),
     float: ("NUMBER", float, "{!r} is not a number"),
@@ -13221,11 +13214,15 @@ def _target(text: str) -> LiteJobs:
             raise FileError(place, "no such file")
         name, folder = Path(place).stem, Path(place).parent.resolve()
     sys.path.insert(0, str(folder))
-    if not (attribute or is_file or _is_importable(name)):
-        raise FileError(text, "no such file; a program is named module:attribute")
+    nothing = FileError(text, "no such file; a program is named module:attribute")
+    if not (attribute or is_file or all(map(str.isidentifier, name.split(".")))):
+        raise nothing
     try:
         module = importlib.import_module(name)
     except (Exception, SystemExit) as error:
+        missing = isinstance(error, ModuleNotFoundError) and error.name
+        if missing in (name, name.partition(".")[0]) and not (attribute or is_file):
+            raise nothing from None
         last = traceback.extract_tb(error.__traceback__)[-1]
         what = f"{type(error).__name__}: {error}".partition("\n")[0]
         problem = f"importing it failed at {last.filename}:{last.lineno}: {what}"
@@ -13235,17 +13232,6 @@ def _target(text: str) -> LiteJobs:
     found = _queue_in(module, place, attribute)
     found.target = module.__file__
     return found
-
-
-def _is_importable(name: str) -> bool:
-    if not all(part.isidentifier() for part in name.split(".")):
-        return False
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError as error:
-        return error.name not in (name, name.partition(".")[0])
-    except (Exception, SystemExit):
-        return True  # Importing it says what is wrong.
 
 
 def _queue_in(module: ModuleType, place: str, attribute: str) -> LiteJobs:
@@ -13267,31 +13253,21 @@ def _queue_in(module: ModuleType, place: str, attribute: str) -> LiteJobs:
     raise OptionError(place, f"there is {number} LiteJobs at its top level{hint}")
 
 
-class SourceWatch(threading.Thread):
-    """Waits until a Python file in or below the folder of a program changes, and calls *stop*."""
+def _reload(target: str, words: Sequence[str]) -> int:
+    """Runs a command, and again when a Python file in or below the program's folder changes."""
+    from watchfiles import PythonFilter, run_process  # type: ignore[import-not-found, unused-ignore]
 
-    changed = False
+    def tell(changes: Iterable[tuple[Any, str]]) -> None:
+        path = printable(min(path for _, path in changes))
+        print(f"litejobs: starting again: {path} has changed", file=sys.stderr)
 
-    def __init__(self, target: str) -> None:
-        from watchfiles import PythonFilter, watch  # type: ignore[import-not-found, unused-ignore]
-
-        super().__init__(daemon=True)
-        self.stop: Callable[[], None] = lambda: None
-        self.ended = threading.Event()
-        logging.getLogger("watchfiles").setLevel(logging.WARNING)
-        place = target if target.endswith(".py") else target.rpartition(":")[0]
-        folder = Path(place).parent if os.path.exists(place) else Path.cwd()
-        how: Any = {"rust_timeout": 100, "yield_on_timeout": True, "stop_event": self.ended}
-        self._changes = watch(folder, watch_filter=PythonFilter(), **how)
-        next(self._changes)  # Here, so that no change is missed once the program is read.
-
-    def run(self) -> None:
-        """Returns when a file has changed, or *ended* is set."""
-        if changes := next(filter(None, self._changes), None):
-            path = printable(min(path for _, path in changes))
-            print(f"litejobs: starting again: {path} has changed", file=sys.stderr)
-            self.changed = True
-            self.stop()
+    logging.getLogger("watchfiles").setLevel(logging.ERROR)
+    place = target if target.endswith(".py") else target.rpartition(":")[0]
+    folder = Path(place).parent if os.path.exists(place) else Path.cwd()
+    rest = [word for word in words if len(word) < 3 or not "--reload".startswith(word)]
+    how: Any = {"args": (rest,), "callback": tell, "watch_filter": PythonFilter()}
+    run_process(folder, target=main, **how, sigint_timeout=86_400)  # A node has its own grace.
+    return 0
 
 
 def _run(
@@ -13299,13 +13275,12 @@ def _run(
     *,
     workers: Annotated[int | None, "number of processes (default: one per core)"] = None,
     verbose: Annotated[bool, "log each job that ends, and what jobs log as details"] = False,
-    quiet: Annotated[bool, "log only warnings and errors"] = False,
-    reload: Annotated[bool | SourceWatch, "start again when a source file changes"] = False,
+    quiet: Annotated[bool, "log only errors"] = False,
     **options: Unpack[NodeOptions],
 ) -> Output:
     if jobs.target is None:
         raise OptionError(str(jobs.path), "a file has no code to run: name module:attribute")
-    jobs.log_level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
+    jobs.log_level = logging.DEBUG if verbose else logging.ERROR if quiet else logging.INFO
     log_to_stderr(jobs.log_level)
     supervisor = jobs._supervisor(workers, **options)
     if logger.isEnabledFor(logging.INFO):
@@ -13313,26 +13288,8 @@ def _run(
         about = threading.Thread(target=_log_about, args=(jobs, queues), daemon=True)
         about.start()
         about.join(1.0)  # Counting millions of jobs takes longer.
-    if isinstance(reload, SourceWatch):
-        reload.stop = supervisor.stop
-        if reload.changed:
-            supervisor.stop()
     run_until_stopped(supervisor)
     return None, "", 0
-
-
-def _start_again() -> int:
-    """Runs this command again, in a new process in place of this one."""
-    atexit._run_exitfuncs()
-    command = [sys.executable, *sys.orig_argv[1:]]
-    if os.name != "nt":  # There, the shell would take the command for ended.
-        with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:  # type: ignore[attr-defined, unused-ignore]
-                pass  # What multiprocessing leaves behind.
-        os.execv(sys.executable, command)
-    import subprocess
-
-    return subprocess.call(command)
 
 
 def _log_about(jobs: LiteJobs, queues: Iterable[str] | None) -> None:
@@ -13400,20 +13357,21 @@ def _payload(words: Sequence[str], body: Body | None = None) -> str:
 
 
 def _list(
-    jobs: LiteJobs, *, limit: int = 50, before: int | None = None, **filters: Unpack[Filters]
+    jobs: LiteJobs,
+    *,
+    screen: Screen,
+    limit: int = 50,
+    before: int | None = None,
+    **filters: Unpack[Filters],
 ) -> Output:
     rows = _values(jobs, jobs.find(limit=limit, before=before, **filters))
-
-    def text(screen: Screen) -> Iterator[Line]:
-        yield from _table(rows, _JOBS, screen)
-        if screen.width and rows and len(rows) == limit:
-            match = matching(filters)
-            # Without an index, counting could take long.
-            of = "" if match.others else f" of {jobs.count(**filters)}"
-            given = re.sub(r" --before[ =]\S+", "", shlex.join(screen.arguments))
-            yield f"{len(rows)}{of}, next page: litejobs {given} --before {rows[-1]['id']}"
-
-    return rows, text, int(not rows)
+    footer = []
+    if screen.width and rows and len(rows) == limit:
+        # Without an index, counting could take long.
+        of = "" if matching(filters).others else f" of {jobs.count(**filters)}"
+        given = re.sub(r" --before[ =]\S+", "", shlex.join(screen.arguments))
+        footer = [f"{len(rows)}{of}, next page: litejobs {given} --before {rows[-1]['id']}"]
+    return rows, itertools.chain(_table(rows, _JOBS, screen), footer), int(not rows)
 
 
 SHOWN_FAILURES = 5
@@ -13423,6 +13381,7 @@ def _show(
     jobs: LiteJobs,
     id: int,
     *,
+    screen: Screen,
     all: Annotated[bool, "all that are kept, not only the last 5"] = False,
 ) -> Output:
     job = jobs.get(id)
@@ -13437,24 +13396,15 @@ def _show(
         shown["payload"] = f"<{len(job.stored_payload)} bytes>"
     with contextlib.suppress(OptionError):  # Another program may have written the progress.
         shown |= {"progress": str(job.progress)} if job.progress else {}
-
-    def text(screen: Screen) -> Iterator[Line]:
-        for key, value in shown.items():
-            if isinstance(value, datetime) and screen.width and not screen.utc:
-                value = f"{value.astimezone():%Y-%m-%d %H:%M:%S %Z} ({_in_words(value)})"
-            if isinstance(value, timedelta) and screen.width:
-                value = _cell(value, screen)
-            value = _json_value(value)
-            plain = value if isinstance(value, str) else json.dumps(value)
-            yield [(f"{key + ':':14}", "bold"), (printable(plain), _style(key, plain))]
-        yield from _failed_attempts(errors, all, screen)
-
-    return {**values, "errors": list(map(attrs.asdict, errors))}, text, 0
-
-
-def _failed_attempts(errors: Sequence[Failure], all: bool, screen: Screen) -> Iterator[Line]:
-    """What is known of failed attempts: of the last ones, or of *all*."""
-    lines: list[str] = []
+    lines: list[Line] = []
+    for key, value in shown.items():
+        if isinstance(value, datetime) and screen.local:
+            value = f"{value.astimezone():%Y-%m-%d %H:%M:%S %Z} ({_in_words(value)})"
+        if isinstance(value, timedelta) and screen.width:
+            value = _cell(value, screen)
+        value = _json_value(value)
+        plain = value if isinstance(value, str) else json.dumps(value)
+        lines.append([(f"{key + ':':14}", "bold"), (printable(plain), _style(key, plain))])
     first = 0 if all else max(0, len(errors) - SHOWN_FAILURES)
     if more := first + sum(failure.omitted for failure in errors[:first]):
         lines.append(f"\n{more} earlier failed attempts: --all shows those that are kept")
@@ -13464,7 +13414,7 @@ def _failed_attempts(errors: Sequence[Failure], all: bool, screen: Screen) -> It
         when = f"{_cell(failure.started_at, screen)}, worker {failure.worker}"
         lines.append("\n" + printable(f"attempt {failure.attempt}: {failure.kind} ({when})"))
         lines += _details(failure)
-    yield from lines
+    return {**values, "errors": list(map(attrs.asdict, errors))}, lines, 0
 
 
 def _details(failure: Failure) -> list[str]:
@@ -13488,20 +13438,15 @@ POLL = 0.2
 """Seconds between two looks of `logs --follow` and `tail`."""
 
 
-def _event(event: Event, failure: Failure | None = None, detailed: bool = False) -> Output:
+def _event(event: Event, screen: Screen, failure: Failure | None = None) -> Output:
     value = {k: v for k, v in attrs.asdict(event).items() if v is not None}
-    if failure is not None and detailed:
+    exact = f"{event.at:%Y-%m-%dT%H:%M:%SZ}"
+    at = f"{event.at.astimezone():%Y-%m-%d %H:%M:%S}" if screen.local else exact
+    lines: list[Line] = [[(f"{at}  ", "dim"), (str(event), _STYLES.get(event.kind, ""))]]
+    if failure is not None:
         value["failure"] = attrs.asdict(failure)
-
-    def text(screen: Screen) -> Iterator[Line]:
-        local = screen.width and not screen.utc
-        exact = f"{event.at:%Y-%m-%dT%H:%M:%SZ}"
-        at = f"{event.at.astimezone():%Y-%m-%d %H:%M:%S}" if local else exact
-        yield [(f"{at}  ", "dim"), (str(event), _STYLES.get(event.kind, ""))]
-        if failure is not None and detailed:
-            yield from _details(failure)
-
-    return value, text, 0
+        lines += _details(failure)
+    return value, lines, 0
 
 
 def _new_events() -> Callable[[Event], bool]:
@@ -13528,6 +13473,7 @@ def _logs(
     jobs: LiteJobs,
     id: int,
     *,
+    screen: Screen,
     follow: Annotated[bool, "go on until the job has ended"] = False,
 ) -> Iterator[Output]:
     is_new, told = _new_events(), ""
@@ -13538,7 +13484,7 @@ def _logs(
                 some = f"{failure.omitted} failed attempts are not kept"
                 yield {"omitted": failure.omitted}, some, 0
             if is_new(event):
-                yield _event(event, failure, True)
+                yield _event(event, screen, failure)
         with contextlib.suppress(OptionError):  # Another program may have written the progress.
             if job.progress and job.state != "completed" and str(job.progress) != told:
                 told = str(job.progress)
@@ -13548,7 +13494,7 @@ def _logs(
         time.sleep(POLL)
 
 
-def _tail(jobs: LiteJobs, **filters: Unpack[Filters]) -> Iterator[Output]:
+def _tail(jobs: LiteJobs, *, screen: Screen, **filters: Unpack[Filters]) -> Iterator[Output]:
     match = matching(filters)
     states, match, start = match.states, attrs.evolve(match, states=None), jobs.clock()
     is_new = _new_events()
@@ -13570,26 +13516,24 @@ def _tail(jobs: LiteJobs, **filters: Unpack[Filters]) -> Iterator[Output]:
         for event in sorted(events, key=lambda event: event.at):
             leads_to = {"enqueued": WAITING, "started": ("running",)}.get(event.kind, (event.kind,))
             if is_new(event) and (states is None or {*leads_to}.intersection(states)):
-                yield _event(event)
+                yield _event(event, screen)
 
 
 def _errors(
     jobs: LiteJobs,
     *,
+    screen: Screen,
     limit: Annotated[int, "how many of the newest dead letters are read"] = 10_000,
     **filters: Unpack[Filters],
 ) -> Output:
     groups = jobs.error_groups(limit=limit, **filters)
     rows = _values(jobs, groups, _ERRORS)
-
-    def text(screen: Screen) -> Iterator[Line]:
-        yield from _table(rows, _ERRORS, screen)
-        if (read := sum(group.number for group in groups)) == limit:
-            yield f"These are the newest {read} dead letters: --limit reads more."
-        if screen.width and rows:
-            yield f"All of a group: litejobs retry {screen.arguments[1]} --group {groups[0].group}"
-
-    return rows, text, int(not rows)
+    footer = []
+    if (read := sum(group.number for group in groups)) == limit:
+        footer = [f"These are the newest {read} dead letters: --limit reads more."]
+    if screen.width and groups:
+        footer += [f"All of a group: litejobs retry … --group {groups[0].group}"]
+    return rows, [*_table(rows, _ERRORS, screen), *footer], int(not rows)
 
 
 class BulkChoices(Filters, total=False):
@@ -13609,30 +13553,32 @@ def _bulk(verb: str, jobs: LiteJobs, *ids: int, **choices: Unpack[BulkChoices]) 
     if not filters.get("to", True):
         raise OptionError(verb, "say what to change, such as --priority 10")
     if dry_run or (conditions and not yes and sys.stdin.isatty() and sys.stderr.isatty()):
-        able = {state for states in VERBS.get(verb, {WAITING: ()}) for state in states}
+        able = {*itertools.chain.from_iterable(VERBS.get(verb, {WAITING: ()}))}
         with jobs.store.file.transaction(read_only=True) as tx:
             counts = count_by(tx, "state", chosen(ids, conditions))
-        moves, left = (
-            {state: n for state, n in counts.items() if (state in able) is part}
-            for part in (True, False)
+        moves = {state: n for state, n in counts.items() if state in able}
+        left = {state: n for state, n in counts.items() if state not in able}
+        would = ", ".join(
+            f"{sum(part.values())} {what} ({', '.join(f'{n} {s}' for s, n in part.items())})"
+            for part, what in ((moves, f"would be {done}"), (left, "left as they are"))
+            if part
         )
-        texts = [", ".join(f"{n} {state}" for state, n in part.items()) for part in (moves, left)]
-        would = f"{sum(moves.values())} would be {done}" + f" ({texts[0]})" * bool(moves)
-        would += f", {sum(left.values())} left as they are ({texts[1]})" * bool(left)
         if dry_run:
-            return {"would": moves, "left": left}, would, int(not moves)
+            return {"would": moves, "left": left}, would or f"0 would be {done}", int(not moves)
         if moves:
             print(f"{would}. Go on? [y/N] ", end="", file=sys.stderr, flush=True)
-        if moves and sys.stdin.readline().strip().lower() not in ("y", "yes"):
-            return {"moved": 0, "left": sum(counts.values())}, "nothing was changed", 1
+            if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+                return {"moved": 0, "left": sum(counts.values())}, "nothing was changed", 1
     moved = getattr(jobs, verb)(*ids, **filters)
     text = f"{moved.moved} {done}, {moved.left} left as they are"
-    missing = len(set(ids)) - moved.moved - moved.left if ids else 0
-    if missing > 0 and not conditions:
-        text += f", {missing} not found"
+    missing = len(set(ids)) - moved.moved - moved.left if ids and not conditions else 0
+    text += f", {missing} not found" if missing else ""
     return attrs.asdict(moved), text, int(not moved.moved or moved.left > 0 or missing > 0)
 
 
+_retry, _cancel, _delete, _hold, _release = (
+    functools.partial(_bulk, verb) for verb in ("retry", "cancel", "delete", "hold", "release")
+)
 _DONE = {"retry": "to start again", "cancel": "cancelled", "hold": "held"}
 
 
@@ -13646,91 +13592,78 @@ def _why(jobs: LiteJobs, id: int) -> Output:
     return {"id": id, "why": why}, why, 0
 
 
-def _stats(jobs: LiteJobs) -> Output:
+def _stats(jobs: LiteJobs, *, screen: Screen) -> Output:
     counts = jobs.stats()
-    states = [state for state in STATES if any(state in queue for queue in counts.values())]
     with jobs.store.file.transaction(read_only=True) as tx:
         oldest, recent = oldest_due(tx), jobs.store.meter.last_hour(tx)
-    measured: dict[str, dict[str, Any]] = {
-        queue: {
+    value: dict[str, dict[str, Any]] = {}
+    for queue in sorted(counts):
+        ended, wait = recent.get(queue, (None, None))
+        value[queue] = {
+            **counts[queue],
             "oldest_due": oldest.get(queue),
-            "median_wait": recent[queue][1] if queue in recent else None,
-            "per_minute": round(recent[queue][0] / 60, 2) if queue in recent else None,
+            "median_wait": wait,
+            "per_minute": None if ended is None else round(ended / 60, 2),
         }
-        for queue in sorted(counts)
-    }
-    none = dict.fromkeys(states, 0)
-    rows = [{"queue": queue, **none, **counts[queue], **more} for queue, more in measured.items()]
-    headings = {**{name: name for name in ("queue", *states)}, **_OF_QUEUE}
-    return (
-        {queue: {**counts[queue], **measured[queue]} for queue in measured},
-        lambda screen: _table(rows, headings, screen),
-        0,
-    )
+    states = [state for state in STATES if any(state in queue for queue in counts.values())]
+    rows = [{"queue": queue, **dict.fromkeys(states, 0), **more} for queue, more in value.items()]
+    columns = _columns(f"queue {' '.join(states)} oldest_due median_wait per_minute")
+    return value, _table(rows, columns, screen), 0
 
 
-def _queues(jobs: LiteJobs) -> Output:
+def _queues(jobs: LiteJobs, *, screen: Screen) -> Output:
     with jobs.store.file.transaction(read_only=True) as tx:
         limited = _values(jobs, read_limits(tx).values(), _LIMITS)
     queues = _values(jobs, jobs.queues(), _QUEUES)
-
-    def text(screen: Screen) -> Iterator[Line]:
-        yield from _table(queues, _QUEUES, screen)
-        if limited:
-            yield ""
-            yield from _table(limited, _LIMITS, screen)
-
-    return (
-        [*queues, *({"definition": row.pop("name"), **row} for row in map(dict, limited))],
-        text,
-        0,
-    )
+    lines = [*_table(queues, _QUEUES, screen)]
+    lines += ["", *_table(limited, _LIMITS, screen)] if limited else []
+    limits = [{"definition": row["name"], **row} for row in limited]
+    for row in limits:
+        del row["name"]
+    return [*queues, *limits], lines, 0
 
 
-def _nodes(jobs: LiteJobs) -> Output:
+def _nodes(jobs: LiteJobs, *, screen: Screen) -> Output:
     nodes = jobs.nodes()
     rows, running = _values(jobs, nodes, _NODES), list[dict[str, Any]]()
     for node, row in zip(nodes, rows, strict=True):
         alive = jobs.store.nodes.is_alive(node.id, if_unknown=True)
-        held = jobs.store.nodes.held(node.id)
-        row |= {"state": "at work" if alive else "dead", "jobs": held}
-        running += [{"node": node.name, **job} for job in held]
+        row |= {"state": "at work" if alive else "dead", "jobs": jobs.store.nodes.held(node.id)}
+        running += [{"node": node.name, **job} for job in row["jobs"]]
+    lines = [*_table(rows, _NODES, screen)]
+    lines += ["", *_table(running, _HELD, screen)] if running else []
+    return rows, lines, int(not rows)
 
-    def text(screen: Screen) -> Iterator[Line]:
-        yield from _table(rows, _NODES, screen)
-        if running:
-            yield ""
-            yield from _table(running, _HELD, screen)
 
-    return rows, text, int(not rows)
+def _schedules(jobs: LiteJobs, *, screen: Screen) -> Output:
+    rows = _values(jobs, jobs.schedules(), _SCHEDULES)
+    return rows, _table(rows, _SCHEDULES, screen), int(not rows)
 
 
 def _metrics(
     jobs: LiteJobs,
     *,
+    screen: Screen,
     span: Span = "minute",
     limit: int = 24,
     queue: str | None = None,
     name: str | None = None,
 ) -> Output:
     rows = _values(jobs, jobs.metrics(span, limit=limit, queue=queue, name=name), _METRICS)
-    ended = [row["completed"] + row["failed"] for row in rows]
     first = next((i for i, row in enumerate(rows) if any([*row.values()][1:])), len(rows) - 1)
-
-    def text(screen: Screen) -> Iterator[Line]:
-        yield from _table(rows[first:], _METRICS, screen)
-        if screen.width:
-            top, *_ = sorted(ended, reverse=True)
-            bars = "".join("▁▂▃▄▅▆▇█"[number * 7 // (top or 1)] for number in ended)
-            yield [("ended  ", ""), (bars, "green"), (f"  at most {top} in a {span}", "")]
-
-    return rows, text, 0
+    lines = [*_table(rows[first:], _METRICS, screen)]
+    if screen.width:
+        ended = [row["completed"] + row["failed"] for row in rows]
+        bars = "".join("▁▂▃▄▅▆▇█"[number * 7 // (max(ended) or 1)] for number in ended)
+        lines += [[("ended  ", ""), (bars, "green"), (f"  at most {max(ended)} in a {span}", "")]]
+    return rows, lines, 0
 
 
 def _queue(
     jobs: LiteJobs,
     name: Annotated[str, "the queue"],
     *,
+    screen: Screen,
     pause: Annotated[bool, "let no more of its jobs start"] = False,
     resume: Annotated[bool, "let its jobs start again"] = False,
     reset: Annotated[bool, "remove all its settings"] = False,
@@ -13744,7 +13677,7 @@ def _queue(
     if pause or resume:
         (queue.pause if pause else queue.resume)()
     rows = _values(jobs, [queue.settings], _QUEUES)
-    return rows[0], lambda screen: _table(rows, _QUEUES, screen), 0
+    return rows[0], _table(rows, _QUEUES, screen), 0
 
 
 def _fire(jobs: LiteJobs, name: str) -> Output:
@@ -13806,73 +13739,69 @@ def _completion(
 def _service(
     jobs: LiteJobs,
     *,
+    screen: Screen,
     systemd: Annotated[bool, "print a systemd unit (default on Linux)"] = False,
     launchd: Annotated[bool, "print a launchd property list (default on macOS)"] = False,
     windows_task: Annotated[bool, "print a task for Windows (default there)"] = False,
     workers: Annotated[int | None, "number of processes (default: one per core)"] = None,
     **options: Unpack[NodeOptions],
 ) -> Output:
+    import getpass
+
     if jobs.target is None:
         raise OptionError(str(jobs.path), "a file has no code to run: name module:attribute")
-    grace = duration(options.get("grace", 5.0), "grace")
-    by_platform = {"darwin": _launchd_service, "win32": _windows_task}
-    default = by_platform.get(sys.platform, _systemd_unit)
+    default = {"darwin": _launchd_service, "win32": _windows_task}.get(sys.platform, _systemd_unit)
     makers = (_systemd_unit, _launchd_service, _windows_task)
     make = next(itertools.compress(makers, (systemd, launchd, windows_task)), default)
-    main = Path(jobs.target)
+    main, kind = Path(jobs.target), re.compile("service|--(s.*|l.*|wi.*)")
     name = f"litejobs-{main.parent.name if main.stem == '__init__' else main.stem}"
     kept = ("PATH", "PYTHONPATH", "LANG", "TZ")
     environment = {key: os.environ[key] for key in kept if os.environ.get(key)}
-
-    def text(screen: Screen) -> Iterator[Line]:
-        kind = re.compile("--(s.*|l.*|wi.*)")
-        words = [word for word in screen.arguments if not kind.fullmatch(word)]
-        words.remove("service")
-        command = [sys.executable, "-m", "litejobs", "run", *words]
-        yield make(name, command, environment, math.ceil(grace.total_seconds()) + 10)
-
-    return None, text, 0
+    words = [word for word in screen.arguments if not kind.fullmatch(word)]
+    command = [sys.executable, "-m", "litejobs", "run", *words]
+    stop = math.ceil(duration(options.get("grace", 5.0), "grace").total_seconds()) + 10
+    return None, make(name, getpass.getuser(), command, environment, stop), 0
 
 
-def _user() -> str:
-    import getpass
-
-    return getpass.getuser()
-
-
-def _systemd_unit(name: str, command: list[str], environment: Mapping[str, str], stop: int) -> str:
+def _systemd_unit(
+    name: str, user: str, command: list[str], environment: Mapping[str, str], stop: int
+) -> str:
     def quoted(text: str, dollar: str = "$") -> str:
         for old, new in (("\\", r"\\"), ('"', r"\""), ("%", "%%"), ("$", dollar)):
             text = text.replace(old, new)
         return f'"{text}"' if re.search(r"[^\w@/.,:=+-]", text) else text
 
     pairs = [f"Environment={quoted(f'{key}={value}')}" for key, value in environment.items()]
-    return "\n".join([
-        f"# Save this as {name}.service, then:",
-        f"#   sudo install -m 644 {name}.service /etc/systemd/system/",
-        f"#   sudo systemctl daemon-reload && sudo systemctl enable --now {name}",
-        "[Unit]",
-        f"Description=litejobs: {' '.join(command[4:]).replace('%', '%%')}",
-        "After=network.target",
-        "",
-        "[Service]",
-        f"User={_user()}",
-        f"WorkingDirectory={os.getcwd().replace('%', '%%')}",
-        *pairs,
-        f"ExecStart={' '.join(quoted(word, '$$') for word in command)}",
-        "Restart=always",
-        "RestartSec=5",
-        "# Only the node is asked to stop; its jobs have their grace.",
-        "KillMode=mixed",
-        f"TimeoutStopSec={stop}",
-        "",
-        "[Install]",
-        "WantedBy=multi-user.target",
-    ])  # fmt: skip
+    about, folder = " ".join(command[4:]).replace("%", "%%"), os.getcwd().replace("%", "%%")
+    start = " ".join(quoted(word, "$$") for word in command)
+    return _UNIT.format(name, about, user, folder, "\n".join(pairs), start, stop)
+
+
+_UNIT = """\
+# Save this as {0}.service, then:
+#   sudo install -m 644 {0}.service /etc/systemd/system/
+#   sudo systemctl daemon-reload && sudo systemctl enable --now {0}
+[Unit]
+Description=litejobs: {1}
+After=network.target
+
+[Service]
+User={2}
+WorkingDirectory={3}
+{4}
+ExecStart={5}
+Restart=always
+RestartSec=5
+# Only the node is asked to stop; its jobs have their grace.
+KillMode=mixed
+TimeoutStopSec={6}
+
+[Install]
+WantedBy=multi-user.target"""
 
 
 def _launchd_service(
-    name: str, command: list[str], environment: Mapping[str, str], stop: int
+    name: str, user: str, command: list[str], environment: Mapping[str, str], stop: int
 ) -> str:
     import plistlib
 
@@ -13881,7 +13810,7 @@ def _launchd_service(
     made = plistlib.dumps(
         {
             "Label": name, "ProgramArguments": command, "WorkingDirectory": os.getcwd(),
-            "EnvironmentVariables": {**environment}, "UserName": _user(), "RunAtLoad": True,
+            "EnvironmentVariables": {**environment}, "UserName": user, "RunAtLoad": True,
             "KeepAlive": True, "ExitTimeOut": stop, "StandardErrorPath": log,
             "StandardOutPath": log,
         },
@@ -13894,11 +13823,13 @@ def _launchd_service(
     return made.decode().replace("<plist", how, 1).rstrip()
 
 
-def _windows_task(name: str, command: list[str], environment: Mapping[str, str], stop: int) -> str:
+def _windows_task(
+    name: str, user: str, command: list[str], environment: Mapping[str, str], stop: int
+) -> str:
     import subprocess
     from xml.sax.saxutils import escape
 
-    user = "\\".join(filter(None, (os.environ.get("USERDOMAIN"), _user())))
+    user = "\\".join(filter(None, (os.environ.get("USERDOMAIN"), user)))
     values = user, command[0], subprocess.list2cmdline(command[1:]), os.getcwd()
     return _TASK.format(name, *(escape(value) for value in values))
 
@@ -14048,50 +13979,39 @@ def _values(
 _Columns = Mapping[str, str]
 """The values that a listing has in JSON, and the headings of those that its table shows: those
 that a narrow terminal can do without are the last ones."""
-_JOBS: _Columns = {
-    name: name
-    for name in (
-        "id", "name", "state", "when", "took", "error", "payload", "progress", "queue",
-        "schedule", "attempt", "priority", "tags",
-    )
-}  # fmt: skip
-_QUEUES: _Columns = {
-    "name": "queue", "paused": "state", "concurrency": "concurrency", "rate": "rate",
-    "burst": "burst", "weight": "weight", "ageing": "ageing", "max_attempts": "max attempts",
-    "timeout": "timeout",
-}  # fmt: skip
-_LIMITS: _Columns = {"name": "definition", "concurrency": "concurrency", "rate": "rate"}
-_OF_QUEUE: _Columns = {
-    "oldest_due": "oldest due", "median_wait": "median wait", "per_minute": "per minute",
-}  # fmt: skip
-_NODES: _Columns = {
-    "id": "", "name": "name", "pid": "pid", "state": "state", "started_at": "since",
-    "workers": "workers", "running": "running jobs", "queues": "queues",
-}  # fmt: skip
-_ERRORS: _Columns = {
-    "group": "group", "number": "number", "name": "name", "error": "error", "last_at": "last",
-    "first_at": "first", "example": "example",
-}  # fmt: skip
-_HELD: _Columns = {"id": "job", "name": "name", "node": "node", "started_at": "since"}
-_SCHEDULES: _Columns = {
-    "name": "name", "state": "state", "expression": "expression", "words": "in words",
-    "next_at": "next", "last_at": "last", "timezone": "zone", "definition": "",
-    "last_job": "", "misfire": "", "overlap": "", "origin": "", "problem": "", "payload": "",
-}  # fmt: skip
-_METRICS: _Columns = {field.name: field.name.replace("_", " ") for field in attrs.fields(Metric)}
+
+
+def _columns(text: str) -> _Columns:
+    pairs = (column.partition("=") for column in text.split())
+    return {
+        name: (heading if equals else name).replace("_", " ") for name, equals, heading in pairs
+    }
+
+
+_JOBS = _columns(
+    "id name state when took error payload progress queue schedule attempt priority tags"
+)
+_QUEUES = _columns(
+    "name=queue paused=state concurrency rate burst weight ageing max_attempts timeout"
+)
+_LIMITS = _columns("name=definition concurrency rate")
+_NODES = _columns("id= name pid state started_at=since workers running=running_jobs queues")
+_HELD = _columns("id=job name node started_at=since")
+_ERRORS = _columns("group number name error last_at=last first_at=first example")
+_SCHEDULES = _columns(
+    "name state expression words=in_words next_at=next last_at=last timezone=zone definition= "
+    "last_job= misfire= overlap= origin= problem= payload="
+)
+_METRICS = _columns(" ".join(field.name for field in attrs.fields(Metric)))
 _CELLS: Mapping[str, Callable[[Mapping[str, Any], Screen], object]] = {
-    "when": lambda job, _: job[
-        {"running": "started_at"}.get(
-            job["state"], "finished_at" if job["finished_at"] else "run_at"
-        )
-    ],
+    "when": lambda job, _: (
+        job["started_at"] if job["state"] == "running" else job["finished_at"] or job["run_at"]
+    ),
     "attempt": lambda job, _: f"{job['attempt']}/{job['max_attempts'] or '∞'}",
     "error": lambda job, _: (job["error"] or "")[:80],
     "payload": lambda job, _: json.dumps(job["payload"], ensure_ascii=False)[:80],
     "tags": lambda job, _: " ".join(map(str, job["tags"] or ())),
-    "progress": lambda job, screen: (
-        "" if job["state"] == "completed" else _progress(job["progress"], screen)
-    ),
+    "progress": lambda job, screen: _progress(job, screen),
     "paused": lambda queue, _: "paused" if queue["paused"] else "open",
     "max_attempts": lambda queue, _: (
         queue["max_attempts"] or "inf" if "max_attempts" in queue else ""
@@ -14099,11 +14019,6 @@ _CELLS: Mapping[str, Callable[[Mapping[str, Any], Screen], object]] = {
     "queues": lambda node, _: "all" if node["queues"] is None else ", ".join(node["queues"]),
     "ageing": lambda queue, _: _json_value(queue["ageing"]),
     "timeout": lambda queue, _: _json_value(queue.get("timeout")),
-    "start": lambda span, screen: (
-        f"{span['start']:%Y-%m-%dT%H:%MZ}"
-        if screen.utc or not screen.width
-        else f"{span['start'].astimezone():%Y-%m-%d %H:%M}"
-    ),
 }
 """How tables show some values."""
 _DULL = {"queue": "default", "priority": "0"}
@@ -14117,40 +14032,30 @@ NARROW = 20
 """Columns that are wider than this are cut before others are left out."""
 
 
-def _listing(rows: Sequence[Mapping[str, Any]], columns: _Columns) -> Output:
-    return rows, lambda screen: _table(rows, columns, screen), int(not rows)
-
-
 def _table(rows: Sequence[Mapping[str, Any]], columns: _Columns, screen: Screen) -> Iterator[Line]:
-    shown = [name for name, heading in columns.items() if heading]
-    lines: list[list[object]] = [[columns[name] for name in shown]]
-    for row in rows:
-        cells = [_CELLS[n](row, screen) if n in _CELLS else row.get(n) for n in shown]
-        lines.append([*cells])
-    texts = [[printable(_cell(cell, screen)) for cell in line] for line in lines]
-    if screen.width and rows:
-        kept = [
-            place
-            for place, name in enumerate(shown)
-            if {line[place] for line in texts[1:]} - {"", _DULL.get(name)}
-        ]
-        texts = [[line[place] for place in kept] for line in texts]
-        shown = [shown[place] for place in kept]
-    widths = [max(map(_width, column)) for column in zip(*texts, strict=True)]
+    table = list[tuple[str, list[str]]]()
+    for name, heading in columns.items():
+        show = _CELLS.get(name, lambda row, _, name=name: row.get(name))
+        texts = [printable(_cell(show(row, screen), screen)) for row in rows]
+        if heading and not (screen.width and rows and {*texts} <= {"", _DULL.get(name)}):
+            table.append((name, [heading, *texts]))
+    widths = [max(map(_width, column)) for _, column in table]
     while screen.width and len(widths) > 1 and sum(widths) + 2 * len(widths) - 2 > screen.width:
         widest = max(widths)
         if widest > NARROW:
             widths[widths.index(widest)] -= 1
         else:
-            del widths[-1]
-    for number, line in enumerate(texts):
+            del widths[-1], table[-1]
+    for number in range(len(rows) + 1):
         parts = [
-            (_fit(text, width) + "  ", "bold" if number == 0 else _style(name, text))
-            for name, text, width in zip(shown, line, widths, strict=False)
+            (_fit(column[number], width), "bold" if number == 0 else _style(name, column[number]))
+            for (name, column), width in zip(table, widths, strict=True)
         ]
         while parts and not parts[-1][0].strip():
             parts.pop()
-        yield [*parts[:-1], (parts[-1][0].rstrip(), parts[-1][1])] if parts else ""
+        yield [(text + "  ", style) for text, style in parts[:-1]] + [
+            (text.rstrip(), style) for text, style in parts[-1:]
+        ]
 
 
 def _style(name: str, text: str) -> str:
@@ -14162,12 +14067,10 @@ def _style(name: str, text: str) -> str:
 
 def _width(text: str) -> int:
     """How many columns of a terminal a text takes."""
-    if text.isascii():
-        return len(text)
     import unicodedata
 
-    wide = sum(unicodedata.east_asian_width(each) in "WF" for each in text)
-    return len(text) + wide - sum(map(bool, map(unicodedata.combining, text)))
+    wide = 0 if text.isascii() else sum(unicodedata.east_asian_width(c) in "WF" for c in text)
+    return len(text) + wide
 
 
 def _fit(text: str, width: int) -> str:
@@ -14179,44 +14082,41 @@ def _fit(text: str, width: int) -> str:
     return text + " " * (width - _width(text))
 
 
-def _progress(stored: Any, screen: Screen) -> str:
+def _progress(job: Mapping[str, Any], screen: Screen) -> str:
     try:
-        progress = Progress(**stored)
+        progress = Progress(**job["progress"])
     except (TypeError, OptionError):
-        return ""  # Another program may have written it.
-    if not screen.width or progress.share is None:
-        return str(progress)
+        return ""  # There is none, or another program has written it.
+    if not screen.width or progress.share is None or job["state"] == "completed":
+        return "" if job["state"] == "completed" else str(progress)
     full = round(progress.share * 10)
     return f"{'█' * full}{'░' * (10 - full)} {progress.share:.0%} {progress.note}".rstrip()
 
 
 def _in_words(moment: datetime) -> str:
     """How far a moment is from now; after a week, the date and time in the local zone."""
-    away = (moment - datetime.now(UTC)).total_seconds()
-    if abs(away) >= 7 * 86_400:
-        return f"{moment.astimezone():%Y-%m-%d %H:%M}"
-    units = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
-    unit, length = next((each for each in units if abs(away) >= each[1]), ("s", 1))
-    number = int(abs(away) / length)
-    if not number:
-        return "now"
-    return f"{number} {unit} ago" if away < 0 else f"in {number} {unit}"
+    away = int((moment - datetime.now(UTC)).total_seconds())
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1)):
+        if abs(away) >= 7 * 86_400:
+            break
+        if number := abs(away) // length:
+            return f"{number} {unit} ago" if away < 0 else f"in {number} {unit}"
+    return f"{moment.astimezone():%Y-%m-%d %H:%M}" if away else "now"
 
 
 def _cell(value: object, screen: Screen) -> str:
     """A value in a table; a duration with three digits."""
     if isinstance(value, datetime):
-        exact = screen.utc or not screen.width
-        return f"{value:%Y-%m-%dT%H:%M:%SZ}" if exact else _in_words(value)
+        return _in_words(value) if screen.local else f"{value:%Y-%m-%dT%H:%M:%SZ}"
     if isinstance(value, float):
         return f"{value:g}"
     if not isinstance(value, timedelta):
         return "" if value is None else str(value)
-    micros = value // MICROSECOND
-    for unit, length in (("h", 3_600_000_000), ("min", 60_000_000), ("s", 1_000_000), ("ms", 1000)):
-        if micros >= length:
-            return f"{micros / length:.3g} {unit}"
-    return f"{micros} µs"
+    seconds = value.total_seconds()
+    for unit, length in (("h", 3_600), ("min", 60), ("s", 1), ("ms", 1e-3)):
+        if seconds >= length:
+            return f"{seconds / length:.3g} {unit}"
+    return f"{seconds / 1e-6:.0f} µs"
 
 
 def _screen(color: str, utc: bool, arguments: Sequence[str]) -> Screen:
@@ -14233,17 +14133,15 @@ def _screen(color: str, utc: bool, arguments: Sequence[str]) -> Screen:
             if color == "always":
                 problem = "colours need rich: pip install 'litejobs[cli]'"
                 raise OptionError("--color", problem) from None
-    return Screen(shutil.get_terminal_size().columns if terminal else None, utc, console, arguments)
+    width = shutil.get_terminal_size().columns if terminal else None
+    return Screen(width, terminal and not utc, console, arguments)
 
 
-_ASCII = str.maketrans("…█░▁▂▃▄▅▆▇", "~#.1234567")
-
-
-def _print(text: str | Callable[[Screen], Iterable[Line]], screen: Screen) -> None:
+def _print(text: str | Iterable[Line], screen: Screen) -> None:
     """Prints what a command returned: text of others cannot control the terminal."""
     if not sys.stdout:
         return  # It was closed.
-    for line in text(screen) if callable(text) else [text] if text else []:
+    for line in filter(None, [text]) if isinstance(text, str) else text:
         parts = [(line, "")] if isinstance(line, str) else line
         parts = [(printable(part, keep="\n\t"), style) for part, style in parts]
         if screen.console is not None:
@@ -14254,8 +14152,6 @@ def _print(text: str | Callable[[Screen], Iterable[Line]], screen: Screen) -> No
             plain = captured.get()
         else:
             plain = "".join(part for part, _ in parts)
-        if not (sys.stdout.encoding or "").lower().startswith("utf"):
-            plain = plain.translate(_ASCII)
         print(plain)
     sys.stdout.flush()
 
@@ -14271,105 +14167,81 @@ def _bytes(size: int) -> str:
     return f"{size / MEBIBYTE:.1f} MiB" if size >= MEBIBYTE else f"{size / 1024:.0f} KiB"
 
 
-_COMMANDS: Mapping[str, tuple[Any, ...]] = {
-    "run": (_run, "run jobs until stopped"),
-    "enqueue": (_enqueue, "put a job into the file"),
-    "list": (_list, "list jobs, newest first"),
-    "show": (_show, "show one job with its failed attempts"),
-    "why": (_why, "say why a job is not running"),
-    "logs": (_logs, "show what has happened to a job, with its failures and their output"),
-    "tail": (_tail, "follow what happens to jobs, until it is interrupted"),
-    "errors": (_errors, "group dead letters by definition and error"),
-    "retry": (functools.partial(_bulk, "retry"), "let failed and cancelled jobs start again"),
-    "cancel": (functools.partial(_bulk, "cancel"), "cancel waiting and running jobs"),
-    "delete": (functools.partial(_bulk, "delete"), "delete jobs that are not running"),
-    "hold": (functools.partial(_bulk, "hold"), "keep waiting jobs from running"),
-    "release": (functools.partial(_bulk, "release"), "release held jobs"),
-    "change": (_change, "change options of waiting jobs"),
-    "stats": (_stats, "count jobs by queue and state"),
-    "queues": (_queues, "list the queues that have settings, and the limits of definitions"),
-    "queue": (_queue, "show, pause, resume and set a queue"),
-    "nodes": (_nodes, "list the nodes with the jobs that they run"),
-    "metrics": (_metrics, "what nodes did by minute, hour or day; the last is now"),
-    "schedules": (LiteJobs.schedules, "list schedules with their last and next times", _SCHEDULES),
-    "fire": (_fire, "enqueue one job of a schedule now"),
-    "pause-schedule": (functools.partial(_set_paused, "pause"), "pause a schedule, or all"),
-    "resume-schedule": (functools.partial(_set_paused, "resume"), "resume a schedule, or all"),
-    "remove-schedule": (
-        _remove_schedule,
-        "remove a schedule (a program that declares it makes it again)",
-    ),
-    "backup": (_backup, "copy the file while jobs run"),
-    "compact": (_compact, "return free space in the file to the system"),
-    "doctor": (_doctor, "find what is wrong, with advice"),
-    "new": (_new, "write a definition and a test of it"),
-    "service": (_service, "print what starts a program with the machine"),
-    "completion": (_completion, "print what completes commands in a shell"),
-}
-"""By command: its function, whose parameters are its arguments, its help, and the columns of what
-it lists."""
-
-_HELP: Mapping[str, Mapping[str, str]] = {
+_HELP: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
     "Run jobs": {
-        "run": "run app.py\nrun app:jobs --workers 4 --queue mails\nrun app.py --reload --verbose",
-        "enqueue": (
-            "enqueue app.py send to=ada copies=3\n"
-            """enqueue app.py send '{"to": "ada"}' --delay 10m\n"""
-            "enqueue jobs.db send to=ada --at 18:00 --expires 1d"
+        "run": (
+            _run, "run jobs until stopped",
+            "app.py", "app:jobs --workers 4 --queue mails", "app.py --verbose",
         ),
-        "new": "new send_mail\nnew reports:generate --queue slow",
-        "service": "service app.py --systemd --workers 4",
+        "enqueue": (
+            _enqueue, "put a job into the file",
+            "app.py send to=ada copies=3", """app.py send '{"to": "ada"}' --delay 10m""",
+            "jobs.db send to=ada --at 18:00 --expires 1d",
+        ),
+        "new": (_new, "write a definition and a test of it", "reports:generate --queue slow"),
+        "service": (_service, "print what starts a program with the machine", "app.py --workers 4"),
     },
     "Look at jobs": {
         "list": (
-            "list jobs.db --state failed --finished-after 1d\n"
-            "list jobs.db --name send --payload to=ada --json"
+            _list, "list jobs, newest first",
+            "jobs.db --state failed --finished-after 1d", "jobs.db --payload to=ada --json",
         ),
-        "show": "show jobs.db 12\nshow jobs.db 12 --all",
-        "why": "why jobs.db 12",
-        "logs": "logs jobs.db 12\nlogs jobs.db 12 -f",
-        "tail": "tail jobs.db --name send --not-state completed",
-        "errors": "errors jobs.db\nerrors jobs.db --finished-after 1d",
-        "stats": "stats jobs.db",
-        "metrics": "metrics jobs.db --span hour --limit 48\nmetrics jobs.db --name send",
+        "show": (_show, "show one job with its failed attempts", "jobs.db 12 --all"),
+        "why": (_why, "say why a job is not running", "jobs.db 12"),
+        "logs": (_logs, "show what has happened to a job, with what it printed", "jobs.db 12 -f"),
+        "tail": (_tail, "follow what happens to jobs, until it is interrupted"),
+        "errors": (_errors, "group dead letters by definition and error"),
+        "stats": (_stats, "count jobs by queue and state"),
+        "metrics": (
+            _metrics, "what nodes did by minute, hour or day; the last is now",
+            "jobs.db --span hour --limit 48",
+        ),
     },
     "Change jobs": {
         "retry": (
-            "retry jobs.db 12 13\nretry jobs.db --group 52b2c61a07\n"
-            "retry jobs.db --state failed --name send --dry-run"
+            _retry, "let failed and cancelled jobs start again",
+            "jobs.db 12 13", "jobs.db --group 52b2c61a07", "jobs.db --state failed --dry-run",
         ),
-        "cancel": "cancel jobs.db 12\ncancel jobs.db --queue slow --yes",
-        "delete": "delete jobs.db --state failed --finished-before 30d",
-        "hold": "hold jobs.db --name send --enqueued-after 1h",
-        "release": "release jobs.db --state paused",
+        "cancel": (_cancel, "cancel waiting and running jobs", "jobs.db --queue slow --yes"),
+        "delete": (_delete, "delete jobs that are not running", "jobs.db --finished-before 30d"),
+        "hold": (_hold, "keep waiting jobs from running", "jobs.db --name send"),
+        "release": (_release, "release held jobs", "jobs.db 12"),
         "change": (
-            "change jobs.db 12 --priority 10\n"
-            "change jobs.db --queue slow --to-queue fast --at 18:00"
+            _change, "change options of waiting jobs",
+            "jobs.db 12 --priority 10", "jobs.db --queue slow --to-queue fast --at 18:00",
         ),
     },
     "Queues, schedules and nodes": {
-        "queues": "queues jobs.db",
-        "queue": "queue jobs.db mails --pause\nqueue jobs.db mails --rate 10/s --concurrency 2",
-        "schedules": "schedules jobs.db",
-        "fire": "fire jobs.db nightly",
-        "pause-schedule": "pause-schedule jobs.db nightly",
-        "resume-schedule": "resume-schedule jobs.db nightly",
-        "remove-schedule": "remove-schedule jobs.db nightly",
-        "nodes": "nodes jobs.db",
+        "queues": (_queues, "list the queues that have settings, and the limits of definitions"),
+        "queue": (
+            _queue, "show, pause, resume and set a queue",
+            "jobs.db mails --pause", "jobs.db mails --rate 10/s --concurrency 2",
+        ),
+        "schedules": (_schedules, "list schedules with their last and next times"),
+        "fire": (_fire, "enqueue one job of a schedule now", "jobs.db nightly"),
+        "pause-schedule": (functools.partial(_set_paused, "pause"), "pause a schedule, or all"),
+        "resume-schedule": (functools.partial(_set_paused, "resume"), "resume a schedule, or all"),
+        "remove-schedule": (
+            _remove_schedule, "remove a schedule (a program that declares it makes it again)",
+            "jobs.db nightly",
+        ),
+        "nodes": (_nodes, "list the nodes with the jobs that they run"),
     },
     "Look after the file": {
-        "doctor": "doctor jobs.db\ndoctor jobs.db --repair",
-        "backup": "backup jobs.db /mnt/backup/jobs.db",
-        "compact": "compact jobs.db",
+        "doctor": (_doctor, "find what is wrong, with advice"),
+        "backup": (_backup, "copy the file while jobs run", "jobs.db /mnt/backup/jobs.db"),
+        "compact": (_compact, "return free space in the file to the system"),
         "completion": (
-            "completion bash > ~/.local/share/bash-completion/completions/litejobs\n"
-            "completion zsh > ~/.zfunc/_litejobs\n"
-            "completion fish > ~/.config/fish/completions/litejobs.fish\n"
-            "completion powershell >> $PROFILE"
+            _completion, "print what completes commands in a shell",
+            "bash > ~/.local/share/bash-completion/completions/litejobs",
+            "zsh > ~/.zfunc/_litejobs",
+            "fish > ~/.config/fish/completions/litejobs.fish", "powershell >> $PROFILE",
         ),
     },
-}
-"""The commands in groups, with examples."""
+}  # fmt: skip
+"""The commands in groups: of each its function, whose parameters are its arguments, its help and
+its examples, if more than a file is needed."""
+_COMMANDS = {verb: command for group in _HELP.values() for verb, command in group.items()}
 
 
 if __name__ == "__main__":

@@ -835,7 +835,7 @@ class TestRun:
         [
             ([], "", [" INFO a step", " WARNING a danger"]),
             (["--verbose"], "", [" DEBUG a detail", " INFO a step", " WARNING a danger"]),
-            (["--quiet"], "", [" WARNING a danger"]),
+            (["--quiet"], "", []),
             (["--verbose"], "logging.basicConfig(level=20, format='own %(message)s')",
              ["own a step", "own a danger"]),
         ],
