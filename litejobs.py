@@ -4653,6 +4653,10 @@ def _stat_id(found: os.stat_result) -> FileId:
     return found.st_dev, found.st_ino
 
 
+def _may_write(path: Path) -> bool:
+    return os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
+
+
 def _file_id(path: str) -> FileId:
     try:
         return _stat_id(os.stat(path))
@@ -4788,21 +4792,13 @@ class File:
                     if not may_go_on(tries):
                         raise
                 except (apsw.CantOpenError, apsw.ReadOnlyError):
-                    effective = os.access in os.supports_effective_ids
-                    if all(
-                        os.access(path, os.W_OK, effective_ids=effective)
-                        for path in (place, place.parent)
-                    ):
+                    if self.read_only or all(map(_may_write, (place, place.parent))):
                         raise
                     self.read_only = True
-                    connection = self._connect_read_only(place)
-                    break
             self._paths = str(place), f"{place}-wal", f"{place}-shm"
-            self._ids = (
-                self._ids_now()
-                if self.read_only
-                else (opened, *(_stat_id(os.stat(path)) for path in self._paths[1:]))
-            )
+            self._ids = self._ids_now()
+            if not self.read_only:
+                self._ids = opened, *(_stat_id(os.stat(path)) for path in self._paths[1:])
             self.path, self._lost = place, False
             self._pid, self.version_base = os.getpid(), self.version_base + 2**32
             self._checked_at = self._wal_checked_at = 0.0
@@ -4817,37 +4813,21 @@ class File:
             ids += [] if all(map(any, ids)) else [(found.st_size, found.st_mtime_ns)]
         return tuple(ids)
 
-    def _connect_read_only(self, place: Path) -> apsw.Connection:
-        """A connection that only reads. SQLite needs the WAL's shared memory for that, which it
-        cannot create; without a WAL, nobody is writing, and the file can be read without locks."""
+    def _read_only_uri(self, place: Path) -> str:
+        """Where SQLite may only read: it needs the WAL's shared memory for that, which it cannot
+        create; without a WAL, nobody is writing, and the file can be read without locks."""
         wal, memory = (_file_id(f"{place}{suffix}") for suffix in ("-wal", "-shm"))
-        locks = any(wal) and any(memory)
-        if any(wal) and not any(memory) and os.path.getsize(f"{place}-wal"):
+        if any(wal) and any(memory):
+            return f"{place.as_uri()}?mode=ro"
+        if any(wal) and os.path.getsize(f"{place}-wal"):
             problem = "may only be read, and its WAL cannot be read without writing"
             raise FileError(str(place), f"{problem}: copy both to a folder of your own")
-        uri = place.as_uri() + ("?mode=ro" if locks else "?immutable=1")
-        flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI | apsw.SQLITE_OPEN_NOFOLLOW
-        connection = apsw.Connection(uri, flags=flags)
-        try:
-            self._configure(connection)
-            version = _check_schema(connection, str(place))
-            if 0 < version < SCHEMA_VERSION:
-                problem = f"may only be read, and has schema {version}, not {SCHEMA_VERSION}"
-                raise FileError(str(place), f"{problem}: let a program that may write open it once")
-            if version == 0:
-                raise FileError(str(place), "holds no queue: name another file")
-        except BaseException:
-            connection.close()
-            raise
-        if not self.warned:
-            self.warned = True
-            logger.warning("%s may only be read here: nothing can be changed", place)
-        return connection
+        return f"{place.as_uri()}?immutable=1"
 
     def _configure(self, connection: apsw.Connection) -> None:
-        by_error: Any = is_in_group
+        is_in: Any = is_in_group
         connection.set_busy_handler(_busy_handler(self.may_wait))
-        connection.create_scalar_function("litejobs_is_in_group", by_error, 3)
+        connection.create_scalar_function("litejobs_is_in_group", is_in, 3)
         connection.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 1)
         for setting in (
             apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA,
@@ -4858,21 +4838,32 @@ class File:
             connection.config(setting, 0)
 
     def _connect(self, place: Path, synchronous: str) -> apsw.Connection:
-        """A configured connection, in WAL mode. Without *create*, a file without a queue is
-        refused."""
+        """A configured connection, in WAL mode if it may write. Without *create*, a file without a
+        queue is refused."""
+        uri, flags = str(place), apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOFOLLOW
         if self.read_only:
-            return self._connect_read_only(place)
-        flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOFOLLOW
-        connection = apsw.Connection(str(place), flags=flags)
+            uri = self._read_only_uri(place)
+            flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI | apsw.SQLITE_OPEN_NOFOLLOW
+        connection = apsw.Connection(uri, flags=flags)
         try:
-            if connection.readonly("main"):
+            if connection.readonly("main") and not self.read_only:
                 raise apsw.ReadOnlyError("by this user")
             connection.transaction_mode = "IMMEDIATE"
             self._configure(connection)
-            _refuse_lost_wal(connection, place)
+            if not self.read_only:
+                _refuse_lost_wal(connection, place)
             version = _check_schema(connection, str(place))
-            if not self.create and version == 0:
+            if version == 0 and (self.read_only or not self.create):
                 raise FileError(str(place), "holds no queue: name another file")
+            if self.read_only:
+                if version < SCHEMA_VERSION:
+                    problem = f"may only be read, and has schema {version}, not {SCHEMA_VERSION}"
+                    advice = "let a program that may write open it once"
+                    raise FileError(str(place), f"{problem}: {advice}")
+                if not self.warned:
+                    self.warned = True
+                    logger.warning("%s may only be read here: nothing can be changed", place)
+                return connection
             if connection.pragma("page_count") == 0:
                 connection.pragma("auto_vacuum", "incremental")
             if (mode := connection.pragma("journal_mode", "wal")) != "wal":
@@ -5668,6 +5659,13 @@ def _check_name_of(value: object, what: str) -> str:
     return name
 
 
+def _check_names(value: object, what: str) -> str:
+    return json.dumps(_several(_check_name_of)(value, what))
+
+
+_check_states = _several(lambda state, what: check_one_of(state, STATES, what))
+
+
 def _check_fields(wanted: object, what: str) -> str:
     """JSON: the path of each field, with the value that it must have."""
     if not isinstance(wanted, Mapping) or not wanted:
@@ -5718,11 +5716,9 @@ FILTERS: Mapping[str, tuple[Check, str]] = {
     **{name: (_check_text, f"{name} = :{name}") for name in Filters.__annotations__},
     "id": (_several(id_of), ""),
     "name": (_check_name_of, ""),
-    "not_name": (_several(_check_name_of), ""),
-    **dict.fromkeys(
-        ("state", "not_state"),
-        (_several(lambda state, what: check_one_of(state, STATES, what)), ""),
-    ),
+    "not_name": (_check_names, "name NOT IN (SELECT value FROM json_each(:not_name))"),
+    "state": (_check_states, ""),
+    "not_state": (_check_states, ""),
     "error": (_check_text, "instr(lower(error), lower(:error))"),
     "group": (_check_text, "litejobs_is_in_group(name, error, :group)"),
     "schedule": (_check_name_of, "schedule = :schedule"),
@@ -5744,7 +5740,6 @@ class Match:
     name: str | None = None
     queue: str | None = None
     states: tuple[State, ...] | None = None
-    not_names: tuple[str, ...] | None = None
     others: Mapping[str, Any] = attrs.field(factory=dict)
     """The bound values of filters that have no index."""
     before: int | None = None
@@ -5758,8 +5753,8 @@ class Match:
         if self.states is not None:
             states = ", ".join(f"'{state}'" for state in self.states)
             terms.append(f"state IN ({states})")
-        if self.not_names is not None:
-            terms.append("name NOT IN (SELECT value FROM json_each(:not_names))")
+        if "not_name" in self.others:
+            terms.append(FILTERS["not_name"][1])
         return " AND ".join(terms) or "TRUE"
 
     @property
@@ -5774,8 +5769,7 @@ class Match:
         values = {**self.others, "queue": self.queue, "name": self.name}
         values = {k: storable(v) if isinstance(v, str) else v for k, v in values.items()}
         before = 2**63 - 1 if self.before is None else max(-(2**63), min(self.before, 2**63 - 1))
-        lists = {"ids": json.dumps(self.ids), "not_names": json.dumps(self.not_names)}
-        return {**values, **lists, "before": before}
+        return {**values, "ids": json.dumps(self.ids), "before": before}
 
 
 def matching(filters: Filters) -> Match:
@@ -5784,16 +5778,16 @@ def matching(filters: Filters) -> Match:
     others = {
         name: FILTERS[name][0](value, name) for name, value in filters.items() if value is not None
     }
-    indexed = ("id", "name", "queue", "state", "not_name", "not_state")
-    id, name, queue, state, not_name, not_state = (others.pop(each, None) for each in indexed)
-    if "group" in others:
-        state = ("failed",) if state is None else state
+    indexed = ("id", "name", "queue", "state", "not_state")
+    id, name, queue, state, not_state = (others.pop(each, None) for each in indexed)
+    if "group" in others and state is None:
+        state = ("failed",)
     if "error" in others:
         not_state = (*(not_state or ()), "completed")  # Those have none; there may be millions.
     if not_state is not None:
         of = STATES if state is None else state
         state = tuple(each for each in of if each not in not_state)
-    return Match(id, name, queue, state, not_name, others)
+    return Match(id, name, queue, state, others)
 
 
 def chosen(ids: tuple[int | Job[Any], ...], filters: Filters) -> Match:
@@ -5821,22 +5815,17 @@ def _ids_of(match: Match) -> str:
         """
     elif by_tags:
         # Each list of tags costs one look-up, whether it has the wanted ones or not.
-        of_list = f"""
-            SELECT id FROM litejobs_job INDEXED BY litejobs_tags
-            WHERE tags = grp.tags AND {further} AND {where} ORDER BY id DESC
-        """
         following = "SELECT min(tags) FROM litejobs_job INDEXED BY litejobs_tags WHERE tags"
         found = f"""
             WITH RECURSIVE lists (tags) AS (
                 {following} IS NOT NULL
                 UNION ALL
                 SELECT ({following} > lists.tags) FROM lists WHERE lists.tags IS NOT NULL
-            ), newest AS MATERIALIZED (
-                SELECT tags, ({of_list} LIMIT 1) AS id FROM lists AS grp
-                WHERE {_HAS_TAGS} ORDER BY id DESC LIMIT :limit
+            ), wanted AS MATERIALIZED (SELECT tags FROM lists WHERE {_HAS_TAGS})
+            SELECT job.id FROM wanted CROSS JOIN litejobs_job AS job ON job.id IN (
+                SELECT id FROM litejobs_job INDEXED BY litejobs_tags
+                WHERE tags = wanted.tags AND {further} AND {where} ORDER BY id DESC LIMIT :limit
             )
-            SELECT job.id FROM newest AS grp CROSS JOIN litejobs_job AS job
-            ON job.id IN ({of_list} LIMIT :limit)
         """
     elif where == "TRUE":
         found = f"SELECT id FROM litejobs_job WHERE {further}"
@@ -5855,16 +5844,12 @@ def _ids_of(match: Match) -> str:
             SELECT job.id FROM newest AS grp CROSS JOIN litejobs_job AS job
             ON job.id IN ({of_group} LIMIT :limit) WHERE grp.id IS NOT NULL
         """
-        found = " UNION ALL ".join(
-            [
-                f"SELECT id FROM ({counted})",
-                *(
-                    f"SELECT id FROM litejobs_job INDEXED BY {index}"
-                    f" WHERE state = '{state}' AND {where} AND {further}"
-                    for state, index in match.uncounted
-                ),
-            ]
-        )
+        found = f"SELECT id FROM ({counted})"
+        for state, index in match.uncounted:
+            found += f"""
+                UNION ALL SELECT id FROM litejobs_job INDEXED BY {index}
+                WHERE state = '{state}' AND {where} AND {further}
+            """
     return f"SELECT id FROM ({found}) ORDER BY id DESC LIMIT :limit"
 
 
@@ -5913,7 +5898,7 @@ def count_jobs(tx: Transaction, match: Match) -> int:
 def count_by(tx: Transaction, column: Literal["state", "name"], match: Match) -> dict[str, int]:
     """How many jobs match, by state or by name, in that order."""
     sql = f"SELECT {column}, sum(number) FROM ({_counts_of(match)}) GROUP BY {column}"
-    if match.ids is not None or match.others:
+    if match.ids is not None or match.others.keys() - {"not_name"}:
         sql = f"""
             WITH found (job) AS MATERIALIZED ({_ids_of(match)})
             SELECT {column}, count(*) FROM found CROSS JOIN litejobs_job ON id = job
@@ -5965,19 +5950,18 @@ def group_errors(tx: Transaction, match: Match, limit: int) -> list[ErrorGroup]:
         SELECT name, error, id, coalesce(finished_at, enqueued_at)
         FROM found CROSS JOIN litejobs_job ON id = job
     """
-    groups: defaultdict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
+    groups: dict[str, ErrorGroup] = {}
     rows: Any = tx.execute(sql, {**match.bindings, "limit": limit})
-    for name, error, id, at in rows:
-        groups[str(name), generalized(str(error or ""))].append((id, as_integer(at) or 0))
-    found = (
-        ErrorGroup(
-            error_group(name, error), name, error, len(each),
-            from_micros(min(at for _, at in each)), from_micros(max(at for _, at in each)),
-            max(each)[0],
+    for name, error, id, micros in rows:
+        group, at = error_group(name, error), from_micros(as_integer(micros) or 0)
+        known = groups.get(group)
+        if known is None:
+            known = ErrorGroup(group, str(name), generalized(str(error or "")), 0, at, at, id)
+        first_at, last_at = min(known.first_at, at), max(known.last_at, at)
+        groups[group] = attrs.evolve(
+            known, number=known.number + 1, first_at=first_at, last_at=last_at
         )
-        for (name, error), each in groups.items()
-    )  # fmt: skip
-    return sorted(found, key=lambda group: (-group.number, group.name, group.error))
+    return sorted(groups.values(), key=lambda group: (-group.number, group.name, group.error))
 
 
 FOLLOWED = 1_000
@@ -6375,6 +6359,10 @@ class Enqueued(Sequence[Job[Any]]):
         return new.job(id, payload, self._source)
 
 
+Limited = Literal["queue", "definition"]
+"""What may have a concurrency and a rate."""
+
+
 @attrs.frozen
 class QueueSettings:
     """The settings of a queue; `None` where it has none."""
@@ -6391,8 +6379,7 @@ class QueueSettings:
     """max_attempts, timeout and backoff, if they are set."""
     per_second: float | None = attrs.field(default=None, eq=False, repr=False)
     """The rate as a number."""
-    of: Literal["queue", "definition"] = attrs.field(default="queue", eq=False, repr=False)
-    """What has these settings: a definition may have a concurrency and a rate, too."""
+    of: Limited = attrs.field(default="queue", eq=False, repr=False)
 
 
 _QUEUE_DEFAULTS: Mapping[str, Callable[[Any], Any]] = {
@@ -6402,12 +6389,12 @@ _QUEUE_DEFAULTS: Mapping[str, Callable[[Any], Any]] = {
 }
 
 
-def read_settings(tx: Transaction) -> dict[str, QueueSettings]:
-    """The settings of queues, by name. A queue with numbers out of bounds counts as paused, since
-    it is not known what its jobs may do."""
+def read_settings(tx: Transaction) -> dict[tuple[Limited, str], QueueSettings]:
+    """The settings of queues, and the limits of definitions as nodes last stored them. A queue with
+    numbers out of bounds counts as paused, since it is not known what its jobs may do."""
     bounds = BOUNDS["litejobs_queue"]
     columns = ("name", "paused", "backoff", "rate_given", *bounds)
-    found = {}
+    found: dict[tuple[Limited, str], QueueSettings] = {}
     for values in tx.execute(f"SELECT {', '.join(columns)} FROM litejobs_queue ORDER BY name"):
         row = dict(zip(columns, values, strict=True))
         defaults = {name: row[name] for name in _QUEUE_DEFAULTS if row[name] is not None}
@@ -6419,7 +6406,7 @@ def read_settings(tx: Transaction) -> dict[str, QueueSettings]:
             with contextlib.suppress(OptionError):  # The number may have been changed by hand.
                 if parse_rate(row["rate_given"]) == row["rate"]:
                     rate = row["rate_given"]
-            found[row["name"]] = QueueSettings(
+            found["queue", row["name"]] = QueueSettings(
                 name=row["name"],
                 paused=bool(row["paused"]),
                 rate=rate,
@@ -6432,25 +6419,18 @@ def read_settings(tx: Transaction) -> dict[str, QueueSettings]:
             problem = f"the settings of the queue {short_repr(row['name'])} are not numbers"
             raise apsw.CorruptError(problem) from None
         except ValueError:
-            found[row["name"]] = QueueSettings(row["name"], paused=True)
-    return found
-
-
-def read_limits(tx: Transaction) -> dict[str, QueueSettings]:
-    """The limits of definitions that have some, by name, as nodes last stored them."""
-    limits = {}
-    for name, concurrency, rate in tx.execute("""
-        SELECT name, concurrency, rate FROM litejobs_definition
-        WHERE concurrency IS NOT NULL OR rate IS NOT NULL
-    """):
+            found["queue", row["name"]] = QueueSettings(row["name"], paused=True)
+    sql = "SELECT name, concurrency, rate FROM litejobs_definition"
+    limited = f"{sql} WHERE concurrency IS NOT NULL OR rate IS NOT NULL"
+    for name, concurrency, rate in tx.execute(limited):
         try:
             per_second = None if rate is None else parse_rate(rate)
         except OptionError as error:
             raise apsw.CorruptError(f"definition {short_repr(name)}: {error}") from None
-        limits[name] = QueueSettings(
+        found["definition", name] = QueueSettings(
             name, concurrency=concurrency, rate=rate, per_second=per_second, of="definition"
         )
-    return limits
+    return found
 
 
 def _with_defaults(tx: Transaction, jobs: Sequence[NewJob]) -> Sequence[NewJob]:
@@ -6460,7 +6440,7 @@ def _with_defaults(tx: Transaction, jobs: Sequence[NewJob]) -> Sequence[NewJob]:
         return jobs
     changed = []
     for job in jobs:
-        queue = settings.get(job.columns["queue"], QueueSettings(""))
+        queue = settings.get(("queue", job.columns["queue"]), QueueSettings(""))
         given = {
             name: STORED[name](queue.defaults[name]) for name in queue.defaults.keys() & job.open
         }
@@ -6995,17 +6975,11 @@ class Subscription:
     """Of the definitions, by name."""
 
     @property
-    def as_json(self) -> tuple[str, str | None]:
-        """Its names, each with its fingerprint, and its queues."""
+    def bindings(self) -> dict[str, Any]:
+        """The values that SQL terms about its jobs refer to; the names with their fingerprints."""
         names = {name: self.fingerprints.get(name, "") for name in sorted(self.names)}
         queues = None if self.queues is None else json.dumps(sorted(self.queues))
-        return json.dumps(names), queues
-
-    @property
-    def bindings(self) -> dict[str, Any]:
-        """The values that SQL terms about its jobs refer to."""
-        names, queues = self.as_json
-        return {"names": names, "queues": queues, "node": self.node}
+        return {"names": json.dumps(names), "queues": queues, "node": self.node}
 
     def __contains__(self, lane: Lane) -> bool:
         queue, name, node = lane
@@ -7104,9 +7078,7 @@ class Ready:
     """
 
     subscription: Subscription
-    settings: Mapping[str, QueueSettings] = attrs.field(factory=dict)
-    limits: Mapping[str, QueueSettings] = attrs.field(factory=dict)
-    """Of definitions."""
+    settings: Mapping[tuple[Limited, str], QueueSettings] = attrs.field(factory=dict)
     now: int = 0
     taken: list[int] = attrs.field(factory=list)
     """The ids that were returned in this transaction."""
@@ -7118,7 +7090,7 @@ class Ready:
     _postponed: list[tuple[Rank, Position, LaneReader]] = attrs.field(factory=list)
     """Heads that wait for the next transaction: of queues or definitions at their limit, or
     without a free worker."""
-    _capacities: dict[tuple[str, str], list[float]] = attrs.field(factory=dict)
+    _capacities: dict[tuple[Limited, str], list[float]] = attrs.field(factory=dict)
     """By queue or definition: how many more jobs may run, and how many its rate allows to start."""
     _passes: dict[str, float] = attrs.field(factory=dict)
     """By queue: its share so far (C. Waldspurger and W. Weihl, "Stride Scheduling", MIT, 1995)."""
@@ -7131,7 +7103,7 @@ class Ready:
     def refresh(self, tx: Transaction) -> None:
         """Begins a transaction: what was returned in the last one is claimed by now."""
         self._tx, self.now = tx, tx.now
-        self.settings, self.limits = tx.cached(read_settings), tx.cached(read_limits)
+        self.settings = tx.cached(read_settings)
         self.taken, self.again_at, self._readable = [], None, True
         self._capacities.clear()
         for reader in self._used_readers:
@@ -7177,7 +7149,7 @@ class Ready:
         """The next job, which stays the next one."""
         while self._heads:
             rank, place, reader = self._heads[0]
-            if not (self.settings or self.limits):
+            if not self.settings:
                 return place[2], reader.name
             if not all(map(self._allows, self._settings_of(reader))):
                 self._postponed.append(heapq.heappop(self._heads))
@@ -7202,28 +7174,29 @@ class Ready:
     def spend(self, claimed: Iterable[Claimed]) -> None:
         """Takes the jobs that were claimed off the tokens of their queues and definitions."""
         assert self._tx is not None
-        for column, known in ("queue", self.settings), ("name", self.limits):
-            if known:
-                for name, number in Counter(getattr(job, column) for job in claimed).items():
-                    if settings := known.get(name):
-                        count_tokens(self._tx, settings, self.now, number)
+        if not self.settings:
+            return
+        started = Counter[tuple[Limited, str]]()
+        for job in claimed:
+            started.update([("queue", job.queue), ("definition", job.name)])
+        for key in started & self.settings.keys():
+            count_tokens(self._tx, self.settings[key], self.now, started[key])
 
     def __iter__(self) -> Ready:
         return self
 
     def __next__(self) -> tuple[int, str]:
-        if not self._heads or ((self.settings or self.limits) and self.peek() is None):
+        if not self._heads or (self.settings and self.peek() is None):
             raise StopIteration
         _, (_, _, id), reader = self._heads[0]
         self.taken.append(id)
         self._used_readers.add(reader)
-        if self.settings or self.limits:
+        if self.settings:
             for each in self._settings_of(reader):
                 self._capacities[each.of, each.name] = [left - 1 for left in self._capacity(each)]
-        if self.settings:
             queue = reader.queue
             if any(settings.weight for settings in self.settings.values()):
-                settings = self.settings.get(queue)
+                settings = self.settings.get(("queue", queue))
                 weight = (settings.weight if settings else None) or 1.0
                 self._passes[queue] = self._passes.get(queue, 0.0) + 1 / weight
         if following := reader.take(self._tx if self._readable else None):
@@ -7240,14 +7213,14 @@ class Ready:
             return place
         urgency, run_at, id = place
         queue = reader.queue
-        if (settings := self.settings.get(queue)) and settings.ageing:
+        if (settings := self.settings.get(("queue", queue))) and settings.ageing:
             urgency -= max(0, self.now - run_at) // (settings.ageing // MICROSECOND)
         return urgency, self._passes.get(queue, 0.0), run_at, id
 
     def _settings_of(self, reader: LaneReader) -> list[QueueSettings]:
         """The settings of the queue and of the definition of a lane."""
-        found = self.settings.get(reader.queue), self.limits.get(reader.name)
-        return [settings for settings in found if settings is not None]
+        keys: tuple[tuple[Limited, str], ...] = ("queue", reader.queue), ("definition", reader.name)
+        return [self.settings[key] for key in keys if key in self.settings]
 
     def _capacity(self, settings: QueueSettings) -> list[float]:
         key = settings.of, settings.name
@@ -7275,7 +7248,7 @@ class Ready:
     ) -> Iterator[tuple[Position, LaneReader]]:
         """The heads of lanes; where jobs age, the first of each priority, which is its oldest."""
         for place, reader in heads:
-            settings = self.settings.get(reader.queue)
+            settings = self.settings.get(("queue", reader.queue))
             if settings is None or not settings.ageing:
                 yield place, reader
                 continue
@@ -7360,7 +7333,10 @@ class Nodes:
         """Lists a node, locked before others can see it; returns its id. Stores the options of its
         *known* definitions, for jobs inserted by hand, and the hidden fields of their payloads,
         for programs that open the file without them."""
-        columns = name, os.getpid(), port, workers, *subscription.as_json
+        columns = {
+            **subscription.bindings, "name": name, "pid": os.getpid(), "port": port,
+            "workers": workers,
+        }  # fmt: skip
         deadline = time.monotonic() + NAME_TIMEOUT
         node = 0
         while not node:
@@ -7376,8 +7352,8 @@ class Nodes:
                         tx.execute(
                             "INSERT INTO litejobs_node"
                             " (name, pid, port, workers, names, queues, started_at)"
-                            " VALUES (?, ?, ?, ?, ?, ?, ?)",
-                            (*columns, tx.now),
+                            " VALUES (:name, :pid, :port, :workers, :names, :queues, :now)",
+                            {**columns, "now": tx.now},
                         )
                         node = tx.connection.last_insert_rowid()
                         _store_definitions(tx, known)
@@ -8094,7 +8070,25 @@ def find_problems(nodes: Nodes) -> Iterator[Finding]:
             else:
                 alone.close()
         tx = Transaction(file, connection, own=False)
-        yield from _find_problems_in(tx, live)
+        texts = {"who": "no node so far", "idle": ": no node is at work"}
+        texts["hurry"] = "start one: `litejobs run …`"
+        known = {name for (name,) in tx.execute("SELECT name FROM litejobs_definition")} or None
+        if live:
+            names = [node.names for node in live]
+            known = None if None in names else {name for each in names for name in each or ()}
+            advice = "start more workers, or see by `litejobs why …` what the first one waits for"
+            texts = {"who": "no node at work", "idle": "", "hurry": advice}
+        values = {
+            "live": json.dumps([node.id for node in live]),
+            "names": json.dumps([node.name for node in live]),
+            "known": None if known is None else json.dumps([*known]),
+            "soon": tx.now + 60 * SECOND,
+            "late": tx.now - (LATE if live else OVERDUE),
+        }
+        for level, *sentences, sql in PROBLEMS:
+            for row in tx.execute(sql, values):
+                texts["quoted"] = shlex.quote(str(row[0]))
+                yield Finding(level, *(text.format(*row, **texts) for text in sentences))
         for schedule in read_schedules(tx, "NOT paused"):
             right = None if schedule.problem else schedule.planned(tx.now).next_tick
             if schedule.problem:
@@ -8117,33 +8111,6 @@ def find_problems(nodes: Nodes) -> Iterator[Finding]:
                 "warning", "the WAL", f"has grown to {size // MEBIBYTE} MiB",
                 "a program keeps a transaction open: end it, then `litejobs compact …`",
             )  # fmt: skip
-
-
-def _find_problems_in(tx: Transaction, live: Sequence[Node]) -> Iterator[Finding]:
-    """The PROBLEMS that there are, while these nodes are at work."""
-    if live:
-        names = [node.names for node in live]
-        known = None if None in names else {name for each in names for name in each or ()}
-        texts = {"who": "no node at work", "idle": ""}
-        texts["hurry"] = (
-            "start more workers, or see by `litejobs why …` what the first one waits for"
-        )
-    else:
-        stored = tx.execute("SELECT name FROM litejobs_definition")
-        known = {name for (name,) in stored} or None
-        texts = {"who": "no node so far", "idle": ": no node is at work"}
-        texts["hurry"] = "start one: `litejobs run …`"
-    values = {
-        "live": json.dumps([node.id for node in live]),
-        "names": json.dumps([node.name for node in live]),
-        "known": None if known is None else json.dumps([*known]),
-        "soon": tx.now + 60 * SECOND,
-        "late": tx.now - (LATE if live else OVERDUE),
-    }
-    for level, *sentences, sql in PROBLEMS:
-        for row in tx.execute(sql, values):
-            texts["quoted"] = shlex.quote(str(row[0]))
-            yield Finding(level, *(text.format(*row, **texts) for text in sentences))
 
 
 def _find_damage(connection: apsw.Connection) -> Iterator[Finding]:
@@ -8219,30 +8186,28 @@ def explain(nodes: Nodes, job: Job[Any]) -> tuple[str, bool]:
     live = [node for node in nodes.all() if nodes.is_alive(node.id, if_unknown=True)]
     with nodes.file.transaction(read_only=True) as tx:
         why, stuck = _explanation(tx, live, job)
-        return printable(why), stuck
+    return printable(why), stuck
 
 
 def find_left(file: File, subscription: Subscription) -> dict[str, str]:
     """How many jobs wait although a node has nothing to do now: by the reason, with it."""
     left: Counter[str] = Counter()
     with file.transaction(read_only=True) as tx:
-        paused = {name for name, known in read_settings(tx).items() if known.paused}
+        paused = {name for (_, name), known in read_settings(tx).items() if known.paused}
         first = _one_number(tx, "SELECT min(run_at) FROM litejobs_job WHERE state = 'scheduled'")
         for state, queue, name, number in tx.execute(_counts_of(Match(states=WAITING))):
             if name not in subscription.names:
                 why = f"of {name!r}, which this program does not define"
             elif subscription.queues is not None and queue not in subscription.queues:
                 why = f"in queue {queue!r}, which the node does not serve"
-            elif state == "pending":
-                why = (
-                    f"in queue {queue!r}, which is paused" if queue in paused else "for other nodes"
-                )
+            elif state == "pending" and queue in paused:
+                why = f"in queue {queue!r}, which is paused"
             else:
-                why = "held" if state == "paused" else state
+                why = {"pending": "for other nodes", "paused": "held"}.get(state, state)
             left[why] += number
     due = {"scheduled": f" (the first is due at {_when(first)})"}
-    most = left.most_common(10)
-    return {why: f"{number} {why}{due.get(why, '')}" for why, number in most if number > 0}
+    most = (+left).most_common(10)
+    return {why: f"{number} {why}{due.get(why, '')}" for why, number in most}
 
 
 def store_awaited(file: File, id: int, by: int) -> None:
@@ -8296,25 +8261,35 @@ def _explanation(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> tuple[
 
 
 def _pending_reason(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> tuple[str, bool]:
-    settings, limits = read_settings(tx).get(job.queue), read_limits(tx).get(job.name)
+    waiter = _waiter(tx, live, job)
+    settings = read_settings(tx)
+    for each in settings.get(("queue", job.queue)), settings.get(("definition", job.name)):
+        if each is None:
+            continue
+        it, limit = f"its {each.of} {each.name!r}", each.concurrency
+        if each.paused:
+            return f"{it} is paused", True
+        if limit is not None and (running := count_running(tx, each)) >= limit:
+            among = waiter.get(each.of) == each.name
+            by = f"; {waiter['shown']} is one of them" if among else ""
+            return f"{it} runs as many jobs at a time as it may: {running} of {limit}{by}", among
+        if count_tokens(tx, each, tx.now) < 1:
+            return f"{it} starts as many jobs as it may: {each.rate}", False
     here = [node for node in live if job.node in (None, node.name)]
     know = [node for node in here if node.names is None or job.name in node.names]
     serve = [node for node in know if node.queues is None or job.queue in node.queues]
-    waiter = _waiter(tx, live, job)
-    alone = [node.id for node in serve] == [waiter.get("node")]
-    share = "one of them" if serve and serve[0].workers > 1 else "the only one"
-    busy = f"it is ready, but no worker is free: {waiter.get('shown')} has {share}"
-    busy += " (an `async def` handler that awaits it would leave its worker free)"
-    for waits, reason, stuck in (
-        *(why for each in (settings, limits) if each for why in _limited(tx, each, waiter)),
-        (not live, "no node is at work", True),
-        (not here, f"its node {job.node!r} is not at work", True),
-        (not know, f"no node at work has its definition {job.name!r}", True),
-        (not serve, f"no node at work serves its queue {job.queue!r}", True),
-        (alone and serve[0].running >= serve[0].workers, busy, True),
+    for nodes, reason in (
+        (live, "no node is at work"),
+        (here, f"its node {job.node!r} is not at work"),
+        (know, f"no node at work has its definition {job.name!r}"),
+        (serve, f"no node at work serves its queue {job.queue!r}"),
     ):
-        if waits:
-            return reason, stuck
+        if not nodes:
+            return reason, True
+    if [node.id for node in serve] == [waiter.get("node")] and serve[0].running >= serve[0].workers:
+        share = "one of them" if serve[0].workers > 1 else "the only one"
+        busy = f"it is ready, but no worker is free: {waiter['shown']} has {share}"
+        return f"{busy} (an `async def` handler that awaits it would leave its worker free)", True
     sql = """
         SELECT count(*) FROM (
             SELECT 1 FROM litejobs_job INDEXED BY litejobs_ready
@@ -8334,26 +8309,10 @@ def _waiter(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> dict[str, A
         SELECT id, name, queue, holder FROM litejobs_job WHERE state = 'running'
             AND id = (SELECT awaited_by FROM litejobs_job WHERE id = ?)
     """
-    id, name, queue, holder = tx.execute(sql, (job.id,)).fetchone() or (0, "", "", 0)
+    id, name, queue, node = tx.execute(sql, (job.id,)).fetchone() or (0, "", "", 0)
     shown = f"job {id} ({name}), which waits for it,"
-    found = {"id": id, "definition": name, "queue": queue, "node": holder, "shown": shown}
-    return found if holder in {node.id for node in live} else {}
-
-
-def _limited(
-    tx: Transaction, settings: QueueSettings, waiter: Mapping[str, Any]
-) -> Iterator[tuple[bool, str, bool]]:
-    """Why the jobs of a queue or a definition may have to wait: whether they have to, the reason,
-    and whether it takes more than their turn."""
-    it, limit = f"its {settings.of} {settings.name!r}", settings.concurrency
-    running = 0 if limit is None else count_running(tx, settings)
-    yield settings.paused, f"{it} is paused", True
-    full = f"{it} runs as many jobs at a time as it may: {running} of {limit}"
-    among = waiter.get(settings.of) == settings.name
-    full += f"; {waiter['shown']} is one of them" if among else ""
-    yield limit is not None and running >= limit, full, among
-    rate = f"{it} starts as many jobs as it may: {settings.rate}"
-    yield count_tokens(tx, settings, tx.now) < 1, rate, False
+    found = {"id": id, "definition": name, "queue": queue, "node": node, "shown": shown}
+    return found if node in {each.id for each in live} else {}
 
 
 ################################################################################
@@ -8541,15 +8500,12 @@ class Store:
         While another node has other definitions, and may refuse them once more, at *most* so
         many."""
         with self.file.transaction(read_only=True) as tx:
-            unfit = (
-                "SELECT 1 FROM litejobs_job INDEXED BY litejobs_unfit WHERE unfit_at IS NOT NULL"
-            )
-            if tx.execute(f"{unfit} LIMIT 1").get is None:
+            unfit = "litejobs_job INDEXED BY litejobs_unfit WHERE unfit_at IS NOT NULL"
+            if not tx.execute(f"SELECT 1 FROM {unfit} LIMIT 1").get:
                 return 0
             bindings = {**subscription.bindings, "id": node}
-            if not tx.execute(_RIVALS, bindings).get:
-                most = BATCH
-            ids = _column(tx, f"{_RELEASABLE} LIMIT {most}", bindings)
+            rivals: bool = tx.execute(_RIVALS, bindings).get
+            ids = _column(tx, f"{_RELEASABLE} LIMIT {most if rivals else BATCH}", bindings)
         if not ids:
             return 0
         with self.file.transaction() as tx:
@@ -8594,12 +8550,10 @@ class Store:
             WHERE job = ?1 AND (SELECT state FROM litejobs_job WHERE id = ?1) = 'failed'
             ORDER BY id DESC LIMIT 1
         """
+        width = len(Claimed._fields)
         with self.file.transaction(read_only=True) as tx:
             for row in tx.execute(ended, (_carray(claims),)).fetchall():
-                claimed, rest = (
-                    Claimed._make(row[: len(Claimed._fields)]),
-                    row[len(Claimed._fields) :],
-                )
+                claimed, rest = Claimed._make(row[:width]), row[width:]
                 if claimed.name in names and claims[claimed.id] in (None, claimed.claim):
                     yield claimed, (rest, tx.execute(last, (claimed.id,)).fetchone())
 
@@ -8608,7 +8562,8 @@ class Store:
     def queues(self) -> dict[str, QueueSettings]:
         """The queues that have settings, by name."""
         with self.file.transaction(read_only=True) as tx:
-            return read_settings(tx)
+            found = read_settings(tx)
+        return {name: settings for (of, name), settings in found.items() if of == "queue"}
 
     def set_queue(self, name: str, columns: Mapping[str, Any]) -> None:
         """Changes settings of a queue, and wakes the nodes; waits until live ones have taken back
@@ -8660,13 +8615,10 @@ class Store:
         """Whether a job of the subscription is pending in a queue that is not paused, or running or
         retrying in any queue; or blocked by its payload, which none of its definitions refused."""
         with self.file.transaction(read_only=True) as tx:
-            paused = {name for name, known in read_settings(tx).items() if known.paused}
+            paused = {name for (_, name), known in read_settings(tx).items() if known.paused}
             if Ready(attrs.evolve(subscription, paused=frozenset(paused))).scan(tx):
                 return True
-            served = """
-                name IN (SELECT key FROM json_each(:names)) AND node IN ('', :node)
-                AND (:queues IS NULL OR queue IN (SELECT value FROM json_each(:queues)))
-            """
+            served = f"name IN (SELECT key FROM json_each(:names)) AND {_SERVED}"
             sql = f"""
                 SELECT 1 FROM litejobs_job WHERE state = 'running' AND {served}
                 UNION ALL
@@ -8678,12 +8630,14 @@ class Store:
             return tx.execute(sql, subscription.bindings).get is not None
 
 
-_RELEASABLE = """
+_SERVED = """
+    node IN ('', :node) AND (:queues IS NULL OR queue IN (SELECT value FROM json_each(:queues)))
+"""
+_RELEASABLE = f"""
     SELECT job.id FROM json_each(:names) AS known
     CROSS JOIN litejobs_job AS job INDEXED BY litejobs_unfit ON job.name = known.key
     WHERE unfit_at IS NOT NULL AND NOT instr(refused, ' ' || known.value || ' ')
-        AND state = 'blocked' AND node IN ('', :node)
-        AND (:queues IS NULL OR queue IN (SELECT value FROM json_each(:queues)))
+        AND state = 'blocked' AND {_SERVED}
 """
 """A query for jobs that no definition of a subscription has refused."""
 _RIVALS = """
@@ -9309,17 +9263,16 @@ def executor(
 
 REPEATED_AFTER = 10.0
 """Seconds after which an error that goes on is logged again, with how often it was seen."""
-_ANY_NUMBER = re.compile(r"\b\d+(\.\d+)?(e-?\d+)?\b")
 
 
 class LogHandler(logging.StreamHandler[Any]):
     """Prints the log of `litejobs run` to stderr: one line for each attempt, when it has ended.
-    Errors that are the same but for numbers are printed once, then counted."""
+    Errors that are alike are printed once, then counted."""
 
     def __init__(self) -> None:
         super().__init__()
         self._repeated: dict[str, tuple[float, int, str]] = {}
-        """By text without numbers: when it was printed, how many have come since, and the last."""
+        """By generalized text: when it was printed, how many have come since, and the last."""
 
     def filter(self, record: logging.LogRecord) -> Any:
         """Whether the record is printed."""
@@ -9328,7 +9281,7 @@ class LogHandler(logging.StreamHandler[Any]):
             return False
         if record.name == logger.name and (record.levelno > logging.INFO or event == "retrying"):
             text = record.getMessage()
-            kind = _ANY_NUMBER.sub("#", f"{text} {record.exc_text}")
+            kind = generalized(text)
             printed_at, more, _ = self._repeated.get(kind, (-math.inf, 0, ""))
             now = time.monotonic()
             if now < printed_at + REPEATED_AFTER:
@@ -9355,9 +9308,8 @@ class LogHandler(logging.StreamHandler[Any]):
 
 def log_to_stderr(level: int) -> None:
     """Sets up logging for `litejobs run`, unless the program has done so."""
-    handlers = [LogHandler()]
     form = "%(asctime)s %(levelname)s %(message)s"
-    logging.basicConfig(level=level, format=form, handlers=handlers)
+    logging.basicConfig(level=level, format=form, handlers=[LogHandler()])
 
 
 def _at(module: ModuleType, path: str) -> Any:
@@ -13671,7 +13623,9 @@ def _stats(jobs: LiteJobs) -> Output:
 
 def _queues(jobs: LiteJobs) -> Output:
     with jobs.store.file.transaction(read_only=True) as tx:
-        limited = _values(jobs, read_limits(tx).values(), _LIMITS)
+        limited = _values(
+            jobs, [each for each in read_settings(tx).values() if each.of == "definition"], _LIMITS
+        )
     queues = _values(jobs, jobs.queues(), _QUEUES)
 
     def text(screen: Screen) -> Iterator[Line]:
