@@ -541,7 +541,7 @@ _VARYING = r"""(?xi)
     | (?<![\w/\\])(?:[a-z]:|~|\.{1,2})?(?:[/\\][^\s/\\'",:;()]+)+ )   # a path;
     | \b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b         # a UUID,
     | \b0x[0-9a-f]+\b | \b(?=[a-f]*\d)[0-9a-f]{8,}\b          # hexadecimal digits,
-    | \d+(?:[.,:]\d+)*                                        # a number.
+    | \d+(?:[.,:]\d+)*(?:e-?\d+)?                             # a number.
 """
 
 
@@ -4490,8 +4490,8 @@ def schema_version(connection: Any, path: str) -> int:
 
 
 def update_schema(connection: Any, path: str) -> None:
-    """Creates what an older schema lacks, in the caller's transaction, unless another process has
-    done so. (One statement at a time: the standard sqlite3 commits before it runs a script.)"""
+    """Creates what an older schema lacks, in the caller's transaction. (One statement at a time:
+    the standard sqlite3 commits before it runs a script.)"""
     if schema_version(connection, path) == SCHEMA_VERSION:
         return
     found = dict(connection.execute("SELECT name, sql FROM sqlite_schema").fetchall())
@@ -4553,9 +4553,8 @@ def _is_ours(kind: str, found: str, expected: str, outdated: bool) -> bool:
 
 
 def _forget_statistics(connection: apsw.Connection) -> None:
-    """Deletes what ANALYZE has stored about our tables: a queue that was empty then may now hold
-    millions of jobs, which SQLite would read instead of an index. Without statistics it assumes
-    large tables."""
+    """Deletes what ANALYZE has stored about our tables: SQLite would read all of a queue that was
+    empty then. Without statistics it assumes large tables."""
     tables = connection.execute("""
         SELECT name FROM sqlite_schema
         WHERE name IN ('sqlite_stat1', 'sqlite_stat4') AND sql GLOB 'CREATE TABLE *'
@@ -4687,8 +4686,7 @@ class File:
     read_only: bool = False
     """Whether the system lets this user only read it, as on a read-only medium."""
     warned: bool = False
-    """Whether it was logged that it may only be read, or that the SQLite of the standard sqlite3
-    is too old."""
+    """Whether it was logged that it may only be read, or that the standard sqlite3 is too old."""
     _connection: apsw.Connection | None = None
     _abandoned: list[apsw.Connection] = attrs.field(factory=list)
     _pid: int = 0
@@ -4722,10 +4720,9 @@ class File:
     def transaction(
         self, *, read_only: bool = False, notify: bool = False, enqueues: bool = False
     ) -> Transaction:
-        """A transaction, for a `with` statement, that holds the write lock from its start: all of
-        the block is committed, or none. *notify* wakes the nodes after the commit; *enqueues* does
-        so, too, and refuses to commit while the disk is nearly full. *read_only* begins none: each
-        statement reads by itself."""
+        """A transaction, for a `with` statement, that holds the write lock from its start. *notify*
+        wakes the nodes after the commit; *enqueues* does so, too, and refuses to commit while the
+        disk is nearly full. *read_only* begins none: each statement reads by itself."""
         return Transaction(self, None, True, read_only, notify or enqueues, enqueues)
 
     def read(self, sql: str, bindings: Any = ()) -> list[Any]:
@@ -4744,8 +4741,7 @@ class File:
                 yield connection
 
     def notify_nodes(self, ports: Iterable[int] | None = None) -> None:
-        """Wakes all nodes, or those that listen at *ports*, by an empty datagram to each. Losing
-        one is harmless."""
+        """Wakes all nodes, or those that listen at *ports*, by an empty datagram to each."""
         if ports is None:
             with self.transaction(read_only=True) as tx:
                 ports = _ports(tx)
@@ -4824,19 +4820,6 @@ class File:
             raise FileError(str(place), f"{problem}: copy both to a folder of your own")
         return f"{place.as_uri()}?immutable=1"
 
-    def _configure(self, connection: apsw.Connection) -> None:
-        is_in: Any = is_in_group
-        connection.set_busy_handler(_busy_handler(self.may_wait))
-        connection.create_scalar_function("litejobs_is_in_group", is_in, 3)
-        connection.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 1)
-        for setting in (
-            apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA,
-            apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER,
-            apsw.SQLITE_DBCONFIG_DQS_DML,
-            apsw.SQLITE_DBCONFIG_DQS_DDL,
-        ):
-            connection.config(setting, 0)
-
     def _connect(self, place: Path, synchronous: str) -> apsw.Connection:
         """A configured connection, in WAL mode if it may write. Without *create*, a file without a
         queue is refused."""
@@ -4849,7 +4832,17 @@ class File:
             if connection.readonly("main") and not self.read_only:
                 raise apsw.ReadOnlyError("by this user")
             connection.transaction_mode = "IMMEDIATE"
-            self._configure(connection)
+            connection.set_busy_handler(_busy_handler(self.may_wait))
+            is_in: Any = is_in_group
+            connection.create_scalar_function("litejobs_is_in_group", is_in, 3)
+            connection.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 1)
+            for setting in (
+                apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA,
+                apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER,
+                apsw.SQLITE_DBCONFIG_DQS_DML,
+                apsw.SQLITE_DBCONFIG_DQS_DDL,
+            ):
+                connection.config(setting, 0)
             if not self.read_only:
                 _refuse_lost_wal(connection, place)
             version = _check_schema(connection, str(place))
@@ -4973,9 +4966,8 @@ class File:
         return free if free < needed else None
 
     def extend_wal(self) -> None:
-        """Enlarges the WAL, so that there is room for settling; nodes call it now and then. SQLite
-        writes pages after the last valid frame, under the write lock; when the transaction is
-        rolled back, the WAL keeps its size."""
+        """Enlarges the WAL, so that there is room for settling: SQLite writes pages after the last
+        valid frame, and when the transaction is rolled back, the WAL keeps its size."""
         with self.lock, _translated_errors(self.path):
             connection = self.connection()
             size = connection.pragma("page_size")
@@ -5141,8 +5133,8 @@ def _ports(tx: Transaction) -> Sequence[int]:
 
 
 def _busy_handler(may_wait: Callable[[float], bool]) -> Callable[[int], bool]:
-    """A busy handler for one connection, with short random waits: those of SQLite's own grow, so
-    that some process starves. *may_wait* bounds the whole wait."""
+    """A busy handler with short random waits: those of SQLite's own grow, so that some process
+    starves."""
     since = 0.0
 
     def wait(tries: int) -> bool:
@@ -5535,8 +5527,7 @@ def groups_of(tx: Transaction, ids: Sequence[int]) -> tuple[Counter[Group], set[
 
 
 def add_to_counts(tx: Transaction, changes: Mapping[Group, int]) -> None:
-    """Adds to the numbers of jobs in the counted states, and ignores other states. On the
-    caller's connection the triggers do this."""
+    """Adds to the numbers of jobs in counted states. (On a caller's connection, triggers do.)"""
     rows = [(*group, n) for group, n in changes.items() if n and group[0] in COUNTED_STATES]
     if rows and tx.own:
         tx.connection.executemany(
@@ -5551,8 +5542,7 @@ def expire_job(tx: Transaction, id: int) -> None:
 
 
 def cancel_returned(tx: Transaction) -> None:
-    """Cancels jobs whose cancellation was requested while they ran, and that were given back or
-    failed before the request reached them."""
+    """Cancels jobs that were given back or failed before the request to end reached them."""
     returned = "SELECT id FROM litejobs_job WHERE cancel_at IS NOT NULL AND state <> 'running'"
     change_jobs(tx, _column(tx, returned), _set(_CANCELLED))
 
@@ -5567,8 +5557,7 @@ def _set(values: str, term: str = "TRUE") -> str:
 
 
 def admit_blocked(tx: Transaction, keys: Iterable[str]) -> int:
-    """Makes blocked jobs with these keys pending while there are slots, in the order in which they
-    are to run; returns how many."""
+    """Makes blocked jobs with these keys pending while there are slots; returns how many."""
     admitted = 0
     for key in keys:
         while following := admissible(tx, key):
@@ -5802,18 +5791,15 @@ def chosen(ids: tuple[int | Job[Any], ...], filters: Filters) -> Match:
 
 
 def _ids_of(match: Match) -> str:
-    """A query for the ids of the newest *limit* jobs that match, newest first, which reads little
-    however many jobs there are."""
+    """A query for the ids of the newest *limit* jobs that match, in that order; it reads little."""
     where = match.where
-    by_tags = "tags" in match.others and match.ids is None
-    terms = [FILTERS[name][1] for name in match.others if not (by_tags and name == "tags")]
-    further = " AND ".join(("id < :before", *terms))
+    further = " AND ".join(("id < :before", *(FILTERS[name][1] for name in match.others)))
     if match.ids is not None:
         found = f"""
             SELECT id FROM litejobs_job NOT INDEXED
             WHERE id IN (SELECT value FROM json_each(:ids)) AND {further} AND {where}
         """
-    elif by_tags:
+    elif "tags" in match.others:
         # Each list of tags costs one look-up, whether it has the wanted ones or not.
         following = "SELECT min(tags) FROM litejobs_job INDEXED BY litejobs_tags WHERE tags"
         found = f"""
@@ -6090,9 +6076,8 @@ Rework = Callable[[str, object], str | bytes]
 def bulk(
     file: File, match: Match, steps: Steps, rework: Rework | None = None, **bindings: Any
 ) -> Moved:
-    """Changes the jobs that match by the statements for their states, and wakes the nodes. It uses
-    a transaction for each BATCH: nodes would wait too long for a million rows. If *rework* raises,
-    the jobs of that transaction stay unchanged."""
+    """Changes the jobs that match by the statements for their states, a BATCH in a transaction, and
+    wakes the nodes. If *rework* raises, the jobs of that transaction stay unchanged."""
     with file.transaction(read_only=True) as tx:
         rows: Any = tx.execute(_ids_of(match), {**match.bindings, "limit": -1})
         ids = array.array("q", (id for (id,) in rows))
@@ -6178,9 +6163,8 @@ def on_callers_connection(connection: Any, file: File) -> Iterator[Transaction]:
 
 @contextlib.contextmanager
 def _nested_transaction(connection: Any, file: File, standard: bool) -> Iterator[None]:
-    """A savepoint in the open transaction, or else a new transaction, which is committed at the
-    end if the connection is in autocommit mode. It takes the write lock first: a transaction that
-    has only read cannot write after others have committed."""
+    """A savepoint in the open transaction, or a new one, committed at the end in autocommit mode.
+    It takes the write lock first: after others have committed, one that has read cannot write."""
     ours = False
     if connection.in_transaction:
         # sqlite3 with autocommit=False begins transactions ahead of time, without the lock.
@@ -6455,8 +6439,7 @@ def _insert(columns: tuple[str, ...], values: str = "VALUES ({} ?)") -> str:
 
 
 def insert_all(tx: Transaction, jobs: Sequence[NewJob]) -> tuple[range, Sequence[NewJob]]:
-    """Inserts jobs without keys or other rules; returns their ids, in order, and the jobs with the
-    defaults of their queues."""
+    """Inserts jobs without keys or other rules; returns their ids and the completed jobs."""
     jobs, count = _with_defaults(tx, jobs), 0
     counts: dict[Group, int] = {}
     for job in jobs:
@@ -6478,8 +6461,7 @@ def insert_all(tx: Transaction, jobs: Sequence[NewJob]) -> tuple[range, Sequence
 
 
 def insert_each(tx: Transaction, jobs: Sequence[NewJob]) -> list[tuple[int, bool]]:
-    """Inserts jobs, each unless it is a duplicate; returns for each the id of the job, and whether
-    it existed before."""
+    """Inserts jobs; returns for each the id, and whether it is that of an earlier duplicate."""
     inserted = [_insert_one(tx, job) for job in _with_defaults(tx, jobs)]
     for key in {job.columns["key"] for job in jobs if job.columns.get("key") is not None}:
         # Expired jobs give up their slots, even while no node is running; the jobs that are
@@ -7072,9 +7054,9 @@ Rank = tuple[float, ...]
 class Ready:
     """An iterator over the ready jobs of a subscription, ids with names, the most urgent first.
 
-    It reads ahead, and keeps what it has read until another process commits: with a thousand
-    lanes, a scan of all takes longer than running the jobs. A slow scan is not repeated at once
-    even then. So another node may have claimed what it returns, which the claim finds out.
+    It reads ahead, since a scan of a thousand lanes takes longer than running the jobs, and keeps
+    what it has read until another process commits; a slow scan is not repeated at once even then.
+    So another node may have claimed what it returns, which the claim finds out.
     """
 
     subscription: Subscription
@@ -7192,12 +7174,12 @@ class Ready:
         self.taken.append(id)
         self._used_readers.add(reader)
         if self.settings:
+            weight = 1.0
             for each in self._settings_of(reader):
                 self._capacities[each.of, each.name] = [left - 1 for left in self._capacity(each)]
-            queue = reader.queue
+                weight = each.weight or weight
             if any(settings.weight for settings in self.settings.values()):
-                settings = self.settings.get(("queue", queue))
-                weight = (settings.weight if settings else None) or 1.0
+                queue = reader.queue
                 self._passes[queue] = self._passes.get(queue, 0.0) + 1 / weight
         if following := reader.take(self._tx if self._readable else None):
             rank = self._rank(following, reader) if self.settings else following
@@ -7280,11 +7262,12 @@ NAME_TIMEOUT = 1.0
 
 
 def _names_in(text: str | None) -> tuple[str, ...] | None:
+    if text is None:
+        return None
     with contextlib.suppress(ValueError):
-        names = None if text is None else load_json(text)
-        names = [*names] if isinstance(names, dict) else names
-        if names is None or (type(names) is list and {*map(type, names)} <= {str}):
-            return None if names is None else tuple(names)
+        names = load_json(text)
+        if isinstance(names, list | dict) and {*map(type, names)} <= {str}:
+            return tuple(names)
     raise apsw.CorruptError(f"a node does not list names: {short_repr(text)}")
 
 
@@ -7330,9 +7313,8 @@ class Nodes:
         subscription: Subscription,
         known: Sequence[Mapping[str, Any]],
     ) -> int:
-        """Lists a node, locked before others can see it; returns its id. Stores the options of its
-        *known* definitions, for jobs inserted by hand, and the hidden fields of their payloads,
-        for programs that open the file without them."""
+        """Lists a node, locked before others can see it; returns its id. Stores the options and the
+        hidden fields of its *known* definitions, for programs that do not have them."""
         columns = {
             **subscription.bindings, "name": name, "pid": os.getpid(), "port": port,
             "workers": workers,
@@ -7439,8 +7421,7 @@ class Nodes:
             return [from_row(Node, row) for row in rows]
 
     def held(self, node: int) -> list[dict[str, Any]]:
-        """Id, name and start of the jobs that a node holds, the longest running first. Short ones
-        may wait in the hands of a worker."""
+        """Id, name and start of the jobs that a node holds, the longest running first."""
         rows = self.file.read(
             """
             SELECT id, name, started_at FROM litejobs_job
@@ -7451,8 +7432,8 @@ class Nodes:
         return [{"id": i, "name": n, "started_at": maybe_moment(at)} for i, n, at in rows]
 
     def others(self, node: int) -> list[tuple[int, str, int]]:
-        """Ids, names and process ids of the other nodes that are listed, in the order in which
-        they joined: those after this one, then those before it."""
+        """Ids, names and process ids of the other nodes: those that joined after this one, then
+        those before it."""
         sql = "SELECT id, name, pid FROM litejobs_node WHERE id <> ?1 ORDER BY id < ?1, id"
         return self.file.read(sql, (node,))
 
@@ -7724,8 +7705,8 @@ class Meter:
             self._counts = defaultdict(int)
 
     def roll_up(self, now: int) -> bool:
-        """Adds up minutes that are older than a day into hours, one hour at a time, and deletes
-        hours after METRIC_RETENTION; returns whether it did anything."""
+        """Adds up one hour of minutes that are older than a day, and deletes hours after
+        METRIC_RETENTION; returns whether it did anything."""
         hour, old = SPANS["hour"], now - METRIC_RETENTION
         end = now - now % hour - SPANS["day"]
         minutes = "SELECT min(time) FROM litejobs_metric WHERE span = 60 AND time < ?"
@@ -7751,8 +7732,7 @@ class Meter:
         return True
 
     def last_hour(self, tx: Transaction) -> dict[str, tuple[int, timedelta | None]]:
-        """By queue, how many jobs ended in the last hour, and the median of how long they had
-        waited."""
+        """By queue, how many jobs ended in the last hour, and the median of their waiting."""
         ended: Counter[str] = Counter()
         waited: defaultdict[str, dict[int, int]] = defaultdict(dict)
         rows: Any = tx.execute(
@@ -8024,15 +8004,13 @@ PROBLEMS: Sequence[tuple[Level, str, str, str, str]] = (
         """,
     ),
     (
-        "warning", "definition {0!r}", "{2} late, and it may only {1}",
+        "warning", "definition {0!r}", "{1} late, and it may only {2}",
         "raise its concurrency= or rate=, and start a node with that",
         f"""
-        SELECT name, coalesce('run ' || concurrency || ' at a time', '')
-            || iif(concurrency IS NULL OR rate IS NULL, '', ', and ')
-            || coalesce('start ' || rate, ''), {_JOB_COUNT}
+        SELECT name, {_JOB_COUNT},
+            concat_ws(', and ', 'run ' || concurrency || ' at a time', 'start ' || rate) AS limits
         FROM litejobs_definition JOIN litejobs_job INDEXED BY litejobs_ready USING (name)
-        WHERE state = 'pending' AND run_at < :late AND coalesce(concurrency, rate) IS NOT NULL
-        GROUP BY name
+        WHERE state = 'pending' AND run_at < :late AND limits <> '' GROUP BY name
         """,
     ),
     (
@@ -8166,8 +8144,7 @@ def _integrity(connection: apsw.Connection) -> tuple[dict[str, list[str]], list[
 
 
 def repair(file: File) -> int:
-    """Rebuilds damaged indexes and counts all jobs again; returns how many indexes and numbers
-    were wrong."""
+    """Rebuilds damaged indexes and counts all jobs again; returns how many of both were wrong."""
     with file.second_connection() as connection:
         damaged, _ = _integrity(connection)
     with file.transaction() as tx:
@@ -8181,8 +8158,7 @@ def repair(file: File) -> int:
 
 
 def explain(nodes: Nodes, job: Job[Any]) -> tuple[str, bool]:
-    """Why a job is not running, or how it ended, in one sentence, on one line; and whether it takes
-    more than its turn for it to run."""
+    """Why a job is not running, or how it ended; and whether more than its turn is needed."""
     live = [node for node in nodes.all() if nodes.is_alive(node.id, if_unknown=True)]
     with nodes.file.transaction(read_only=True) as tx:
         why, stuck = _explanation(tx, live, job)
@@ -8392,8 +8368,8 @@ class Store:
         return Exchanged(claimed, late, ready.again_at, ready.version is not None)
 
     def settle_each(self, settlements: list[Settlement]) -> None:
-        """Settles jobs one at a time that could not be settled together, and removes them from
-        the list. A job that cannot be settled fails."""
+        """Settles jobs one at a time, and removes them from the list; one that cannot be settled
+        fails."""
         while settlements:
             claimed, report = settlements[0]
             try:
@@ -8496,9 +8472,8 @@ class Store:
                     admitted += admit_blocked(tx, [key])
 
     def release_unfit(self, subscription: Subscription, node: int, most: int) -> int:
-        """Makes blocked jobs ready that did not fit other definitions than these; returns how many.
-        While another node has other definitions, and may refuse them once more, at *most* so
-        many."""
+        """Makes blocked jobs ready that did not fit other definitions than these; returns how many:
+        at *most* so many while another node may take and refuse them once more."""
         with self.file.transaction(read_only=True) as tx:
             unfit = "litejobs_job INDEXED BY litejobs_unfit WHERE unfit_at IS NOT NULL"
             if not tx.execute(f"SELECT 1 FROM {unfit} LIMIT 1").get:
@@ -8566,8 +8541,8 @@ class Store:
         return {name: settings for (of, name), settings in found.items() if of == "queue"}
 
     def set_queue(self, name: str, columns: Mapping[str, Any]) -> None:
-        """Changes settings of a queue, and wakes the nodes; waits until live ones have taken back
-        jobs that have not started, if those are to wait now."""
+        """Changes settings of a queue, and wakes the nodes; waits until they have taken back jobs
+        that have not started, if those are to wait now."""
         # A new rate starts with a full bucket.
         if "rate" in columns or "burst" in columns:
             columns = {**columns, "tokens": None}
@@ -8578,10 +8553,8 @@ class Store:
             change = f"UPDATE litejobs_queue SET name = :name{changes} WHERE name = :name"
             tx.execute(change, {"name": name, **columns})
             if recalls:
-                # A drain has no port, and cannot answer.
-                tx.execute(
-                    "UPDATE litejobs_node SET recall = coalesce(recall, 0) + 1 WHERE port > 0"
-                )
+                recall = "UPDATE litejobs_node SET recall = coalesce(recall, 0) + 1"
+                tx.execute(f"{recall} WHERE port > 0")  # A drain has no port, and cannot answer.
         deadline = time.monotonic() + RECALL_TIMEOUT
         for pause in poll_intervals() if recalls else ():
             time.sleep(pause)
@@ -8679,8 +8652,8 @@ def _claim(tx: Transaction, ids: list[int], node: int) -> list[Claimed]:
 def _settle(
     tx: Transaction, settlements: Sequence[Settlement]
 ) -> tuple[list[Settlement], Mapping[Group, int], bool]:
-    """Settles the jobs whose claims still hold; returns these settlements, how many there are of
-    each group, and whether some jobs are ready again."""
+    """Settles the jobs whose claims still hold; returns these settlements, their number by group,
+    and whether some jobs are ready again."""
     settled: list[Settlement] = []
     if not settlements:
         return settled, {}, False
