@@ -5980,9 +5980,9 @@ def follow(file: File) -> Iterator[set[int]]:
     version, newest = file.changes(), list[int]()
     while True:
         yield set()
-        if (changed := file.changes()) == version:
+        before, version = version, file.changes()
+        if version == before:
             continue
-        version = changed
         with file.transaction(read_only=True) as tx:
             new = _column(tx, "SELECT id FROM litejobs_job WHERE id > ? ORDER BY id", (job,))
             failures = "SELECT id, job FROM litejobs_attempt WHERE id > ? ORDER BY id"
@@ -6670,7 +6670,6 @@ def options_of(batch: NewJob) -> str:
 def batch_of(schedule: Schedule, run_at: int, now: int) -> NewJob:
     """A job of a schedule, due at *run_at*."""
     options = schedule.job_options
-    options |= options.pop("extra", {})
     lasts, expires = options.get("lasts"), options.get("expires")
     rule: Any = options.get("on_conflict")
     if schedule.overlap == "queue" and options.get("key") is None:
@@ -6702,9 +6701,8 @@ class Schedules:
     def fire(
         self, now: int, on_fired: Callable[[Schedule, list[int]], None] = lambda schedule, ids: None
     ) -> tuple[int, int | None]:
-        """Enqueues the jobs of all schedules that are due by *now*; returns how many, and
-        when the next one is due. Any number of nodes may do this: each tick fires once, on one
-        node, which calls *on_fired* with its jobs."""
+        """Enqueues the jobs of all schedules that are due by *now*; returns how many, and when the
+        next one is due. Each tick fires once, on one node, which calls *on_fired* with its jobs."""
         if now < self._last_fired_at:
             with self.file.transaction() as tx:
                 self._plan(tx, now)
@@ -6739,7 +6737,7 @@ class Schedules:
         self, schedule: Schedule, ticks: Sequence[int], after: Schedule, now: int
     ) -> list[int] | None:
         """Enqueues the jobs of these ticks and stores the schedule as it is *after* them; returns
-        their ids, or `None` if another node has done so or the schedule was changed meanwhile."""
+        their ids, or `None` if another node has done so, or the schedule was changed."""
         with self.file.transaction(enqueues=True) as tx:
             if _find_schedule(tx, schedule.name) != schedule:
                 return None
@@ -8832,8 +8830,7 @@ def attempt_started(claimed: Claimed, at: int, worker: int, node: str) -> Event:
 
 
 def attempt_ended(claimed: Claimed, report: Report, node: str) -> Iterator[Event]:
-    """The events of a report: how the attempt was ended, if it did not end by itself, and the
-    new state of the job."""
+    """The events of a report: what ended the attempt from outside, and the job's new state."""
     started = attempt_started(claimed, report.finished_at, report.worker, node)
     took = timedelta(microseconds=report.took)
     ended_by = {"timeout": "timed_out", "crash": "crashed"}.get(report.kind)
@@ -9009,8 +9006,8 @@ Duty = Callable[["Duties"], float | None]
 
 def rescue(duties: Duties) -> None:
     """Takes over the jobs of nodes of which no process is left. A node checks the one that joined
-    next after it, and goes on until one is alive: so n nodes need n checks, not n². It also
-    checks one at random, since a node that hangs checks none."""
+    next after it, and goes on until one is alive: so n nodes need n checks. It also checks one at
+    random, since a node that hangs checks none."""
     others = duties.store.nodes.others(duties.node)
     for order in (others, random.sample(others, len(others))):
         for id, name, pid in order:
@@ -9041,8 +9038,8 @@ def take_over(duties: Duties, id: int, node: str, pid: int) -> None:
 
 
 def prune(duties: Duties) -> float | None:
-    """Deletes finished jobs whose retention is over, then makes the file smaller: one batch at a
-    time, with pauses nine times as long for others to write."""
+    """Deletes finished jobs whose retention is over, then makes the file smaller, in batches, with
+    pauses nine times as long."""
     began = time.monotonic()
     more = duties.store.prune(duties.store.clock()) or duties.store.shrink()
     return max(4 * EARLY_BY, 9 * (time.monotonic() - began)) if more else None
@@ -9107,7 +9104,7 @@ class Duties:
 
     def do_due(self) -> None:
         """Does those that are due; after a BusyError, they stay due. Those that they make due wait
-        for the next call, so that a node that learns of new jobs claims them first."""
+        for the next call: a node claims new jobs first."""
         soon = time.monotonic() + EARLY_BY
         for name in [name for name in self.table if self._due[name] <= soon]:
             interval, duty = self.table[name]
@@ -9121,8 +9118,8 @@ class Duties:
             self._due[name] = time.monotonic() + (interval if wanted is None else wanted)
 
     def do_timed(self, act: Callable[[int], tuple[int, int | None]]) -> float | None:
-        """Calls *act* with the time, by which it does what is due; returns the seconds until more
-        is due, at most one, since the clock may be set."""
+        """Has *act* do what is due; returns the seconds until more is due, at most one, since the
+        clock may be set."""
         now = self.store.clock()
         changed, due = act(now)
         if changed:
@@ -9189,8 +9186,7 @@ def load_program(
 ) -> contextlib.AbstractContextManager[Executor]:
     """What runs a program's jobs in a worker process. Imports the modules of its definitions:
     *places* maps each name to the module and the path in it. *home* creates the `LiteJobs` of
-    definitions that no import has registered. *paths* maps relative paths of files to absolute
-    ones, since workers may start in another folder."""
+    definitions that no import has registered; *paths*: see `use_relative_paths`."""
     registry = Registry()
     use_relative_paths(paths)
     token = IMPORTING.set(True)
@@ -9222,8 +9218,7 @@ def executor(
     source: LiteJobs,
     around: tuple[AroundRun, ...],
 ) -> Iterator[Executor]:
-    """What runs jobs in this process, with a state of its own: a context manager is entered, and
-    left at the end."""
+    """What runs jobs in this process, with a state: a context manager is left at the end."""
     with contextlib.ExitStack() as closing:
         state = None if make_state is None else make_state()
         if isinstance(state, contextlib.AbstractContextManager):
@@ -9326,8 +9321,8 @@ def _importable_main(module: ModuleType) -> bool:
 
 
 def check_frozen() -> None:
-    """Refuses workers in a frozen program whose code does not mention `freeze_support`: a child
-    process starts as a copy of the program, and only that call makes a worker of it."""
+    """Refuses workers in a frozen program without `freeze_support`: a child process starts as a
+    copy of the program, and only that call makes a worker of it."""
     if not IS_FROZEN:
         return
     frame = sys._current_frames().get(threading.main_thread().ident or 0)
@@ -9487,8 +9482,8 @@ class Board:
         return REASONS[why] if asked == number else None
 
     def keep_output(self, text: str) -> None:
-        """Keeps the end of what the running job writes. It takes no lock, which a forked process
-        or a signal handler could find held: of two writes at once, one may be lost."""
+        """Keeps the end of what the running job writes. It takes no lock, which a signal handler
+        could find held: of two writes at once, one may be lost."""
         words = self._words
         if number := words[_NUMBER]:
             before = self._output[: words[_WRITTEN]] if words[_WRITER] == number else b""
@@ -9547,9 +9542,9 @@ class Board:
             raise ValueError("not a report of litejobs")
 
     def revoke(self, until: int) -> int | None:
-        """Revokes all plain jobs with lower numbers that have not started; returns the number of
-        the one that runs (0: none), or `None` if the lock could not be taken. The reports of
-        those that have ended are removed at the same time, for the next `collect`."""
+        """Revokes all plain jobs with lower numbers that have not started, and removes the reports,
+        for the next `collect`; returns the number of the job that runs (0: none), or `None` if the
+        lock could not be taken."""
         with self.held() as locked:
             if not locked:
                 return None
@@ -9601,8 +9596,8 @@ OUTPUT = contextvars.ContextVar[list[bytes] | None]("OUTPUT", default=None)
 
 
 def keep_output(stream: Any, board: Board) -> None:
-    """Keeps the end of what jobs write to a stream, besides writing it. The stream stays the same
-    object, since others, such as logging handlers, may hold it already."""
+    """Keeps the end of what jobs write to a stream, which stays the same object, since others, such
+    as logging handlers, may hold it."""
     write = getattr(stream, "write", None)  # There may be no stream, as in pythonw.exe.
 
     def write_and_keep(text: str) -> Any:
@@ -9619,10 +9614,9 @@ def keep_output(stream: Any, board: Board) -> None:
 
 @contextlib.contextmanager
 def spawning() -> Iterator[None]:
-    """Blocks the stop signals here, and in a process that is started meanwhile, until it is a
-    worker: Ctrl-C goes to all processes of a terminal and would interrupt its imports. Hides from
-    multiprocessing a main program that came through a pipe, which no new process can import; one
-    whose file is missing is not hidden, since it may be about to be replaced."""
+    """Blocks the stop signals here and in a process that is started meanwhile, whose imports Ctrl-C
+    would interrupt. Hides from multiprocessing a main program that came through a pipe, which no
+    new process can import, but not one whose file is missing: it may be about to be replaced."""
     main = sys.modules["__main__"]
     file = str(getattr(main, "__file__", None) or "")
     hidden = not _importable_main(main) and (file.startswith("<") or os.path.exists(file))
@@ -9803,8 +9797,8 @@ class JobRunner:
 
     @contextlib.contextmanager
     def async_loop(self) -> Iterator[Iterator[Any]]:
-        """Runs async jobs in a thread and returns the batches of plain ones. Another thread reads
-        the channel, so that a job which blocks the loop does not delay plain ones."""
+        """Runs async jobs in a thread and returns the batches of plain ones, which another thread
+        reads: a job that blocks the loop does not delay them."""
         import asyncio  # Here, like queue, because few programs need it.
         from queue import SimpleQueue
 
@@ -9891,9 +9885,9 @@ class JobRunner:
 
 
 def make_restore(connection: socket.socket) -> Callable[[], bool]:
-    """Makes a function that undoes what jobs have changed in their process: signal handlers and
-    mask, timer, umask and current folder; in a thread, nothing. It returns false if that fails,
-    or if a job has closed the connection or a standard stream."""
+    """Makes a function that undoes what jobs change in their process: signal handlers and mask,
+    timer, umask and current folder; in a thread, nothing. It returns false if that fails, or if a
+    job has closed the connection or a standard stream."""
     number = connection.fileno()
     file = None if sys.platform == "win32" else _stat_id(os.fstat(number))
     streams = [each for each in (sys.stdout, sys.stderr) if not getattr(each, "closed", True)]
