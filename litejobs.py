@@ -88,6 +88,7 @@ import traceback
 import types
 import typing
 import weakref
+import zlib
 from collections import Counter, defaultdict, deque
 from collections.abc import (
     AsyncIterable,
@@ -201,15 +202,13 @@ logger = logging.getLogger("litejobs")
 ################################################################################
 # Errors
 #
-# Everything that litejobs raises on its own account is a LitejobsError. The facts are fields; the
-# message is one sentence that names the thing and says what to do. Messages and log lines are made
-# printable: no name or value in them can control a terminal or forge a line of a log.
+# The facts are fields; the message is one sentence that names the thing and says what to do. It is
+# made printable, as log lines are: no name or value can control a terminal or forge a log line.
 ################################################################################
 
 
 def printable(text: str, keep: str = "") -> str:
-    """Text that cannot control a terminal: characters that are neither printable nor in
-    *keep* become escapes."""
+    """The text with escapes for what may control a terminal: all but printable and *keep*."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c in keep else repr(c)[1:-1] for c in text)
@@ -286,8 +285,7 @@ class FileError(LitejobsError):
 
 
 class FileReplacedError(FileError):
-    """The file or its WAL was removed, moved or replaced while it was open: what was being
-    written may not be in the file that now has this name."""
+    """The open file or its WAL was removed, moved or replaced: the last write may be lost."""
 
 
 class BusyError(FileError):
@@ -295,13 +293,11 @@ class BusyError(FileError):
 
 
 class OutcomeUnknownError(FileError):
-    """A commit failed half-way: what it wrote may be there or not. Check before you
-    enqueue again."""
+    """A commit failed half-way: check whether it is there before you enqueue again."""
 
 
 class DuplicateError(LitejobsError):
-    """A job with the same unique key exists, and `on_conflict` is "raise", or the job was to
-    be replaced but has started."""
+    """A job with the same unique key exists, and must not or cannot be replaced."""
 
     id: int
     """The job that holds the key."""
@@ -327,8 +323,7 @@ class JobFailedError(LitejobsError):
 
 
 class ResultError(LitejobsError, ValueError):
-    """A completed job has no result that could be kept, or it does not fit the return annotation
-    any more."""
+    """The result of a completed job could not be kept, or no longer fits its annotation."""
 
     id: int
     name: str
@@ -362,9 +357,8 @@ class WorkerError(LitejobsError):
 ################################################################################
 # Values
 #
-# What the other sections pass to each other: rows, jobs, failures, time. Times are
-# integer microseconds since the epoch inside and aware datetimes outside; durations
-# are timedeltas, and users may give seconds.
+# What the other sections pass to each other: rows, jobs, failures, time. Times are integer
+# microseconds since the epoch inside and aware datetimes outside; users may give seconds.
 ################################################################################
 
 R = TypeVar("R", default=Any)
@@ -546,29 +540,14 @@ _VARYING = r"""(?xi)
 
 
 def generalized(error: str) -> str:
-    """The text of an error without what differs from case to case: quoted texts and paths become
-    an ellipsis, and numbers, also hexadecimal ones and UUIDs, N."""
+    """An error's text with "…" for quoted texts and paths, and "N" for numbers and UUIDs."""
     return re.sub(_VARYING, lambda found: "…" if found[1] else "N", error[:2000])[:500]
 
 
 def error_group(name: object, error: object) -> str:
-    """A short id of the dead letters of a definition with the same generalized error. It begins
-    with that of the definition and the error's type."""
-    text = str(error or "")
-    return _digest(f"{name}\0{text.partition(':')[0]}")[:4] + _digest(generalized(text))[:6]
-
-
-@functools.lru_cache(1000)
-def _digest(text: str) -> str:
-    import hashlib
-
-    return hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()
-
-
-def is_in_group(name: object, error: object, group: str) -> bool:
-    """Whether a job is in an error's group; soon known for most of those that are not."""
-    kind = str(error or "").partition(":")[0]
-    return group[:4] == _digest(f"{name}\0{kind}")[:4] and error_group(name, error) == group
+    """A short id of the dead letters of a definition with the same generalized error."""
+    text = f"{name}\0{generalized(str(error or ''))}"
+    return f"{zlib.crc32(text.encode(errors='backslashreplace')):08x}"
 
 
 def storable(text: str) -> str:
@@ -683,20 +662,15 @@ class Failure:
     started_at: datetime = attrs.field(converter=as_moment)
     finished_at: datetime = attrs.field(converter=as_moment)
     exit_code: int | None = None
-    """The worker's exit code, if it ended; negative for a signal. `None`, too, if the program
-    ignores SIGCHLD or waits for all children itself, so that its node cannot know."""
+    """The worker's exit code, if it ended and its node learnt it; negative for a signal."""
     cpu: timedelta | None = attrs.field(default=None, converter=as_length)
-    """CPU time of the worker during the attempt, to some milliseconds, without child processes.
-    `None` for coroutines, which share a worker, and where it is unknown."""
+    """CPU time of the worker meanwhile, without child processes; `None` for coroutines."""
     memory: int | None = None
-    """Peak memory of the worker so far, in bytes, earlier attempts included. `None` where it is
-    unknown: on Windows, and after a crash."""
+    """Peak of the worker in bytes, earlier attempts included; unknown on Windows or if it ended."""
     output: str = attrs.field(default="", converter=_or_empty)
-    """The last lines, some 4 kB, written through `sys.stdout` and `sys.stderr`, log included,
-    in a worker process. For a coroutine only if its worker is alive."""
+    """The last 4 kB or so that a worker process wrote to `sys.stdout` and `sys.stderr`."""
     omitted: int = attrs.field(default=0, converter=_or_zero)
-    """How many failed attempts before this one were not kept: the first 10 and the last 40
-    of each job are."""
+    """How many before this one were not kept: the first 10 and the last 40 of a job are."""
 
 
 FIRST_FAILURES, LAST_FAILURES = 10, 40
@@ -724,8 +698,7 @@ Level = Literal["error", "warning"]
 
 @attrs.frozen
 class Finding:
-    """One problem of a queue: at level "error" something is broken, at "warning" it needs
-    attention."""
+    """One problem: at level "error" something is broken, at "warning" it needs attention."""
 
     level: Level
     subject: str = attrs.field(converter=printable)
@@ -780,16 +753,10 @@ def load_column(text: str, what: str, read: Callable[[Any], T]) -> T:
         raise OptionError(what, problem) from None
 
 
-def _text_values(headers: Any) -> dict[str, str]:
-    if not all(type(value) is str for value in headers.values()):
-        raise TypeError("headers are texts")
-    return typing.cast("dict[str, str]", headers)
-
-
-def _texts(tags: Any) -> tuple[str, ...]:
-    if type(tags) is not list or not all(type(tag) is str for tag in tags):
-        raise TypeError("tags are a list of texts")
-    return (*tags,)
+def _text(value: Any) -> str:
+    if type(value) is not str:
+        raise TypeError("expected a text")
+    return value
 
 
 def _or_none(value: str | None) -> str | None:
@@ -799,10 +766,10 @@ def _or_none(value: str | None) -> str | None:
 @attrs.frozen(repr=False, slots=False)
 class Job(Generic[R]):
     """A job as it was when it was read. What waits for it or changes it (`wait`, `result`, `await`,
-    `refresh`, `cancel` …) reads it again: the fields of this object are then as they are in the
-    file, and it is what the method returns. They cannot be set."""
+    `cancel` …) reads its fields anew, and returns this object. They cannot be set."""
 
     # The fields are columns, in the order in which they are read; those of `Claimed` come first.
+    # The stored ones are JSON texts.
 
     id: int
     """Unique in the file, and never used again."""
@@ -821,8 +788,7 @@ class Job(Generic[R]):
     """How long an attempt may take."""
     _backoff: str | None
     stored_payload: Any = attrs.field(alias="payload")
-    """JSON text, or bytes if the definition has its own encoding; anything if inserted by other
-    programs."""
+    """JSON text, or bytes of the definition's own encoding; other programs may insert anything."""
     run_at: datetime = attrs.field(converter=as_moment)
     """When the job became due or will become due."""
     enqueued_at: datetime = attrs.field(converter=as_moment)
@@ -832,9 +798,7 @@ class Job(Generic[R]):
     """Of the jobs with the same key, only a limited number run at a time."""
     _grace: int | None = None
     stored_tags: str | None = attrs.field(default=None, alias="tags")
-    """JSON text."""
     stored_meta: str | None = attrs.field(default=None, alias="meta")
-    """JSON text."""
     state: State = "pending"
     """One of the words of the state diagram."""
     node: str | None = attrs.field(default="", converter=_or_none)
@@ -850,12 +814,9 @@ class Job(Generic[R]):
     error: str | None = None
     """Why the last attempt failed, or the result of a completed job was not kept, in one line."""
     stored_result: str | None = attrs.field(default=None, alias="result")
-    """JSON text."""
     stored_progress: str | None = attrs.field(default=None, alias="progress")
-    """JSON text."""
     unfit_at: datetime | None = attrs.field(default=None, converter=maybe_moment)
-    """Since when it is blocked because its payload does not fit its definition; `error` says why.
-    `None` if it is not."""
+    """Since when it is blocked because its payload does not fit its definition (see `error`)."""
     _source: LiteJobs = attrs.field(kw_only=True, eq=False)
     duplicate: bool = attrs.field(default=False, kw_only=True)
     """Whether it existed already and holds the unique key of a job that was to be enqueued."""
@@ -868,12 +829,13 @@ class Job(Generic[R]):
     @property
     def headers(self) -> dict[str, str]:
         """What was sent along with the job, for middleware."""
-        return load_column(self._headers or "{}", "headers", _text_values)
+        text = self._headers or "{}"
+        return load_column(text, "headers", lambda found: {k: _text(v) for k, v in found.items()})
 
     @property
     def tags(self) -> tuple[str, ...]:
         """The words that it can be found by."""
-        return load_column(self.stored_tags or "[]", "tags", _texts)
+        return load_column(self.stored_tags or "[]", "tags", lambda tags: (*map(_text, tags),))
 
     @property
     def meta(self) -> dict[str, Any]:
@@ -889,8 +851,7 @@ class Job(Generic[R]):
 
     @property
     def errors(self) -> tuple[Failure, ...]:
-        """The failed attempts, oldest first, read from the file now: up to 50 of them, else the
-        first 10 and the last 40; `Failure.omitted` says how many there were in between."""
+        """The failed attempts, oldest first, read from the file now (see `Failure.omitted`)."""
         return self._source.errors(self.id)
 
     @property
@@ -907,7 +868,6 @@ class Job(Generic[R]):
         return self._update(self._source.get(self.id))
 
     def _update(self, now: Job[Any]) -> Job[R]:
-        """Takes the fields over from the same job as it is *now*."""
         vars(self).update({**vars(now), "duplicate": self.duplicate})
         return self
 
@@ -931,8 +891,7 @@ class Job(Generic[R]):
         return self.refresh()
 
     def retry(self) -> Job[R]:
-        """Makes the job ready again, with all its attempts, if it failed or was cancelled; due now,
-        if it waits for its backoff."""
+        """Makes it ready again if it failed or was cancelled; or due now, if it is retried."""
         self._source.retry(self.id)
         return self.refresh()
 
@@ -1012,9 +971,6 @@ class Job(Generic[R]):
     def __hash__(self) -> int:
         return hash(self.id)
 
-    if not typing.TYPE_CHECKING:
-        __getattr__ = lead_back
-
     def __repr__(self) -> str:
         return printable(f"<Job {self.id} {self.name} {self.state}>")
 
@@ -1025,9 +981,8 @@ JOB_COLUMNS = tuple(str(field.alias) for field in attrs.fields(Job) if not field
 ################################################################################
 # Policies
 #
-# Frozen values that answer one question each: how long until the next attempt, how
-# long a finished job is kept, whether a job is a duplicate. They are stored with the
-# job, so that it keeps the rules that were in force when it was enqueued.
+# How long until the next attempt, how long a finished job is kept, whether a job is a duplicate:
+# stored with the job, so that it keeps the rules that were in force when it was enqueued.
 ################################################################################
 
 Jitter = Literal["none", "full", "equal"]
@@ -1129,8 +1084,7 @@ def backoff_delay(policy: Backoff, attempt: int, rng: random.Random) -> timedelt
 
 
 def store_backoff(policy: Backoff) -> str | None:
-    """The text stored in the row: `None` for the default, CUSTOM for a function, which only
-    the program has."""
+    """The text stored in the row: `None` for the default, CUSTOM for a program's function."""
     if policy == DEFAULT_BACKOFF:
         return None
     return store_curve(policy) if isinstance(policy, Curve) else CUSTOM
@@ -1196,14 +1150,13 @@ class Unique:
 
     The key is the whole payload, some *fields* of it, or *key*: a text, or a function of an
     instance (of a function's arguments, by name). It is held until the job starts (*scope*
-    "queued"), until it has finished ("active"), or as long as its row is in the file
-    ("exists"), and no longer than *ttl* after the job was enqueued.
+    "queued"), has finished ("active"), or is deleted ("exists"), and no longer than *ttl* after
+    the job was enqueued.
 
-    *on_conflict* says what enqueueing a duplicate does: "return" returns the existing job,
-    with `.duplicate` true; "raise" raises a `DuplicateError`; "replace" gives the existing
-    job the new payload, options and time (debounce); a function merges the two payloads
-    (batch). The last two need a job that has not started, so the scope "queued"; they raise
-    a `DuplicateError`, too, if the key is held with another scope by a started job.
+    *on_conflict* says what enqueueing a duplicate does: "return" returns the existing job, with
+    `.duplicate` true; "raise" raises a `DuplicateError`; "replace" gives the existing job the new
+    payload, options and time (debounce); a function merges the two payloads (batch). The last two
+    need the scope "queued", and raise a `DuplicateError` if a started job holds the key.
     """
 
     fields: tuple[str, ...] | None = attrs.field(default=None, converter=_named_fields)
@@ -1239,10 +1192,9 @@ def parse_rate(text: object) -> float:
 ################################################################################
 # Schedules
 #
-# When recurring jobs are due: expressions, time zones, and missed ticks. A *tick* is a
-# moment at which a schedule is due. All of it is arithmetic on a given moment, in
-# microseconds. The package cronsim reads cron fields and finds the local times that they
-# name; changes of the clock, as to summer time, are handled here (see Cron).
+# When recurring jobs are due: expressions, time zones, and missed ticks; all of it arithmetic on a
+# given moment. The package cronsim finds the local times that cron fields name; changes of the
+# clock, as to summer time, are handled here (see Cron).
 ################################################################################
 
 Misfire = Literal["once", "skip", "all"]
@@ -1255,8 +1207,7 @@ DAY = 86_400 * SECOND
 MAX_TICKS = 1_000
 """How many missed ticks fire in one transaction."""
 PERIODS_KEPT = 16
-"""How many of the periods whose ticks were handled a schedule remembers. When the clock is
-set back to before all of them, another one begins."""
+"""How many of the periods whose ticks were handled a schedule remembers."""
 ALIASES: Mapping[str, str] = {
     "@hourly": "0 * * * *",
     "@daily": "0 0 * * *",
@@ -1310,9 +1261,8 @@ class Cron:
     name times of day, each of which occurs once: the first time if the clock repeats it,
     and right after the gap if the clock skips it.
 
-    cronsim (2.8) gets neither right everywhere: started within a repeated hour it yields ticks of
-    the past, it treats all six-field expressions as real time, and where the clock changes at
-    midnight or by half an hour it loses or invents ticks. So it is only used for local times.
+    cronsim (2.8) is only used for local times: within repeated hours, with six fields, and where
+    the clock changes at midnight or by half an hour, it loses or invents ticks.
     """
 
     fields: str
@@ -1508,8 +1458,7 @@ class Schedule:
 
     @property
     def payload(self) -> Any:
-        """The payload of its jobs as plain JSON values; bytes, if its definition has an
-        encoding of its own."""
+        """The payload of its jobs, as `Job.payload`."""
         return plain_payload(self.stored_payload, self.definition)
 
     @property
@@ -1520,8 +1469,7 @@ class Schedule:
 
     @property
     def programs(self) -> dict[str, str]:
-        """The programs that declared it when they last started, each with the module; empty if
-        it was made at run time."""
+        """The programs that declared it when they last started, each with the module."""
         try:
             return dict(load_json(self.stored_origin or "{}"))
         except (ValueError, TypeError):
@@ -1529,8 +1477,7 @@ class Schedule:
 
     @property
     def origin(self) -> str | None:
-        """The program and the module that declare it, such as `/srv/app/main.py:tasks`, with a
-        comma after each but the last if several do; `None` if it was made at run time."""
+        """What declares it, such as `/srv/app/main.py:tasks`; `None` if made at run time."""
         return ", ".join(f"{program}:{module}" for program, module in self.programs.items()) or None
 
     @property
@@ -1614,9 +1561,8 @@ class Schedule:
         return None if tick is None or tick > last else tick
 
     def planned(self, now: int) -> Schedule:
-        """This schedule with its next tick computed anew. That is the stored one, unless the clock
-        was set or the time zone data has changed. No tick fires twice, unless the clock was set
-        back so often that PERIODS_KEPT are too few."""
+        """This schedule with its next tick computed anew: the clock may have been set, or the time
+        zone data have changed. No tick fires twice, unless PERIODS_KEPT were too few."""
         periods = self.periods
         if ends := [end for start, end in periods if start <= now]:
             after = max(ends)
@@ -1701,10 +1647,9 @@ def make_schedule(
 # Wire
 #
 # Payloads and results are stored as JSON text. A value is checked against its type when it is
-# written and when it is read, and never coerced: what is read back is what was written. A *form* is
-# how the values of one type are written and read. Writing puts a `_Mismatch` where a value is not
-# of the type, and reading refuses it; so every error comes from reading and has the path of its
-# field. No error shows a value that its class hides.
+# written and when it is read, and never coerced. A *form* is how the values of one type are written
+# and read. Writing puts a `_Mismatch` where a value is not of the type, and reading refuses it; so
+# every error has the path of its field. No error shows a value that its class hides.
 ################################################################################
 
 
@@ -1866,20 +1811,12 @@ def shape_of(kind: Any) -> str:
     with their types, those that may be left out, and the values of enums."""
     lines = []
     for each in _types_in(kind):
-        cls = typing.get_origin(each) or each
-        fields = getattr(cls, "__attrs_attrs__", None)
-        fields = fields or getattr(cls, "__dataclass_fields__", {}).values()
-        unset = attrs.NOTHING, dataclasses.MISSING
-        optional = {
-            field.name
-            for field in fields
-            if not any(field.default is each for each in unset)
-            or getattr(field, "default_factory", dataclasses.MISSING) is not dataclasses.MISSING
-        }
-        optional |= {*getattr(cls, "__optional_keys__", ()), *getattr(cls, "_field_defaults", ())}
-        types = _field_types(each)
-        shown = [f"{name}{'?' * (name in optional)}: {types[name]!r}" for name in types]
-        lines.append(f"{shown or each} {getattr(cls, '__members__', '')}")
+        cls, types = typing.get_origin(each) or each, _field_types(each)
+        optional = [*sorted(getattr(cls, "__optional_keys__", ()))]
+        if types and not typing.is_typeddict(cls):
+            parameters = inspect.signature(cls).parameters.values()
+            optional = [each.name for each in parameters if each.default is not each.empty]
+        lines.append(f"{types or each} {optional} {getattr(cls, '__members__', '')}")
     # Without modules, since a program may be imported by several names, and without addresses.
     return re.sub(r"[\w<>]+\.| at 0x\w+", "", "\n".join(lines))
 
@@ -2278,8 +2215,7 @@ _SCALARS: Final[Mapping[Any, _Parts]] = {
 ################################################################################
 # Definitions
 #
-# A definition gives code a name, types and options. It knows neither the file nor
-# processes: what it enqueues goes to the queue that it was registered with. All
+# A definition gives code a name, types and options. It knows neither the file nor processes. All
 # copies that `using` makes share one Body, whose codecs are compiled once.
 ################################################################################
 
@@ -2299,9 +2235,8 @@ StopCheck = Callable[[], Reason | None]
 
 
 class Interrupted(BaseException):
-    """Raised by `context.checkpoint()` in a job that has been asked to end. Clean up with
-    `finally` or `with`, and do not catch it: the outcome of the job depends on why it was
-    asked. It is not an `Exception`, so that code that catches those does not stop it."""
+    """Raised by `context.checkpoint()` in a job that has been asked to end. Clean up with `finally`
+    or `with`, and do not catch it. (It is not an `Exception`.)"""
 
 
 Reported = Progress | Callable[[], Progress] | dict[str, Any]
@@ -2323,9 +2258,8 @@ class Context(Generic[S]):
     _meta: dict[str, Any] = attrs.field(factory=dict)
 
     def progress(self, done: float, total: float | None = None, note: str = "") -> None:
-        """Reports how far the job has come, for `job.progress` to show within a fraction of
-        a second. It may be called often: up to ten reports a second are passed on, and the
-        last one always is.
+        """Reports how far the job has come, for `job.progress`. It may be called often: up to ten
+        reports a second are passed on, and the last one always is.
 
         Raises:
             OptionError: the values are not finite numbers, or the note is not a text.
@@ -2341,9 +2275,8 @@ class Context(Generic[S]):
         self, items: AsyncIterable[T], total: float | None = None, note: str = ""
     ) -> AsyncIterator[T]: ...
     def track(self, items: Any, total: float | None = None, note: str = "") -> Any:
-        """Iterates over the items, and reports by `progress` how many of them are done: those
-        whose turn of the loop is over. The total is their `len`, if they have one. An async
-        iterable is for `async for`. A further attempt starts again at 0.
+        """Iterates over the items, and reports by `progress` how many turns of the loop are over.
+        The total is their `len`, if they have one. An async iterable is for `async for`.
 
         Raises:
             OptionError: the total is not a finite number, or the note is not a text.
@@ -2398,9 +2331,8 @@ class Context(Generic[S]):
         its node stops. When the grace (by default 5 s) is over, its worker is killed. A coroutine
         is cancelled: at once, or, if its node stops, when most of the grace is over.
 
-        If its node stops, a job whose handler has read `True` here runs again and loses no
-        attempt, whether the handler returns or raises. Only `Fail`, `Retry`, `Snooze` and
-        `Cancel` keep their meaning."""
+        If its node stops, a job whose handler has read `True` here runs again and loses no attempt,
+        unless it raises `Fail`, `Retry`, `Snooze` or `Cancel`."""
         return self._asked() is not None
 
     def checkpoint(self) -> None:
@@ -2413,9 +2345,6 @@ class Context(Generic[S]):
         if reason := self._asked():
             raise Interrupted(f"the job has been asked to end: {reason}")
 
-    if not typing.TYPE_CHECKING:
-        __getattr__ = lead_back
-
     @property
     def logger(self) -> logging.LoggerAdapter[logging.Logger]:
         """A logger below "litejobs" whose records carry the job and its name."""
@@ -2427,16 +2356,14 @@ Errors = type[BaseException] | tuple[type[BaseException], ...]
 
 
 class Changeable(TypedDict, total=False):
-    """The options that can also be changed while a job waits. (The texts beside types are shown by
-    `help(define)` and on the command line.)"""
+    """The options that can also be changed while a job waits, with their lines of help."""
 
     queue: Annotated[str, "the queue that it waits in"]
     priority: Annotated[int, "higher runs first"]
     max_attempts: Annotated[int | None, "how many attempts it has at most"]
     timeout: Annotated[Duration | None, "how long an attempt may take, until it is asked to end"]
     grace: Annotated[Duration | None, "and then until it is killed (default: the node's, 5)"]
-    """Also after it was cancelled. `None`: the definition's, or else the node's, `work(grace=5)`.
-    When the node stops, only the node's counts."""
+    """When the node stops, only the node's counts."""
     node: Annotated[str | None, "the only node that may take it"]
     delay: Annotated[Duration, "how long until it is due"]
     at: Annotated[datetime, "when it is due"]
@@ -2460,8 +2387,7 @@ class Choices(Changeable, total=False):
 
 
 class DefinitionChoices(Choices, total=False):
-    """The options of a definition: those that an enqueue may override, and those that belong to
-    its code and are not stored with jobs."""
+    """The options of a definition: also those that belong to its code, and no job can override."""
 
     concurrency: Annotated[int | None, "how many of its jobs run at a time, on all nodes together"]
     rate: Annotated[str | None, "how many of them start in some time, evenly: 10/s, 100/min"]
@@ -2475,33 +2401,26 @@ class DefinitionChoices(Choices, total=False):
         Callable[[Context[Any], Any], Any] | None,
         "called in the worker with what the handler has returned",
     ]
-    """It is part of the attempt, and its time counts towards the timeout; what it raises is logged,
-    and the job is completed."""
+    """Part of the attempt and its timeout; what it raises is logged, and the job is completed."""
     on_failure: Annotated[
         Callable[[Context[Any], BaseException], Any] | None,
         "called in the worker after an exception, when it is not tried again",
     ]
-    """Called in the worker when a job has failed for good by an exception: not after a timeout,
-    a crash, too much memory, or the loss of the node. What it raises is logged."""
+    """Not after a timeout, a crash, too much memory or a lost node. What it raises is logged."""
     on_end: Annotated[
         Callable[[Context[Any], Failure | None], Any] | None,
         "called when a job that was started has ended, in whatever way, with its failure or None",
     ]
-    """Called when the file says that the job has ended: with its last `Failure` if it failed, else
-    with `None`; `context.job` is the job as it ended. It runs in any worker of the node that
-    settled the job, or took it over from a lost node, within the job's timeout. It is called once,
-    or never, if that node is killed just then or has no worker left; what it raises, or a crash in
-    it, is logged and changes nothing."""
+    """`context.job` is the job as it ended. It runs within the job's timeout, in any worker of the
+    node that settled the job or took it over: once, or never, if that node is killed just then or
+    has no worker left. What it raises, or a crash in it, is logged and changes nothing."""
     encode: Annotated[Callable[[Any], bytes] | None, "makes the bytes that are stored for JSON"]
-    """Makes of a payload (an instance, or a function's arguments by name, with its defaults) the
-    bytes that are stored instead of JSON, and that nothing but *decode* reads."""
+    """Takes an instance, or a function's arguments by name, with its defaults."""
     decode: Annotated[Callable[[bytes], Any] | None, "reads what encode has made"]
     upgrade: Annotated[
         Callable[[dict[str, Any]], Mapping[str, Any]] | None,
         "makes the fields of a stored payload that does not fit those that do",
     ]
-    """Called with the fields, as JSON values, of a stored payload that does not fit: of an older
-    version, say. It returns those that are used instead, which have to fit."""
 
 
 _UNSET = type("Unset", (), {"__repr__": lambda unset: "..."})()
@@ -2556,11 +2475,6 @@ def _check_timeout(value: Duration, what: str) -> timedelta:
     if not (length := duration(value, what)):
         raise OptionError(what, "expected more than zero, or None for no limit")
     return length
-
-
-def _check_rate(value: str, what: str) -> str:
-    parse_rate(value)
-    return value
 
 
 def _check_memory(value: object, what: str) -> int:
@@ -2639,8 +2553,7 @@ def _store_json(value: Any) -> str | None:
 
 
 def _option(default: Any, check: Check, store: Callable[[Any], Any] | None = None) -> Any:
-    """An option: its default, how it is checked and, if rows have a column for it, what is stored
-    there. One whose default is None may be None."""
+    """An option: its default, its check and, if rows have a column for it, what is stored there."""
     check = _optional(check) if default is None else check
     return attrs.field(default=default, metadata={"check": check, "store": store})
 
@@ -2673,7 +2586,7 @@ class Options:
     headers: Mapping[str, str] = _option({}, _check_headers)
     connection: Any = _option(None, lambda value, what: value)
     concurrency: int | None = _option(None, functools.partial(at_least_one, also=", or None"))
-    rate: str | None = _option(None, _check_rate)
+    rate: str | None = _option(None, lambda value, what: parse_rate(value) and value)
     max_memory: int | None = _option(None, _check_memory)
     retry_on: Mapping[type[BaseException], Backoff | None] | None = _option(None, _check_errors)
     fail_on: Mapping[type[BaseException], Backoff | None] = _option({}, _check_errors)
@@ -2771,8 +2684,7 @@ class Signature(NamedTuple):
 
 
 def running_module() -> object:
-    """The code of the module, or of the notebook's cell, that is being executed: another object
-    each time that it is loaded or run."""
+    """The code of the module or notebook's cell that runs: another object each time it does."""
     frame = sys._getframe(1)
     while frame.f_code.co_name != "<module>" and frame.f_back is not None:
         frame = frame.f_back
@@ -2792,7 +2704,6 @@ class Body:
     home: Any = None
     """The LiteJobs that it is registered with."""
     loaded_by: object = attrs.field(factory=running_module, init=False)
-    _signatures: list[Signature] = attrs.field(factory=list, init=False)
     _methods: dict[str, types.FunctionType] = attrs.field(factory=dict, init=False)
 
     @property
@@ -2821,8 +2732,8 @@ class Body:
         for codec in (None if self.options.encode else signature.payload, signature.result):
             if codec and (problem := unencodable(codec.kind)):
                 raise DefinitionError(self.name, problem)
-        self._signatures.append(signature)
-        return self._signatures[0]  # The same one for threads that make it at the same time.
+        made: Signature = vars(self).setdefault("signature", signature)
+        return made  # The same one for threads that make it at the same time.
 
     @property
     def kind(self) -> Any:
@@ -2831,8 +2742,7 @@ class Body:
 
     @functools.cached_property
     def hidden(self) -> frozenset[str]:
-        """What must not be shown, as "payload.FIELD" and "result": fields of its payloads, and its
-        results, if a class hides something in them."""
+        """What a class hides, as "payload.FIELD" and "result"."""
         try:
             payload, result, _ = self.signature
             fields = attrs.fields(attrs.resolve_types(payload.kind))
@@ -2880,10 +2790,8 @@ class Body:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Eight digits for its parameters, then eight for the code of each of `upgrade` and
-        `decode`. A payload that did not fit is tried again by a definition with another one."""
-        import zlib
-
+        """Eight digits for its parameters, then eight for the code of `upgrade` and of `decode`.
+        A payload that did not fit is tried again by a definition with another one."""
         try:
             texts = [shape_of(self.kind)]
         except (DefinitionError, NameError, TypeError) as error:
@@ -2926,15 +2834,14 @@ class Body:
         return made
 
     def decode(self, stored: str | bytes) -> Any:
-        """The payload object that is stored. JSON is read even if the definition has an encoding:
-        it may come from the command line, or be older than the encoding."""
+        """The payload object that is stored. JSON from before the definition had an encoding, or
+        from the command line, is read, too."""
         codec, decode = self.signature.payload, self.options.decode
         if decode is None or isinstance(stored, str):
             try:
                 return codec.decode(stored)
-            except CodecError as error:
-                unfit = error
-            return self._upgraded(stored, unfit)
+            except CodecError as unfit:
+                return self._upgraded(stored, unfit)
         try:
             made = decode(stored)
         except (Exception, SystemExit) as error:
@@ -2949,14 +2856,11 @@ class Body:
 
     def _upgraded(self, stored: str | bytes, unfit: CodecError) -> Any:
         """The payload object that `upgrade` makes of a stored payload that does not fit."""
-        fields, upgrade = None, self.options.upgrade
-        if upgrade is not None:
-            with contextlib.suppress(ValueError, TypeError):
-                fields = load_json(stored)
-        if upgrade is None or not isinstance(fields, dict):
+        if self.options.upgrade is None:
             raise PayloadError(self.name, unfit.problems) from None
         try:
-            return self.signature.payload.decode(json_of_any.encode(upgrade(fields)))
+            fields = self.options.upgrade(load_json(stored))
+            return self.signature.payload.decode(json_of_any.encode(fields))
         except CodecError as error:
             raise self._unfit(f"what upgrade gave: {error}") from None
         except (Exception, SystemExit) as error:
@@ -2967,8 +2871,7 @@ class Body:
 
 
 def _code_text(code: Any) -> str:
-    """A text about the code of a function that is another one when the function does something
-    else, wherever it stands."""
+    """A text about what the code of a function does, wherever it stands."""
     if not isinstance(code, types.CodeType):
         return repr(code) if isinstance(code, str | bytes | int | float) else type(code).__name__
     return f"{code.co_code.hex()} {code.co_names} {[*map(_code_text, code.co_consts)]}"
@@ -2999,8 +2902,7 @@ def _is_context(hint: object) -> bool:
 
 
 def _signature(code: Any) -> Signature:
-    """The signature of a function, with an attrs class of its parameters for payloads; or of the
-    `run` of an attrs class, whose instances are the payloads."""
+    """Payloads are of the attrs class with `run`, or of one made of a function's parameters."""
     is_class = isinstance(code, type)
     function: Any = code.run if is_class else code
     hints = typing.get_type_hints(function, include_extras=True)
@@ -3062,9 +2964,6 @@ class Bound(Generic[R]):
         """
         return _bound(self.body, self.options.for_job(choices), self.payload)
 
-    if not typing.TYPE_CHECKING:
-        __getattr__ = lead_back
-
     def __repr__(self) -> str:
         payload = "" if self.body.hidden else f" {reprlib.repr(self.payload)}"
         return printable(f"<Bound {self.name}{payload}>")
@@ -3079,10 +2978,7 @@ class Method:
     def __get__(self, definition: AnyDefinition | None, owner: type | None = None) -> Any:
         if definition is None:
             return self._function
-        bound = types.MethodType(definition.body.method(self._function), definition)
-        if definition.options is definition.body.options:  # A cycle, so not in copies.
-            vars(definition)[bound.__name__] = bound
-        return bound
+        return types.MethodType(definition.body.method(self._function), definition)
 
 
 def _with_its_parameters(method: T) -> T:
@@ -3172,9 +3068,6 @@ class Definition(Generic[P, R, C]):
             raise DefinitionError(self.name, "belongs to no queue yet: jobs.register(it) first")
         return self.body.home
 
-    if not typing.TYPE_CHECKING:
-        __getattr__ = lead_back
-
     def __repr__(self) -> str:
         return printable(f"<Definition {self.name} at {self.body.place}>")
 
@@ -3188,8 +3081,7 @@ def _bound(body: Body, options: Options, payload: str | bytes) -> Bound[Any]:
 
 
 def bind_instance(definition: AnyDefinition, instance: object, choices: Choices) -> Bound[Any]:
-    """A job made of an instance of a definition's class. Attributes of the instance named queue,
-    priority, max_attempts, backoff, timeout and unique_key set these options."""
+    """A job made of an instance of a definition's class, whose attributes may set options."""
     names = ("queue", "priority", "max_attempts", "backoff", "timeout")
     chosen = {name: getattr(instance, name, None) for name in names}
     own: Any = {name: value for name, value in chosen.items() if value is not None}
@@ -3209,8 +3101,7 @@ def bind_json(definition: AnyDefinition, text: str, choices: Choices) -> Bound[A
 
 
 def unique_key(bound: Bound[Any]) -> str | None:
-    """The unique key of a job, if it has one: the name of its definition and a hash, so that it
-    is short and shows no payload."""
+    """The unique key of a job, if it has one: with a hash, so that it shows no payload."""
     body, unique = bound.body, bound.options.unique
     if unique is None:
         return None
@@ -3258,10 +3149,8 @@ def merged(bound: Bound[Any], merge: Merge, waiting: str | bytes) -> str | bytes
         if body.is_class:
             return body.encode(merge(old, new))
         return body.encode(body.kind(**merge(fields_of(old), fields_of(new))))
-    except TypeError as error:
-        raise PayloadError(body.name, (f"merged: {error}",)) from error
-    except PayloadError as error:
-        problems = tuple(f"merged: {problem}" for problem in error.problems)
+    except (TypeError, PayloadError) as error:
+        problems = tuple(f"merged: {each}" for each in getattr(error, "problems", (error,)))
         raise PayloadError(body.name, problems) from error
 
 
@@ -3295,16 +3184,14 @@ NOWHERE: Any = types.SimpleNamespace(
 
 @attrs.define(eq=False, repr=False, slots=False)
 class Registry:
-    """The definitions of one program. While nodes run, none is added, since they would not know
-    it."""
+    """The definitions of one program. None is added while nodes run: they would not know it."""
 
     by_name: dict[str, AnyDefinition] = attrs.field(factory=dict)
     nodes: list[str] = attrs.field(factory=list)
     """The names of the nodes that run in this process."""
 
     def add(self, definition: AnyDefinition) -> AnyDefinition | None:
-        """Registers a definition under its name. One of the same code that was loaded before is
-        replaced, and returned."""
+        """Registers a definition; returns the one that it replaces: its code, loaded before."""
         body, taken = definition.body, self.by_name.get(definition.name)
         if taken is definition:
             return None
@@ -3330,10 +3217,11 @@ class Registry:
         if definition and known and (known is definition or known.body.replaces(definition.body)):
             return definition
         if callable(instance) or isinstance(instance, str):
-            problem = (
-                "not a job: call enqueue() of its definition, or give an instance of its class"
+            name, problem = (
+                getattr(instance, "__name__", str(instance)),
+                "not a job: call enqueue()",
             )
-            raise DefinitionError(getattr(instance, "__name__", str(instance)), problem)
+            raise DefinitionError(name, f"{problem} of its definition, or give an instance")
         problem = "no definition: decorate its class with @jobs.define"
         raise DefinitionError(type(instance).__name__, problem)
 
@@ -3346,8 +3234,7 @@ class Registry:
         return frozenset(own.name for own in self if own.options.on_end is not None)
 
     def listing(self) -> list[dict[str, Any]]:
-        """What nodes store of each definition: its name, the columns of its options, the time
-        after which its jobs expire, its limits, and what is hidden of them."""
+        """What nodes store of each definition."""
         rows = []
         for own in self:
             expires = own.options.expires
@@ -3365,13 +3252,6 @@ _Async = Coroutine[Any, Any, R]
 _Defined = TypeVar("_Defined", bound=type | AnyDefinition)
 
 
-class Shown(property):
-    """A property of instances that `help()` and editors read; for the class itself it is `None`."""
-
-    def __get__(self, instance: Any, owner: type | None = None) -> Any:
-        return None if instance is None else super().__get__(instance, owner)
-
-
 @attrs.frozen(eq=False, repr=False)
 class Define:
     """Makes definitions: `@define`, `@define(queue="emails", …)`, or `define(f)`."""
@@ -3383,14 +3263,14 @@ class Define:
     """Called with each definition or class, even if it was defined before."""
     __name__ = "define"
 
-    @Shown
-    def __doc__(self) -> str:
+    @property
+    def __doc__(self) -> str:  # type: ignore[override]
         hints = typing.get_type_hints(DefinitionChoices, include_extras=True)
         lines = [f"    {o}: {getattr(hint, '__metadata__', ['?'])[0]}" for o, hint in hints.items()]
         about = inspect.cleandoc(type(self).__call__.__doc__ or "")
         return "\n".join((about, "", "Options:", *lines))
 
-    @Shown
+    @property
     def __signature__(self) -> inspect.Signature:
         *plain, _ = inspect.signature(type(self).__call__).parameters.values()
         return inspect.Signature(plain[1:] + options_in(DefinitionChoices))
@@ -3495,8 +3375,7 @@ define = Define()
 ################################################################################
 # Execution
 #
-# One attempt of one job, from its payload to its report. Nothing here knows SQL or processes: the
-# worker, `drain` and any other engine run jobs with it.
+# One attempt of one job, from its payload to its report. Nothing here knows SQL or processes.
 ################################################################################
 
 
@@ -3547,8 +3426,7 @@ EnqueueLayer = TypeVar("EnqueueLayer", bound=AroundEnqueue)
 
 @attrs.define(eq=False, repr=False, slots=False)
 class Middleware:
-    """The functions around every run and every enqueue, in the order in which they were
-    added: the first is the outermost."""
+    """The functions around every run and every enqueue; the first is the outermost."""
 
     runs: tuple[AroundRun, ...] = ()
     enqueues: tuple[AroundEnqueue, ...] = ()
@@ -3637,8 +3515,7 @@ UNFIT = Report(state="blocked", counted=False, kind="unfit")
 Settlement = tuple[Claimed, Report]
 """An attempt that has ended. It is settled only while its claim still holds the job."""
 Ended = tuple[tuple[Any, ...], tuple[Any, ...] | None]
-"""What `on_end` is told of a job that has ended: the rest of its row, after what was claimed, and
-the row of its last failure, if it has failed."""
+"""Of a job that has ended: the rest of its row, after what was claimed, and of its last failure."""
 
 
 def report_of_error(
@@ -3666,8 +3543,7 @@ def report_of_error(
 
 
 def retry_or_fail(claimed: Claimed, defined: Backoff, rng: random.Random) -> Report:
-    """The report, without times, of an attempt that failed: a retry, after the row's backoff or
-    else the *defined* one, unless all attempts are used up."""
+    """The report, without times, of an attempt that failed: a retry, if attempts are left."""
     if claimed.max_attempts is not None and claimed.attempt >= claimed.max_attempts:
         return Report(state="failed")
     try:
@@ -3680,14 +3556,12 @@ def retry_or_fail(claimed: Claimed, defined: Backoff, rng: random.Random) -> Rep
 
 ReportProgress = Callable[[Claimed, Reported], None]
 EXECUTOR: contextvars.ContextVar[Executor] = contextvars.ContextVar("EXECUTOR")
-"""What runs the jobs of this thread, one at a time: its *running* is the present one. Not set in a
-worker's event loop. (To set a variable for each job would take 0.3 µs.)"""
+"""What runs the jobs of this thread, one at a time. Not set in a worker's event loop."""
 
 
 @attrs.define(eq=False, repr=False, slots=False)
 class Executor:
-    """Runs attempts with the state of one worker: one at a time with `run`, and coroutines
-    concurrently with `run_async`."""
+    """Runs attempts with the state of one worker."""
 
     registry: Registry
     state: Any = None
@@ -3742,8 +3616,7 @@ class Executor:
         progress: ReportProgress = lambda claimed, progress: None,
         ended: Ended | None = None,
     ) -> Report:
-        """The same for a coroutine, in the running event loop. A cancelled task is reported,
-        too."""
+        """The same for a coroutine, in the running event loop."""
         if ended is not None:
             return await self._call_on_end(claimed, asked, ended, _identity)
         return await self._attempt(claimed, asked, progress, compose_async, _identity)
@@ -3848,16 +3721,15 @@ class Executor:
     def _failed(
         self, claimed: Claimed, error: BaseException, unfit: bool, asked: StopCheck
     ) -> Report:
-        """The report, without times, after an error in the handler; or before it began, if the
-        payload is *unfit*: another attempt would find the same payload and definition."""
+        """The report, without times, after an error in the handler, or about an *unfit* payload."""
         options = self.registry.options(claimed.name)
         given_back = self._ended_by_stop(claimed, asked, error)
         if unfit:
             if error.__cause__ is not None:  # Raised by `decode` or `upgrade`.
                 text = "the payload of job %d (%s) cannot be read"
                 logger.warning(text, claimed.id, claimed.name, exc_info=error.__cause__)
-            message = described(lambda: str(error)[:TEXT_LIMIT], "(its message cannot be shown)")
-            return UNFIT._replace(type=type(error).__name__, message=message)
+            name, message, _ = describe(error)
+            return UNFIT._replace(type=name, message=message)
         try:
             if given_back:
                 report = GIVEN_BACK
@@ -3949,8 +3821,7 @@ async def compose_async(
 
 
 def _outside_running_loops(act: Callable[..., Any], *arguments: Any) -> Any:
-    """Calls a function that runs an event loop; in another thread if this one already runs
-    a loop, as when a coroutine calls `drain`."""
+    """Calls a function that runs an event loop: in another thread, if this one runs a loop."""
     from asyncio import _get_running_loop
 
     if _get_running_loop() is None:
@@ -4833,8 +4704,8 @@ class File:
                 raise apsw.ReadOnlyError("by this user")
             connection.transaction_mode = "IMMEDIATE"
             connection.set_busy_handler(_busy_handler(self.may_wait))
-            is_in: Any = is_in_group
-            connection.create_scalar_function("litejobs_is_in_group", is_in, 3)
+            group: Any = error_group
+            connection.create_scalar_function("litejobs_error_group", group, 2)
             connection.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 1)
             for setting in (
                 apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA,
@@ -5709,7 +5580,7 @@ FILTERS: Mapping[str, tuple[Check, str]] = {
     "state": (_check_states, ""),
     "not_state": (_check_states, ""),
     "error": (_check_text, "instr(lower(error), lower(:error))"),
-    "group": (_check_text, "litejobs_is_in_group(name, error, :group)"),
+    "group": (_check_text, "litejobs_error_group(name, error) = :group"),
     "schedule": (_check_name_of, "schedule = :schedule"),
     "tags": (_check_wanted_tags, _HAS_TAGS),
     "enqueued_after": (_check_moment, "enqueued_at >= :enqueued_after"),
@@ -11322,9 +11193,6 @@ class LiteJobs:
         self.events.close()
         self.store.file.close()
 
-    if not typing.TYPE_CHECKING:
-        __getattr__ = lead_back
-
     def __repr__(self) -> str:
         return f"LiteJobs({str(self.path)!r})"
 
@@ -12338,7 +12206,9 @@ def _spelled_out(method: Any, typed: str) -> inspect.Signature:
     return typing.cast(inspect.Signature, method.__signature__)
 
 
-for _owner in (Job, Definition, Bound, LiteJobs, Queue, ScheduleHandle):
+_owner: Any
+for _owner in (Job, Context, Definition, Bound, LiteJobs, Queue, ScheduleHandle):
+    _owner.__getattr__ = lead_back
     for _method in filter(inspect.isfunction, vars(_owner).values()):
         for _hint in map(str, _method.__annotations__.values()):
             if _hint.startswith("Unpack[") and not hasattr(_method, "__wrapped__"):

@@ -587,8 +587,7 @@ def test_a_node_that_is_just_starting_here_and_sqlite3_keep_apart(noting: Note, 
     """Whoever comes second is refused, whatever the two threads do meanwhile."""
     for _ in range(6):
         connection = sqlite3.connect(path)
-        pool = home(noting).start(threads=1)
-        with contextlib.suppress(FileError), pool:
+        with contextlib.suppress(FileError), home(noting).start(threads=1):
             with contextlib.suppress(OptionError):
                 noting.using(connection=connection).enqueue()
             connection.rollback()

@@ -266,7 +266,7 @@ class TestHook:
             assert job.wait(PATIENT).state == "failed"
         assert (lines(log), [e.kind for e in job.errors]) == ([], ["timeout"])
 
-    def test_it_is_called_in_drain_and_for_a_payload_that_no_longer_fits(
+    def test_it_is_called_in_drain_but_not_for_a_payload_that_does_not_fit(
         self, jobs: LiteJobs
     ) -> None:
         called: list[tuple[int, str]] = []
@@ -281,4 +281,5 @@ class TestHook:
         job = work.enqueue(1)
         worse = insert(jobs.store, "work", '{"n": "no number"}')
         jobs.drain()
-        assert called == [(job.id, "Fail"), (worse, "PayloadError")]
+        assert called == [(job.id, "Fail")]
+        assert jobs.get(worse).state == "blocked"

@@ -227,7 +227,7 @@ class TestFilters:
     def test_of_a_group_find_what_the_group_counts_whatever_the_errors_type_is_called(
         self, jobs: LiteJobs
     ) -> None:
-        for error in ("HTTP404: no page 5", "HTTP404: no page 6", "HTTP500: no page 5"):
+        for error in ("HTTP404: no page 5", "HTTP404: no page 6", "Fail: no page 5"):
             add(jobs, state="failed", error=error)
         [two, one] = jobs.error_groups()
         assert (two.number, found(jobs, group=two.group)) == (2, [2, 1])
