@@ -4692,8 +4692,7 @@ class File:
         return f"{place.as_uri()}?immutable=1"
 
     def _connect(self, place: Path, synchronous: str) -> apsw.Connection:
-        """A configured connection, in WAL mode if it may write. Without *create*, a file without a
-        queue is refused."""
+        """A configured connection. Without *create*, a file without a queue is refused."""
         uri, flags = str(place), apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOFOLLOW
         if self.read_only:
             uri = self._read_only_uri(place)
@@ -4865,8 +4864,7 @@ class File:
                 self.close()
 
     def expect_change(self, changed: object) -> None:
-        """Raises unless a statement in a loop has changed something: a damaged index would
-        make the loop endless."""
+        """Raises if a loop has changed nothing, which a damaged index would make endless."""
         if not changed:
             problem = "is damaged: an index does not lead to the jobs that it should"
             raise FileError(str(self.path), f"{problem}; see `litejobs doctor {self.path}`")
@@ -4874,9 +4872,8 @@ class File:
 
 @attrs.define(eq=False, repr=False, slots=False)
 class Transaction:
-    """Statements that are committed together, or not at all: on the connection of the file, or on
-    the caller's, who begins and commits. (As a generator with `contextmanager` it took longer than
-    SQLite does.)"""
+    """Statements that are committed together, or not at all, on the connection of the file or the
+    caller's. (As a generator with `contextmanager` it took longer than SQLite does.)"""
 
     file: File
     connection: Any
@@ -5004,8 +5001,7 @@ def _ports(tx: Transaction) -> Sequence[int]:
 
 
 def _busy_handler(may_wait: Callable[[float], bool]) -> Callable[[int], bool]:
-    """A busy handler with short random waits: those of SQLite's own grow, so that some process
-    starves."""
+    """A busy handler with short random waits; those of SQLite's grow, so that some starve."""
     since = 0.0
 
     def wait(tries: int) -> bool:
@@ -5111,8 +5107,7 @@ def _close(descriptor: int) -> None:
 
 
 def _refuse_lost_wal(connection: apsw.Connection, place: Path) -> None:
-    """Refuses a file whose WAL was removed while others have it open: the shared memory refers to
-    frames that only they have."""
+    """Refuses a file whose WAL was removed while others have it open: only they have its frames."""
     wal = f"{place}-wal"
     for _ in range(2):  # The WAL may have been emptied between the two statements below.
         try:
@@ -5196,8 +5191,7 @@ def _install_audit_hook() -> None:
 
 
 def _audit_open(event: str, arguments: tuple[Any, ...]) -> None:
-    """Keeps the standard sqlite3 and `open` from opening a file that litejobs has open. (There is
-    no audit event for ATTACH.)"""
+    """Keeps sqlite3 and `open` from a file that litejobs has open. (ATTACH has no audit event.)"""
     if event not in ("open", "sqlite3.connect"):
         return
     path = arguments[0]
@@ -5219,8 +5213,7 @@ def _audit_open(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 def _refuse_file_open_here(place: Path, found: FileId) -> None:
-    """Refuses a file that something else than our SQLite has open in this process, if the system
-    lists open descriptors."""
+    """Refuses a file that something else has open here, if the system lists open descriptors."""
     if sys.platform == "win32" or not os.path.isdir("/dev/fd"):
         return
     give_up = time.monotonic() + 0.5
@@ -5423,8 +5416,7 @@ def _set(values: str, term: str = "TRUE") -> str:
 
 
 # At most key_limit jobs with the same key run at a time. A job with a key is blocked, and in no
-# index that a claim reads, until there is a slot. Then it is pending, and holds the slot until it
-# has run.
+# index that a claim reads, until there is a slot, which it then holds until it has run.
 
 
 def admit_blocked(tx: Transaction, keys: Iterable[str]) -> int:
@@ -5607,8 +5599,7 @@ class Match:
 
     @property
     def where(self) -> str:
-        """The term on queue, name and state. The states are literals, since SQLite uses no partial
-        index for a bound value."""
+        """The term on what is counted. (SQLite uses no partial index for a bound state.)"""
         terms = [f"{key} = :{key}" for key in ("queue", "name") if getattr(self, key) is not None]
         if self.states is not None:
             states = ", ".join(f"'{state}'" for state in self.states)
@@ -5783,8 +5774,7 @@ def count_by_queue(tx: Transaction) -> dict[str, dict[str, int]]:
 
 @attrs.frozen
 class ErrorGroup:
-    """Dead letters of one definition with like errors: they differ in numbers, quoted texts and
-    paths only."""
+    """Dead letters of one definition whose errors differ in numbers, quoted texts or paths only."""
 
     group: str
     """A short id, which stays the same: `retry(group=…)`."""
@@ -6121,14 +6111,12 @@ def _warn_of_old_sqlite(connection: Any, file: File) -> None:
 ################################################################################
 # Enqueue
 #
-# Inserting new jobs. Threads that enqueue at the same time share a commit, and only one job holds
-# a unique key.
+# Inserting new jobs. Threads that enqueue at the same time share a commit.
 ################################################################################
 
 
 class NewJob(NamedTuple):
-    """A job to insert; or several that differ only in their payloads, without a key, an expiry or
-    a rule for duplicates."""
+    """A job to insert; or several plain ones that differ only in their payloads."""
 
     columns: Mapping[str, Any]
     """The values by column, except for the payload; missing ones are NULL."""
@@ -6380,8 +6368,7 @@ def _insert_one(tx: Transaction, job: NewJob) -> tuple[int, bool]:
 
 
 def _unique_key_holder(tx: Transaction, key: str | None) -> tuple[int, str | bytes, bool] | None:
-    """Id and payload of the job that holds a unique key, and whether it has started or ended, and
-    so may no longer be changed."""
+    """Id and payload of the job that holds a unique key, and whether it has started or ended."""
     if key is None:
         return None
     row = tx.execute(
@@ -6425,14 +6412,12 @@ GROUP_COMMIT_WINDOW = 0.0001
 Write = Callable[[Transaction], Any]
 """What one thread does in a transaction shared with other threads."""
 PendingWrite = tuple[Write, threading.Lock, list[tuple[Any, Exception | None]]]
-"""A write that waits for its commit; a lock whose release wakes its thread; a list for its result
-or error."""
+"""A write, a lock whose release wakes its thread, and a list for its result or error."""
 
 
 @attrs.define(eq=False, repr=False, slots=False)
 class GroupCommit:
-    """Commits the writes of a process's threads: those that arrive while one thread commits share
-    the next commit."""
+    """Commits what threads write: those that come while one thread commits share the next one."""
 
     file: File
     _lead: threading.RLock = attrs.field(factory=threading.RLock)
@@ -6529,8 +6514,7 @@ _OF_ITS_JOBS = (*STORED, "headers", "key", "key_limit", "unique_key", "unique_sc
 
 
 def options_of(batch: NewJob) -> str:
-    """The options of a schedule's jobs, from a *batch* made at the time 0, so that its moments
-    are durations."""
+    """The options of a schedule's jobs; the *batch* is made at time 0: moments are durations."""
     columns = batch.columns
     kept = {name: columns.get(name) for name in _OF_ITS_JOBS}
     durations = {"lasts": columns.get("unique_until"), "expires": columns.get("expires_at")}
@@ -6764,8 +6748,7 @@ def _with_state(new: Schedule, known: Schedule) -> Schedule:
 ################################################################################
 # Ready
 #
-# Which job is next: the lanes that a node subscribes to, read ahead, and the limits of queues and
-# of definitions.
+# Which job is next: the lanes that a node subscribes to, read ahead, and limits on them.
 ################################################################################
 
 BURST_SECONDS = 0.01
@@ -6774,8 +6757,7 @@ LONGEST_WAIT = 366 * 86_400.0
 """Seconds after which a queue is checked again, however small its rate is."""
 SLOW_SCAN = 0.001
 SCAN_PAUSE = 5
-"""A scan of all lanes that takes more than SLOW_SCAN seconds is not repeated for SCAN_PAUSE times
-as long."""
+"""After a scan of more than SLOW_SCAN seconds, the next one waits SCAN_PAUSE times as long."""
 
 
 def count_running(tx: Transaction, settings: QueueSettings) -> int:
@@ -6876,8 +6858,7 @@ _LANE_HEADS = f"""
     )
     SELECT * FROM head
 """
-"""The first job of each lane, found by a few index lookups. (A search by comparison of row values
-would read all jobs of a lane.)"""
+"""The first job of each lane, by index lookups. (Comparing row values would read all jobs.)"""
 _JOBS_OF_LANE = f"""
     SELECT {_POSITION} FROM litejobs_job INDEXED BY litejobs_ready
     WHERE state = 'pending' AND queue = ? AND name = ? AND node = ?
@@ -6902,8 +6883,7 @@ class LaneReader:
     _rows: deque[Position] = attrs.field(factory=deque)
 
     def take(self, tx: Transaction | None) -> Position | None:
-        """Takes the first job; returns the position of the next one, for which more is read if
-        there is a transaction."""
+        """Takes the first job; returns the position of the next one, read in a transaction."""
         self.taken += 1
         if tx is not None and not self._rows and not self.ended:
             self._page = min(256, self._page * 2)
@@ -6939,8 +6919,7 @@ class Ready:
     """Of the file, when its lanes were scanned; `None` if they have to be scanned again."""
     _heads: list[tuple[Rank, Position, LaneReader]] = attrs.field(factory=list)
     _postponed: list[tuple[Rank, Position, LaneReader]] = attrs.field(factory=list)
-    """Heads that wait for the next transaction: of queues or definitions at their limit, or
-    without a free worker."""
+    """Heads that wait for the next transaction: at a limit, or without a free worker."""
     _capacities: dict[tuple[Limited, str], list[float]] = attrs.field(factory=dict)
     """By queue or definition: how many more jobs may run, and how many its rate allows to start."""
     _passes: dict[str, float] = attrs.field(factory=dict)
@@ -7301,8 +7280,7 @@ class Nodes:
         return [{"id": i, "name": n, "started_at": maybe_moment(at)} for i, n, at in rows]
 
     def others(self, node: int) -> list[tuple[int, str, int]]:
-        """Ids, names and process ids of the other nodes: those that joined after this one, then
-        those before it."""
+        """Ids, names and pids of the other nodes, in order, from the next one on."""
         sql = "SELECT id, name, pid FROM litejobs_node WHERE id <> ?1 ORDER BY id < ?1, id"
         return self.file.read(sql, (node,))
 
@@ -7331,13 +7309,10 @@ class Nodes:
         return alone is None
 
     def rescue(self, node: int) -> list[tuple[int, str, str, int, int]]:
-        """Takes over the jobs of a node if none of its processes is left; gives their ids, names,
-        queues and attempts, and whether each is a dead letter.
-
-        They become ready again without losing an attempt, but each loss is counted: after
-        LOST_LIMIT losses a job is a dead letter. If it is unknown whether the node is alive, it
-        keeps its jobs, unless its lock file stays missing.
-        """
+        """Takes over the jobs of a node if none of its processes is left; returns their ids, names,
+        queues and attempts, and whether each is a dead letter, as it is after LOST_LIMIT losses;
+        else it is ready again, without losing an attempt. If it is unknown whether the node is
+        alive, it keeps its jobs, unless its lock file stays missing."""
         with lock_of_dead(self.file.presence_path(node)) as dead:
             if dead is not None:
                 self._missing.pop(node, None)
@@ -7446,8 +7421,7 @@ _log_once = functools.lru_cache(100)(logger.error)
 
 
 def lock_exclusive(path: str) -> contextlib.ExitStack | None:
-    """Locks the lock file of a node, unless one of its processes has locked it. A `FileError`
-    means that this is unknown."""
+    """Locks a node's lock file, unless one of its processes has; a `FileError`: it is unknown."""
     try:
         with _translated_errors(path):
             return lock(path, exclusive=True)
@@ -7526,6 +7500,14 @@ def quantile(numbers: Mapping[int, int], share: float) -> timedelta | None:
     return None
 
 
+def _histograms(rows: Any) -> defaultdict[Any, defaultdict[str, dict[int, int]]]:
+    """By what comes first in a row, then by measure: the numbers by bucket."""
+    found: defaultdict[Any, Any] = defaultdict(lambda: defaultdict(dict))
+    for key, measure, bucket, number in rows:
+        found[key][measure][as_integer(bucket) or 0] = as_integer(number) or 0
+    return found
+
+
 @attrs.define(eq=False, repr=False, slots=False)
 class Meter:
     """Counts the jobs that a node has settled, and measures how long they took: in memory, until
@@ -7602,9 +7584,7 @@ class Meter:
 
     def last_hour(self, tx: Transaction) -> dict[str, tuple[int, timedelta | None]]:
         """By queue, how many jobs ended in the last hour, and the median of their waiting."""
-        ended: Counter[str] = Counter()
-        waited: defaultdict[str, dict[int, int]] = defaultdict(dict)
-        rows: Any = tx.execute(
+        rows = tx.execute(
             """
             SELECT queue, measure, bucket, sum(number) FROM litejobs_metric
             WHERE span = 60 AND time > ? AND measure IN ('completed', 'failed', 'waiting')
@@ -7612,27 +7592,25 @@ class Meter:
             """,
             (tx.now - SPANS["hour"],),
         )
-        for queue, measure, bucket, number in rows:
-            if measure == "waiting":
-                waited[queue][as_integer(bucket) or 0] = as_integer(number) or 0
-            else:
-                ended[queue] += as_integer(number) or 0
-        return {queue: (ended[queue], quantile(waited[queue], 0.5)) for queue in ended}
+        return {
+            queue: (
+                numbers["completed"].get(0, 0) + numbers["failed"].get(0, 0),
+                quantile(numbers["waiting"], 0.5),
+            )
+            for queue, numbers in _histograms(rows).items()
+        }
 
     def read(self, span: Span, queue: str | None, name: str | None, limit: int) -> list[Metric]:
         """The metrics of the last spans, the current one at the end."""
         length = SPANS[span]
         last = self.file.clock() // length * length
-        spans: dict[int, defaultdict[str, dict[int, int]]] = {
-            start: defaultdict(dict)
-            for start in range(last - (limit - 1) * length, last + 1, length)
-        }
+        spans = range(last - (limit - 1) * length, last + 1, length)
         values = {
-            "length": length, "first": min(spans), "end": last + length,
+            "length": length, "first": spans[0], "end": last + length,
             "queue": queue and storable(queue), "name": name and storable(name),
         }  # fmt: skip
         with self.file.transaction(read_only=True) as tx:
-            rows: Any = tx.execute(
+            rows = tx.execute(
                 f"""
                 SELECT time - time % :length, measure, bucket, sum(number) FROM litejobs_metric
                 WHERE span IN ({"60" if span == "minute" else "60, 3600"})
@@ -7642,11 +7620,10 @@ class Meter:
                 """,
                 values,
             )
-            for start, measure, bucket, number in rows:
-                if start in spans:
-                    spans[start][measure][as_integer(bucket) or 0] = as_integer(number) or 0
+            found = _histograms(rows)
         metrics = []
-        for start, numbers in spans.items():
+        for start in spans:
+            numbers = found[start]
             counts: Any = [numbers[state].get(0, 0) for state in MEASURED]
             times = [quantile(numbers[m], q) for m in ("waiting", "running") for q in (0.5, 0.95)]
             metrics.append(Metric(from_micros(start), *counts, *times))
@@ -7738,8 +7715,7 @@ def _quantity_in_sql(noun: str, number: str = "count(*)") -> str:
 
 
 def _out_of_bounds(table: str, id: str, *completed: str) -> str:
-    """A query for rows that were written without the triggers that check bounds and complete rows,
-    or before there were any."""
+    """A query for rows that were written without the triggers that check and complete them."""
     bounds = BOUNDS[table].items()
     cases = [f"WHEN {c} NOT BETWEEN {low} AND {high} THEN '{c}'" for c, (low, high) in bounds]
     cases += [f"WHEN {column} IS NULL THEN '{column}'" for column in completed]
@@ -7891,8 +7867,7 @@ PROBLEMS: Sequence[tuple[Level, str, str, str, str]] = (
         """,
     ),
 )  # fmt: skip
-"""Level, subject, problem, advice and a query: each of its rows is a problem, whose columns are
-inserted into the texts."""
+"""Level, subject, problem, advice, and a query for the problems: its columns go into the texts."""
 
 
 def find_problems(nodes: Nodes) -> Iterator[Finding]:
@@ -7917,25 +7892,7 @@ def find_problems(nodes: Nodes) -> Iterator[Finding]:
             else:
                 alone.close()
         tx = Transaction(file, connection, own=False)
-        texts = {"who": "no node so far", "idle": ": no node is at work"}
-        texts["hurry"] = "start one: `litejobs run …`"
-        known = {name for (name,) in tx.execute("SELECT name FROM litejobs_definition")} or None
-        if live:
-            names = [node.names for node in live]
-            known = None if None in names else {name for each in names for name in each or ()}
-            advice = "start more workers, or see by `litejobs why …` what the first one waits for"
-            texts = {"who": "no node at work", "idle": "", "hurry": advice}
-        values = {
-            "live": json.dumps([node.id for node in live]),
-            "names": json.dumps([node.name for node in live]),
-            "known": None if known is None else json.dumps([*known]),
-            "soon": tx.now + 60 * SECOND,
-            "late": tx.now - (LATE if live else OVERDUE),
-        }
-        for level, *sentences, sql in PROBLEMS:
-            for row in tx.execute(sql, values):
-                texts["quoted"] = shlex.quote(str(row[0]))
-                yield Finding(level, *(text.format(*row, **texts) for text in sentences))
+        yield from _find_problems_in(tx, live)
         for schedule in read_schedules(tx, "NOT paused"):
             right = None if schedule.problem else schedule.planned(tx.now).next_tick
             if schedule.problem:
@@ -7958,6 +7915,29 @@ def find_problems(nodes: Nodes) -> Iterator[Finding]:
                 "warning", "the WAL", f"has grown to {size // MEBIBYTE} MiB",
                 "a program keeps a transaction open: end it, then `litejobs compact …`",
             )  # fmt: skip
+
+
+def _find_problems_in(tx: Transaction, live: Sequence[Node]) -> Iterator[Finding]:
+    """The PROBLEMS that there are, while these nodes are at work."""
+    texts = {"who": "no node so far", "idle": ": no node is at work"}
+    texts["hurry"] = "start one: `litejobs run …`"
+    known = {name for (name,) in tx.execute("SELECT name FROM litejobs_definition")} or None
+    if live:
+        names = [node.names for node in live]
+        known = None if None in names else {name for each in names for name in each or ()}
+        advice = "start more workers, or see by `litejobs why …` what the first one waits for"
+        texts = {"who": "no node at work", "idle": "", "hurry": advice}
+    values = {
+        "live": json.dumps([node.id for node in live]),
+        "names": json.dumps([node.name for node in live]),
+        "known": None if known is None else json.dumps([*known]),
+        "soon": tx.now + 60 * SECOND,
+        "late": tx.now - (LATE if live else OVERDUE),
+    }
+    for level, *sentences, sql in PROBLEMS:
+        for row in tx.execute(sql, values):
+            texts["quoted"] = shlex.quote(str(row[0]))
+            yield Finding(level, *(text.format(*row, **texts) for text in sentences))
 
 
 def _find_damage(connection: apsw.Connection) -> Iterator[Finding]:
@@ -8237,8 +8217,7 @@ class Store:
         return Exchanged(claimed, late, ready.again_at, ready.version is not None)
 
     def settle_each(self, settlements: list[Settlement]) -> None:
-        """Settles jobs one at a time, and removes them from the list; one that cannot be settled
-        fails."""
+        """Settles and removes jobs one at a time; one that cannot be settled fails."""
         while settlements:
             claimed, report = settlements[0]
             try:
@@ -8287,8 +8266,7 @@ class Store:
         )
 
     def expire(self, now: int) -> tuple[int, int | None]:
-        """Cancels jobs that were not started in time; returns how many, and when the next one
-        expires."""
+        """Cancels jobs that were not started in time; returns how many, and the next expiry."""
         expiring = "FROM litejobs_job WHERE expires_at IS NOT NULL"
         expired, due = self._change_due(
             now,
@@ -8324,8 +8302,7 @@ class Store:
                 self.file.expect_change(left is None or left > now or next_found != ids[:1])
 
     def admit(self) -> int:
-        """Makes blocked jobs ready whose slots became free unnoticed, as after a change by hand;
-        returns how many."""
+        """Admits blocked jobs whose slots were freed unnoticed, as by hand; returns how many."""
         admitted, key = 0, ""
         following = f"""
             SELECT min(key) FROM litejobs_job INDEXED BY litejobs_key
@@ -8386,8 +8363,7 @@ class Store:
     def read_ended(
         self, claims: Mapping[int, int | None], names: frozenset[str]
     ) -> Iterator[tuple[Claimed, Ended]]:
-        """Those of these jobs, by id and claim (`None`: any), that have one of these *names* and
-        have ended."""
+        """Those of these jobs, by id and claim (`None`: any), with these *names* that have ended."""
         ended = f"SELECT {_JOB} FROM litejobs_job WHERE id IN carray(?) AND +state IN {FINISHED}"
         last = f"""
             SELECT {_FAILURE} FROM litejobs_attempt
@@ -9017,8 +8993,7 @@ class Duties:
             self.events.emit(Event(kind, from_micros(self.store.clock()), self.name, **fields))
 
     def log(self, what: str, error: Exception) -> None:
-        """Logs that *what* failed and will be tried again: at intervals that double, up to an
-        hour, while it goes on failing."""
+        """Logs that *what* failed: while it goes on, at intervals that double, up to an hour."""
         now = time.monotonic()
         again_at, interval = self._logged.get(what, (now, 1.0))
         if now > again_at + 2 * interval:
@@ -9159,8 +9134,7 @@ def _at(module: ModuleType, path: str) -> Any:
 
 
 def place_of(definition: AnyDefinition, holder: object) -> tuple[str, str]:
-    """The module, and the path in it, where a worker can find a definition or the *holder* that
-    it is registered with."""
+    """The module and the path where a worker finds a definition or the *holder* that has it."""
     body = definition.body
     for name in dict.fromkeys((body.module, "__main__")):
         module = sys.modules.get(name)
@@ -9507,8 +9481,7 @@ def spawning() -> Iterator[None]:
 def work_in_child(
     connection: socket.socket, lifeline: Connection, board: Board, presence: str, make: MakeExecutor
 ) -> None:
-    """The main function of a worker process, which holds the lock on the file *presence* and dies
-    with its supervisor."""
+    """The main function of a worker process, which holds the lock *presence* of its node."""
     if hasattr(os, "setpgid"):
         # A group of its own gets no Ctrl-C, and can be killed with what the jobs have started.
         os.setpgid(0, 0)
@@ -9591,8 +9564,7 @@ RESTORE_AFTER = 5
 
 @attrs.define(eq=False, repr=False, slots=False)
 class JobRunner:
-    """Runs a worker's jobs: plain ones one after another, and async ones beside, many at a time,
-    in a thread with an event loop."""
+    """Runs a worker's jobs: plain ones one by one, async ones beside, in a thread with a loop."""
 
     channel: Channel
     board: Board
