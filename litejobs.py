@@ -1286,8 +1286,7 @@ class Cron:
         offset = self._offset(start)
         if (local := next(self._local_times(start - SECOND, offset), None)) is None:
             return None
-        # That is right if the clock does not change until then. No zone has changed its clock
-        # twice within six days since 1970.
+        # Unless the clock changes until then: since 1970 not twice within six days in any zone.
         tick = to_micros(local.replace(tzinfo=UTC)) - offset
         for day in range(start, tick, DAY):
             if self._offset(end := min(day + DAY, tick)) != offset:
@@ -2156,9 +2155,6 @@ def _write_moment(value: datetime | time_of_day) -> str:
     return text
 
 
-_SECOND = timedelta(seconds=1)
-
-
 def _exact(kind: type, dump: _Hook, parse: _Hook, *raws: type) -> _Parts:
     """A scalar of which only values that round-trip exactly are written and read: parsers of
     the standard library accept many spellings, and a long timedelta loses its microseconds."""
@@ -2183,7 +2179,7 @@ _SCALARS: Final[Mapping[Any, _Parts]] = {
     float: ((float, int), (float, int), _identity, _parse_float),
     timedelta: _exact(
         timedelta,
-        lambda value: value.total_seconds() if value % _SECOND else value // _SECOND,
+        lambda value: value.total_seconds() if value.microseconds else int(value.total_seconds()),
         lambda raw: timedelta(seconds=raw),
         *(int, float),
     ),
@@ -2493,9 +2489,7 @@ _check_backoff = _accept(
 _check_retention = _accept(lambda value: isinstance(value, Retention), "a Retention")
 _check_unique = _accept(lambda value: isinstance(value, Unique), "Unique(…) or None")
 _check_headers = _accept(
-    lambda value: (
-        isinstance(value, Mapping) and all(type(text) is str for text in [*value, *value.values()])
-    ),
+    lambda value: isinstance(value, Mapping) and {*map(type, [*value, *value.values()])} <= {str},
     "texts by their names",
 )
 _check_function = _accept(callable, "a function")
@@ -3486,8 +3480,8 @@ Ended = tuple[tuple[Any, ...], tuple[Any, ...] | None]
 def report_of_error(
     error: BaseException, claimed: Claimed, options: Options, rng: random.Random
 ) -> Report:
-    """The report, without times, of an attempt whose handler raised. This is decided by the first
-    that applies: the handler's `Outcome`, `fail_on`, `retry_on`, the limit and the backoff."""
+    """The report, without times, of an attempt whose handler raised, by the first that applies:
+    the handler's `Outcome`, `fail_on`, `retry_on`, the limit and the backoff."""
     backoff = options.backoff
     if isinstance(error, Cancel):
         return Report(state="cancelled")
@@ -3557,8 +3551,7 @@ class Executor:
         progress: ReportProgress = lambda claimed, progress: None,
         ended: Ended | None = None,
     ) -> Report:
-        """Runs one attempt, with its own copy of the context variables. The report says what
-        the handler raised. If the job has *ended*, its `on_end` is called instead."""
+        """Runs one attempt, or the `on_end` of an *ended* job, with its own context variables."""
         if ended is None:
             attempt = self._attempt(claimed, asked, progress, self._compose, self._run_blocking)
         else:
@@ -3719,8 +3712,7 @@ class Executor:
         return noticed and asked() == "stop" and not issubclass(type(error), Outcome)
 
     def _exit_fork(self, claimed: Claimed, error: BaseException | None = None) -> NoReturn:
-        """Ends a process that the job has forked and that leaves the handler: it would report the
-        outcome a second time, and read messages meant for the worker."""
+        """Ends a process that the job has forked: it would report the outcome a second time."""
         if isinstance(error, SystemExit):
             os._exit(error.code if isinstance(error.code, int) else bool(error.code))
         problem = "a process that job %d (%s) forked left the handler: end it with os._exit()"
@@ -3796,8 +3788,7 @@ def _outside_running_loops(act: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _result(codec: Codec[Any] | None, value: object) -> tuple[str | None, str]:
-    """The JSON text of what a handler returned; or why it is not kept, which fails the job if it
-    has a return type. Without one, tuples are kept as lists."""
+    """The JSON text of what a handler returned; or, if no return type is declared, why not."""
     if codec is None:
         return None, ""
     try:
@@ -3851,8 +3842,7 @@ PROGRESS_INTERVAL = 0.1
 
 @attrs.define(eq=False, repr=False, slots=False)
 class ProgressReporter:
-    """Forwards the progress and meta of one attempt, as JSON: the first report at once, later
-    ones at most ten times a second, and the last one in any case. Thread-safe."""
+    """Forwards progress and meta of one attempt at most ten times a second. Thread-safe."""
 
     _forward: Callable[[str | None, str | None], None]
     _progress: Progress | Callable[[], Progress] | None = None
@@ -5645,7 +5635,7 @@ def _ids_of(match: Match) -> str:
     """A query for the ids of the newest *limit* jobs that match, newest first, which reads little
     however many jobs there are."""
     where = match.where
-    by_tags = "tags" in match.others and match.ids is None
+    by_tags = "tags" in match.others and match.ids is None and match.states != ()
     terms = [FILTERS[name][1] for name in match.others if not (by_tags and name == "tags")]
     further = " AND ".join(("id < :before", *terms))
     if match.ids is not None:
