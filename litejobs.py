@@ -914,8 +914,8 @@ class Job(Generic[R]):
             PayloadError: the payload would no longer fit.
         """
         if not self._source.change(self.id, to=to).moved:
-            problem = f"job {self.id} ({self.name}) is {self.refresh().state}"
-            raise OptionError("state", f"{problem}: only waiting jobs can be changed")
+            state = self.refresh().state
+            raise OptionError("id", f"{self.id} is {state}: only waiting jobs can be changed")
         return self.refresh()
 
     def delete(self) -> Job[R]:
@@ -926,18 +926,15 @@ class Job(Generic[R]):
         """
         self.refresh()
         if not self._source.delete(self.id).moved:
-            problem = f"job {self.id} ({self.name}) is {self.state}: cancel it before it is deleted"
-            raise OptionError("state", problem)
+            raise OptionError("id", f"{self.id} is {self.state}: cancel it before it is deleted")
         return self
 
     def result(self, timeout: Duration | None = None) -> R:
-        """What the handler returned, rebuilt with its declared type. Waits like `wait`:
-        without a *timeout*, for ever if no node is running.
+        """What the handler returned, with its declared type. Waits like `wait`.
 
         Raises:
             JobFailedError: the job failed or was cancelled.
-            ResultError: it completed, and what it returned could not be kept, or does not fit the
-                type that the handler declares now.
+            ResultError: what it returned could not be kept, or no longer fits its declared type.
             WaitTimeoutError: *timeout* passed first.
         """
         value: R = self._source.result(self.wait(timeout))
@@ -1067,9 +1064,8 @@ CUSTOM = "custom"
 def backoff_delay(policy: Backoff, attempt: int, rng: random.Random) -> timedelta:
     """How long to wait after failed attempt number *attempt*, from 1.
 
-    A curve is capped, then spread, so that jobs which failed together are not retried
-    together: jitter "full" draws from zero to the whole wait, "equal" from half of it to
-    the whole. The result of a function is taken as it is. Source: Marc Brooker,
+    A curve is capped, then spread: jitter "full" draws from zero to the whole wait, "equal" from
+    half of it to the whole. The result of a function is taken as it is. Source: Marc Brooker,
     "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
     """
     if not isinstance(policy, Curve):
@@ -1171,8 +1167,7 @@ class Unique:
             expected = "return, raise, replace or a function that merges two payloads"
             raise OptionError("on_conflict", f"expected {expected}, got {self.on_conflict!r}")
         if self.on_conflict not in ("return", "raise") and self.scope != "queued":
-            problem = "a job that may have started cannot be changed: this needs scope='queued'"
-            raise OptionError("on_conflict", problem)
+            raise OptionError("on_conflict", "the job may have started: this needs scope='queued'")
         if self.fields is not None and self.key is not None:
             raise OptionError("unique", "fields and key were both given: a key is made one way")
 
@@ -1291,8 +1286,7 @@ class Cron:
         offset = self._offset(start)
         if (local := next(self._local_times(start - SECOND, offset), None)) is None:
             return None
-        # That is right if the clock does not change until then. No zone has changed its clock
-        # twice within six days since 1970.
+        # Unless the clock changes until then: since 1970 not twice within six days in any zone.
         tick = to_micros(local.replace(tzinfo=UTC)) - offset
         for day in range(start, tick, DAY):
             if self._offset(end := min(day + DAY, tick)) != offset:
@@ -1334,8 +1328,7 @@ def time_zone(name: str) -> tzinfo:
     with contextlib.suppress(KeyError, ValueError, OSError, TypeError, AttributeError):
         return zoneinfo.ZoneInfo(name)
     if not (known := zoneinfo.available_timezones()):
-        problem = "cannot be found, since there is no data on time zones here: pip install tzdata"
-        raise OptionError("timezone", f"{name!r} {problem}")
+        raise OptionError("timezone", f"{name!r} needs data on time zones: pip install tzdata")
     import difflib
 
     words = {word.lower(): zone for zone in sorted(known) for word in (zone.split("/")[-1], zone)}
@@ -1352,11 +1345,7 @@ _LENGTH_OF_TIME = re.compile(
 
 
 def parse_length(text: str) -> timedelta:
-    """The length of time that a text such as `1h30m` or `10 min` means.
-
-    Raises:
-        ValueError: it is none.
-    """
+    """The length of time that a text such as `1h30m` or `10 min` means, or a ValueError."""
     counts = _LENGTH_OF_TIME.fullmatch("".join(text.split()))
     if counts is None or not any(counts.groups()):
         raise ValueError(f"{text!r} is not a length of time such as 30s, 10m, 1h30m or 2d")
@@ -1526,8 +1515,7 @@ class Schedule:
         for option in ("grace", "jitter"):
             duration(getattr(self, option) / SECOND, option)
         if self.misfire == "skip" and self.grace < SECOND:
-            problem = "every tick is a little late: with misfire='skip' give a second at least"
-            raise OptionError("grace", problem)
+            raise OptionError("grace", "with misfire='skip' give a second: each tick is a bit late")
         if self.start_at is not None and self.end_at is not None and self.end_at < self.start_at:
             start, end = from_micros(self.start_at), from_micros(self.end_at)
             raise OptionError("end", f"{end} is before the start, {start}")
@@ -1574,11 +1562,9 @@ class Schedule:
         return self._covered(periods, after, self.next_tick or now)
 
     def due(self, now: int) -> tuple[list[int], Schedule]:
-        """The ticks that fire *now*, oldest first, and the schedule once they have fired.
-
-        A tick that is late by more than the grace was missed. Of those, "skip" fires none
-        and "all" each (MAX_TICKS at a time); "once" fires one job for all late ticks.
-        """
+        """The ticks that fire *now*, oldest first, and the schedule once they have fired. A tick
+        that is late by more than the grace was missed: "skip" fires none of those, "all" each
+        (MAX_TICKS at a time), and "once" one job for all late ticks."""
         plan = self.planned(now)
         if (first := plan.next_tick) is None or first > now:
             return [], plan
@@ -1665,10 +1651,8 @@ class CodecError(Exception):
 
 @attrs.frozen(eq=False, repr=False, slots=False)
 class Codec(Generic[T]):
-    """JSON text for values of one type, checked both ways.
-
-    With *omit_defaults*, fields of the class *kind* that hold their default are left out.
-    """
+    """JSON text for values of one type, checked both ways. With *omit_defaults*, fields of the
+    class *kind* that hold their default are left out."""
 
     kind: Any
     omit_defaults: bool = attrs.field(default=False, kw_only=True)
@@ -2171,9 +2155,6 @@ def _write_moment(value: datetime | time_of_day) -> str:
     return text
 
 
-_SECOND = timedelta(seconds=1)
-
-
 def _exact(kind: type, dump: _Hook, parse: _Hook, *raws: type) -> _Parts:
     """A scalar of which only values that round-trip exactly are written and read: parsers of
     the standard library accept many spellings, and a long timedelta loses its microseconds."""
@@ -2198,7 +2179,7 @@ _SCALARS: Final[Mapping[Any, _Parts]] = {
     float: ((float, int), (float, int), _identity, _parse_float),
     timedelta: _exact(
         timedelta,
-        lambda value: value.total_seconds() if value % _SECOND else value // _SECOND,
+        lambda value: value.total_seconds() if value.microseconds else int(value.total_seconds()),
         lambda raw: timedelta(seconds=raw),
         *(int, float),
     ),
@@ -2225,8 +2206,6 @@ S = TypeVar("S", default=object)
 
 PAYLOAD_LIMIT = 4 * 2**20
 """The largest payload or result, in bytes."""
-SURELY_FITS = PAYLOAD_LIMIT // 4
-"""Characters, of up to four bytes each, which need not be counted in bytes."""
 
 Reason = Literal["timeout", "cancel", "stop", "memory"]
 """Why a job is asked to end."""
@@ -2336,8 +2315,7 @@ class Context(Generic[S]):
         return self._asked() is not None
 
     def checkpoint(self) -> None:
-        """Does nothing until the job has been asked to end (see `cancelled`); then it ends the
-        job with the right outcome: given back, timed out or cancelled.
+        """Ends the job with the right outcome, if it has been asked to end (see `cancelled`).
 
         Raises:
             Interrupted: the job has been asked to end. Let it pass.
@@ -2430,9 +2408,7 @@ def options_in(typed: Any) -> list[inspect.Parameter]:
     """The options in a TypedDict, as the parameters that signatures show."""
     kind, shown = inspect.Parameter.KEYWORD_ONLY, {}
     for option, hint in typed.__annotations__.items():
-        text = hint.__forward_arg__
-        annotated = re.match(r"Annotated\[(.*?), (?:['\"]|FIELDS)", text)
-        shown[option] = annotated[1] if annotated else text
+        shown[option] = re.sub(r"Annotated\[(.*?), (['\"]|FIELDS).*", r"\1", hint.__forward_arg__)
     return [inspect.Parameter(o, kind, default=_UNSET, annotation=shown[o]) for o in shown]
 
 
@@ -2513,9 +2489,7 @@ _check_backoff = _accept(
 _check_retention = _accept(lambda value: isinstance(value, Retention), "a Retention")
 _check_unique = _accept(lambda value: isinstance(value, Unique), "Unique(…) or None")
 _check_headers = _accept(
-    lambda value: (
-        isinstance(value, Mapping) and all(type(text) is str for text in [*value, *value.values()])
-    ),
+    lambda value: isinstance(value, Mapping) and {*map(type, [*value, *value.values()])} <= {str},
     "texts by their names",
 )
 _check_function = _accept(callable, "a function")
@@ -2698,7 +2672,6 @@ class Body:
     name: str
     code: Callable[..., Any]
     place: str
-    module: str
     options: Options
     """The definition's own, whose backoff may be a function: rows keep only curves."""
     home: Any = None
@@ -2719,8 +2692,8 @@ class Body:
 
     def replaces(self, old: Body) -> bool:
         """Whether it is the same code, loaded again: by `importlib.reload`, or in a notebook."""
-        same = (self.module, self.code.__qualname__) == (old.module, old.code.__qualname__)
-        return same and self.loaded_by is not old.loaded_by
+        own, other = ((each.code.__module__, each.code.__qualname__) for each in (self, old))
+        return own == other and self.loaded_by is not old.loaded_by
 
     @functools.cached_property
     def signature(self) -> Signature:
@@ -2808,9 +2781,8 @@ class Body:
         except TypeError as error:
             problem = str(error).replace(".__init__()", "()")
             if problem.endswith("given"):  # It counts the object that is made, too.
-                most = len(attrs.fields(make))
-                given = f"{len(args)} were given"
-                problem = f"{self.name}() takes no more than {most} arguments, {given}"
+                most, given = len(attrs.fields(make)), len(args)
+                problem = f"{self.name}() takes no more than {most} arguments, {given} were given"
             raise TypeError(problem) from None
 
     def encode(self, payload: Any) -> str | bytes:
@@ -2829,7 +2801,7 @@ class Body:
                 raise self._unfit(f"encode raised {_first_line(error)}") from error
             if type(made) is not bytes:
                 raise self._unfit(f"encode gave {got(codec.kind, made)}, which is not bytes")
-        if len(made) > SURELY_FITS and (excess := excess_of(made)):
+        if excess := excess_of(made):
             raise self._unfit(f"{excess}; put the data into a file and pass its path")
         return made
 
@@ -2988,9 +2960,7 @@ def _with_its_parameters(method: T) -> T:
 @attrs.frozen(eq=False, repr=False, slots=False)
 class Definition(Generic[P, R, C]):
     """A function with a name, types and options, ready to be enqueued.
-
-    Calling it calls the function: nothing is queued.
-    """
+    Calling it calls the function: nothing is queued."""
 
     body: Body
     options: Options
@@ -3016,8 +2986,7 @@ class Definition(Generic[P, R, C]):
         return result
 
     def using(self, **choices: Unpack[Choices]) -> Definition[P, R, C]:
-        """A copy with other options. They are not given to `enqueue`, so that they never
-        collide with the function's own parameters.
+        """A copy with other options. (Arguments of `enqueue` are the function's alone.)
 
         Raises:
             OptionError: an option is unknown, or its value cannot be used.
@@ -3054,11 +3023,8 @@ class Definition(Generic[P, R, C]):
 
     @_with_its_parameters
     async def aenqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job[R]:
-        """`enqueue` for coroutines: the event loop goes on meanwhile, also while others hold the
-        file's write lock. If its task is cancelled meanwhile, the job is enqueued all the same.
-
-        Raises: like `enqueue`.
-        """
+        """`enqueue` for coroutines: the event loop goes on meanwhile. If its task is cancelled
+        meanwhile, the job is enqueued all the same. Raises the same errors."""
         job: Job[R] = await self._home.aenqueue(self.bind(*args, **kwargs))
         return job
 
@@ -3075,8 +3041,7 @@ class Definition(Generic[P, R, C]):
 def _bound(body: Body, options: Options, payload: str | bytes) -> Bound[Any]:
     """A job, if its row can store its options."""
     if options.backoff is not body.options.backoff and not isinstance(options.backoff, Curve):
-        problem = "a function belongs to the definition: the row of a job cannot store it"
-        raise OptionError("backoff", problem)
+        raise OptionError("backoff", "a function belongs to the definition: no row can store it")
     return Bound(body, options, payload)
 
 
@@ -3300,12 +3265,9 @@ class Define:
     def __call__(self, code: Any = None, /, *, name: str | None = None, **options: Any) -> Any:
         """Gives code a name and options, and registers it.
 
-        A function becomes a `Definition`. An attrs class with `run()` stays what it
-        is, and its instances can be enqueued. With *encode* and *decode* payloads are
-        bytes instead of JSON: of an instance, or of a dict of arguments by name.
-
-        The same code that is loaded again, in a notebook or by `importlib.reload`, replaces its
-        definition. No definition is added while a node or `drain` runs in this program.
+        A function becomes a `Definition`. An attrs class with `run()` stays what it is, and its
+        instances can be enqueued. The same code that is loaded again, in a notebook or by
+        `importlib.reload`, replaces its definition.
 
         Raises:
             DefinitionError: the code cannot be a definition, its name is taken, or a node runs.
@@ -3340,7 +3302,7 @@ class Define:
         function: Any = code if inspect.isfunction(code) else code.run
         function = inspect.unwrap(function).__code__
         place = f"{function.co_filename}:{function.co_firstlineno}"
-        return Body(name, code, place, code.__module__, self._options)
+        return Body(name, code, place, self._options)
 
 
 def _problem_of(code: Any) -> str | None:
@@ -3434,12 +3396,10 @@ class Middleware:
     """The names of the nodes that run in this process: they would not have what is added now."""
 
     def run(self, layer: RunLayer) -> RunLayer:
-        """Puts a function `(context, call_next)` around every run, in workers and in
-        `drain`; returns it unchanged. `call_next()` runs the inner layers and the handler, and
-        returns the handler's value; what the function returns becomes the result. It may
-        raise whatever a handler may, and need not call `call_next`.
-
-        An `async def` has to await `call_next()`, also around sync handlers.
+        """Puts a function `(context, call_next)` around every run; returns it unchanged.
+        `call_next()` runs the inner layers and the handler, and returns the handler's value; what
+        the function returns becomes the result. It may raise whatever a handler may, and need not
+        call `call_next`. An `async def` has to await `call_next()`, also around sync handlers.
 
         Raises:
             OptionError: it cannot be called, or a node runs in this program.
@@ -3450,9 +3410,8 @@ class Middleware:
 
     def enqueue(self, layer: EnqueueLayer) -> EnqueueLayer:
         """Puts a function `(works, call_next)` around every enqueue; returns it unchanged.
-        *works* are the bound jobs of one transaction; `call_next(works)` inserts them, or
-        others derived from them with `using`, and returns the jobs, which the function has
-        to return. If it raises, none of them is enqueued.
+        *works* are the bound jobs of one transaction; `call_next(works)` inserts them, or others
+        made of them with `using`, and returns the jobs, for the function to return.
 
         Raises:
             OptionError: it cannot be called, or is async, or a node runs in this program.
@@ -3521,8 +3480,8 @@ Ended = tuple[tuple[Any, ...], tuple[Any, ...] | None]
 def report_of_error(
     error: BaseException, claimed: Claimed, options: Options, rng: random.Random
 ) -> Report:
-    """The report, without times, of an attempt whose handler raised. This is decided by the first
-    that applies: the handler's `Outcome`, `fail_on`, `retry_on`, the limit and the backoff."""
+    """The report, without times, of an attempt whose handler raised, by the first that applies:
+    the handler's `Outcome`, `fail_on`, `retry_on`, the limit and the backoff."""
     backoff = options.backoff
     if isinstance(error, Cancel):
         return Report(state="cancelled")
@@ -3592,8 +3551,7 @@ class Executor:
         progress: ReportProgress = lambda claimed, progress: None,
         ended: Ended | None = None,
     ) -> Report:
-        """Runs one attempt, with its own copy of the context variables. The report says what
-        the handler raised. If the job has *ended*, its `on_end` is called instead."""
+        """Runs one attempt, or the `on_end` of an *ended* job, with its own context variables."""
         if ended is None:
             attempt = self._attempt(claimed, asked, progress, self._compose, self._run_blocking)
         else:
@@ -3705,18 +3663,16 @@ class Executor:
         arguments: Callable[[], tuple[Any, ...]],
     ) -> None:
         """Calls a function that a definition has for what comes after; logs what it raises."""
-        problem: BaseException | None = None
         try:
             value = getattr(self.registry.options(claimed.name), hook)(*arguments())
             if inspect.iscoroutine(value):
                 await wait(value)
+            if self.forked:
+                self._exit_fork(claimed)
         except BaseException as error:
-            problem = error
-        if self.forked:
-            self._exit_fork(claimed, problem)
-        if problem is not None:
-            about = hook, claimed.id, claimed.name
-            logger.error("%s failed for job %d (%s)", *about, exc_info=problem)
+            if self.forked:
+                self._exit_fork(claimed, error)
+            logger.exception("%s failed for job %d (%s)", hook, claimed.id, claimed.name)
 
     def _failed(
         self, claimed: Claimed, error: BaseException, unfit: bool, asked: StopCheck
@@ -3756,8 +3712,7 @@ class Executor:
         return noticed and asked() == "stop" and not issubclass(type(error), Outcome)
 
     def _exit_fork(self, claimed: Claimed, error: BaseException | None = None) -> NoReturn:
-        """Ends a process that the job has forked and that leaves the handler: it would report the
-        outcome a second time, and read messages meant for the worker."""
+        """Ends a process that the job has forked: it would report the outcome a second time."""
         if isinstance(error, SystemExit):
             os._exit(error.code if isinstance(error.code, int) else bool(error.code))
         problem = "a process that job %d (%s) forked left the handler: end it with os._exit()"
@@ -3833,8 +3788,7 @@ def _outside_running_loops(act: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _result(codec: Codec[Any] | None, value: object) -> tuple[str | None, str]:
-    """The JSON text of what a handler returned; or why it is not kept, which fails the job if it
-    has a return type. Without one, tuples are kept as lists."""
+    """The JSON text of what a handler returned; or, if no return type is declared, why not."""
     if codec is None:
         return None, ""
     try:
@@ -3848,7 +3802,7 @@ def _result(codec: Codec[Any] | None, value: object) -> tuple[str | None, str]:
             problem = storable(" ".join(str(unfit).split())[:PROBLEM_LIMIT])
             advice = "annotate the return type, or return None"
             return None, f"its result was not kept: {problem}; {advice}"
-    if len(text) > SURELY_FITS and (excess := excess_of(text)):
+    if excess := excess_of(text):
         if codec.kind is not Any:
             raise Fail(f"its result has {excess}; return a path instead")
         return None, f"its result was not kept: it has {excess}; return a path instead"
@@ -3888,8 +3842,7 @@ PROGRESS_INTERVAL = 0.1
 
 @attrs.define(eq=False, repr=False, slots=False)
 class ProgressReporter:
-    """Forwards the progress and meta of one attempt, as JSON: the first report at once, later
-    ones at most ten times a second, and the last one in any case. Thread-safe."""
+    """Forwards progress and meta of one attempt at most ten times a second. Thread-safe."""
 
     _forward: Callable[[str | None, str | None], None]
     _progress: Progress | Callable[[], Progress] | None = None
@@ -5661,7 +5614,7 @@ def _ids_of(match: Match) -> str:
             SELECT id FROM litejobs_job NOT INDEXED
             WHERE id IN (SELECT value FROM json_each(:ids)) AND {further} AND {where}
         """
-    elif "tags" in match.others:
+    elif "tags" in match.others and match.states != ():
         # Each list of tags costs one look-up, whether it has the wanted ones or not.
         following = "SELECT min(tags) FROM litejobs_job INDEXED BY litejobs_tags WHERE tags"
         found = f"""
@@ -8363,7 +8316,7 @@ class Store:
     def read_ended(
         self, claims: Mapping[int, int | None], names: frozenset[str]
     ) -> Iterator[tuple[Claimed, Ended]]:
-        """Those of these jobs, by id and claim (`None`: any), with these *names* that have ended."""
+        """Those of these jobs, by id and claim (`None`: any), and *names* that have ended."""
         ended = f"SELECT {_JOB} FROM litejobs_job WHERE id IN carray(?) AND +state IN {FINISHED}"
         last = f"""
             SELECT {_FAILURE} FROM litejobs_attempt
@@ -9136,7 +9089,7 @@ def _at(module: ModuleType, path: str) -> Any:
 def place_of(definition: AnyDefinition, holder: object) -> tuple[str, str]:
     """The module and the path where a worker finds a definition or the *holder* that has it."""
     body = definition.body
-    for name in dict.fromkeys((body.module, "__main__")):
+    for name in dict.fromkeys((body.code.__module__, "__main__")):
         module = sys.modules.get(name)
         if module is None or (name == "__main__" and not _importable_main(module)):
             continue
@@ -9151,10 +9104,10 @@ def place_of(definition: AnyDefinition, holder: object) -> tuple[str, str]:
                 return spec.name if in_package else name, attribute
     if "<locals>" in body.code.__qualname__:
         problem = "stands inside a function, where workers cannot find it"
-    elif body.module == "__main__" and not _importable_main(sys.modules["__main__"]):
+    elif body.code.__module__ == "__main__" and not _importable_main(sys.modules["__main__"]):
         problem = "was typed in, and workers cannot import what is in no file"
     else:
-        problem = f"cannot be found by workers: no name in {body.module} leads to it"
+        problem = f"cannot be found by workers: no name in {body.code.__module__} leads to it"
     advice = "move it to the top level of a module, or use threads="
     raise DefinitionError(body.name, f"{problem} ({body.place}): {advice}")
 
