@@ -1126,8 +1126,7 @@ def store_retention(policy: Retention) -> str | None:
 Scope = Literal["queued", "active", "exists"]
 OnConflict = Literal["return", "raise", "replace"]
 Merge = Callable[[Any, Any], Any]
-"""Makes one payload of the waiting job's and the new one: instances of a class, or the
-arguments of a function as dicts."""
+"""Of the waiting payload and the new one (instances, or dicts of arguments) makes one."""
 
 
 def _named_fields(value: Iterable[str] | None) -> tuple[str, ...] | None:
@@ -2640,8 +2639,7 @@ STORED: Mapping[str, Callable[[Any], Any]] = {
     for option in attrs.fields(Options)
     if option.metadata.get("store")
 }
-"""The options that have a column of their name, in the rows of jobs and of definitions, and what
-makes the value in it."""
+"""The options that have a column of their name, and what makes the value in it."""
 CHOICES = tuple(Choices.__annotations__)
 _DEFINITION_ATTRIBUTE = "__litejobs_definition__"
 AFTER_START = "after work had started: do it before, or stop the node first"
