@@ -8995,11 +8995,11 @@ def prune(duties: Duties) -> float | None:
 DUTIES: Mapping[str, tuple[float, Duty]] = {
     "rescue": (1.0, rescue),
     "rescue_from_unlisted": (60.0, rescue_from_unlisted),
-    "expire": (60.0, lambda duties: duties.do_timed(duties.store.expire)),
     "fire": (
         60.0,
         lambda duties: duties.do_timed(lambda now: duties.store.schedules.fire(now, duties.fired)),
     ),
+    "expire": (60.0, lambda duties: duties.do_timed(duties.store.expire)),
     "stage": (60.0, lambda duties: duties.do_timed(duties.store.stage)),
     "admit": (60.0, lambda duties: duties.do_timed(lambda now: (duties.store.admit(), None))),
     "prune": (60.0, prune),
