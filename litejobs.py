@@ -5685,7 +5685,9 @@ def _ids_of(match: Match) -> str:
     by_tags = "tags" in match.others and match.ids is None
     terms = [FILTERS[name][1] for name in match.others if not (by_tags and name == "tags")]
     further = " AND ".join(("id < :before", *terms))
-    if match.ids is not None:
+    if match.states == ():
+        found = "SELECT 1 AS id WHERE FALSE"
+    elif match.ids is not None:
         found = f"""
             SELECT id FROM litejobs_job NOT INDEXED
             WHERE id IN (SELECT value FROM json_each(:ids)) AND {further} AND {where}
