@@ -535,7 +535,7 @@ _VARYING = r"""(?xi)
     | (?<![\w/\\])(?:[a-z]:|~|\.{1,2})?(?:[/\\][^\s/\\'",:;()]+)+ )   # a path;
     | \b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b         # a UUID,
     | \b0x[0-9a-f]+\b | \b(?=[a-f]*\d)[0-9a-f]{8,}\b          # hexadecimal digits,
-    | \d+(?:[.,:]\d+)*                                        # a number.
+    | \d+(?:[.,:]\d+)*(?:e-?\d+)?                             # a number.
 """
 
 
@@ -958,9 +958,8 @@ class Job(Generic[R]):
             while not job.finished:
                 await asyncio.sleep(next(intervals))
                 job._update(await job._source.aget(job.id))
-                if (now := time.monotonic()) >= warn_at:
-                    warned = await job._source._awarn_of_wait([job])
-                    warn_at = math.inf if warned else 2 * now - began
+                if time.monotonic() >= warn_at:
+                    warn_at = await job._source._awarn_of_wait([job], began)
             return job
 
         return wait(self).__await__()
@@ -4312,8 +4311,8 @@ def schema_version(connection: Any, path: str) -> int:
 
 
 def update_schema(connection: Any, path: str) -> None:
-    """Creates what an older schema lacks, in the caller's transaction, unless another process has
-    done so. (One statement at a time: the standard sqlite3 commits before it runs a script.)"""
+    """Creates what an older schema lacks, in the caller's transaction. (One statement at a time:
+    the standard sqlite3 commits before it runs a script.)"""
     if schema_version(connection, path) == SCHEMA_VERSION:
         return
     found = dict(connection.execute("SELECT name, sql FROM sqlite_schema").fetchall())
@@ -4375,9 +4374,8 @@ def _is_ours(kind: str, found: str, expected: str, outdated: bool) -> bool:
 
 
 def _forget_statistics(connection: apsw.Connection) -> None:
-    """Deletes what ANALYZE has stored about our tables: a queue that was empty then may now hold
-    millions of jobs, which SQLite would read instead of an index. Without statistics it assumes
-    large tables."""
+    """Deletes what ANALYZE has stored about our tables: SQLite would read all of a queue that was
+    empty then. Without statistics it assumes large tables."""
     tables = connection.execute("""
         SELECT name FROM sqlite_schema
         WHERE name IN ('sqlite_stat1', 'sqlite_stat4') AND sql GLOB 'CREATE TABLE *'
@@ -4475,6 +4473,10 @@ def _stat_id(found: os.stat_result) -> FileId:
     return found.st_dev, found.st_ino
 
 
+def _may_write(path: Path) -> bool:
+    return os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
+
+
 def _file_id(path: str) -> FileId:
     try:
         return _stat_id(os.stat(path))
@@ -4505,8 +4507,7 @@ class File:
     read_only: bool = False
     """Whether the system lets this user only read it, as on a read-only medium."""
     warned: bool = False
-    """Whether it was logged that it may only be read, or that the SQLite of the standard sqlite3
-    is too old."""
+    """Whether it was logged that it may only be read, or that the standard sqlite3 is too old."""
     _connection: apsw.Connection | None = None
     _abandoned: list[apsw.Connection] = attrs.field(factory=list)
     _pid: int = 0
@@ -4540,10 +4541,9 @@ class File:
     def transaction(
         self, *, read_only: bool = False, notify: bool = False, enqueues: bool = False
     ) -> Transaction:
-        """A transaction, for a `with` statement, that holds the write lock from its start: all of
-        the block is committed, or none. *notify* wakes the nodes after the commit; *enqueues* does
-        so, too, and refuses to commit while the disk is nearly full. *read_only* begins none: each
-        statement reads by itself."""
+        """A transaction, for a `with` statement, that holds the write lock from its start. *notify*
+        wakes the nodes after the commit; *enqueues* does so, too, and refuses to commit while the
+        disk is nearly full. *read_only* begins none: each statement reads by itself."""
         return Transaction(self, None, True, read_only, notify or enqueues, enqueues)
 
     def read(self, sql: str, bindings: Any = ()) -> list[Any]:
@@ -4562,8 +4562,7 @@ class File:
                 yield connection
 
     def notify_nodes(self, ports: Iterable[int] | None = None) -> None:
-        """Wakes all nodes, or those that listen at *ports*, by an empty datagram to each. Losing
-        one is harmless."""
+        """Wakes all nodes, or those that listen at *ports*, by an empty datagram to each."""
         if ports is None:
             with self.transaction(read_only=True) as tx:
                 ports = _ports(tx)
@@ -4610,21 +4609,13 @@ class File:
                     if not may_go_on(tries):
                         raise
                 except (apsw.CantOpenError, apsw.ReadOnlyError):
-                    effective = os.access in os.supports_effective_ids
-                    if all(
-                        os.access(path, os.W_OK, effective_ids=effective)
-                        for path in (place, place.parent)
-                    ):
+                    if self.read_only or all(map(_may_write, (place, place.parent))):
                         raise
                     self.read_only = True
-                    connection = self._connect_read_only(place)
-                    break
             self._paths = str(place), f"{place}-wal", f"{place}-shm"
-            self._ids = (
-                self._ids_now()
-                if self.read_only
-                else (opened, *(_stat_id(os.stat(path)) for path in self._paths[1:]))
-            )
+            self._ids = self._ids_now()
+            if not self.read_only:
+                self._ids = opened, *(_stat_id(os.stat(path)) for path in self._paths[1:])
             self.path, self._lost = place, False
             self._pid, self.version_base = os.getpid(), self.version_base + 2**32
             self._checked_at = self._wal_checked_at = 0.0
@@ -4639,62 +4630,53 @@ class File:
             ids += [] if all(map(any, ids)) else [(found.st_size, found.st_mtime_ns)]
         return tuple(ids)
 
-    def _connect_read_only(self, place: Path) -> apsw.Connection:
-        """A connection that only reads. SQLite needs the WAL's shared memory for that, which it
-        cannot create; without a WAL, nobody is writing, and the file can be read without locks."""
+    def _read_only_uri(self, place: Path) -> str:
+        """Where SQLite may only read: it needs the WAL's shared memory for that, which it cannot
+        create; without a WAL, nobody is writing, and the file can be read without locks."""
         wal, memory = (_file_id(f"{place}{suffix}") for suffix in ("-wal", "-shm"))
-        locks = any(wal) and any(memory)
-        if any(wal) and not any(memory) and os.path.getsize(f"{place}-wal"):
+        if any(wal) and any(memory):
+            return f"{place.as_uri()}?mode=ro"
+        if any(wal) and os.path.getsize(f"{place}-wal"):
             problem = "may only be read, and its WAL cannot be read without writing"
             raise FileError(str(place), f"{problem}: copy both to a folder of your own")
-        uri = place.as_uri() + ("?mode=ro" if locks else "?immutable=1")
-        flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI | apsw.SQLITE_OPEN_NOFOLLOW
-        connection = apsw.Connection(uri, flags=flags)
-        try:
-            self._configure(connection)
-            version = _check_schema(connection, str(place))
-            if 0 < version < SCHEMA_VERSION:
-                problem = f"may only be read, and has schema {version}, not {SCHEMA_VERSION}"
-                raise FileError(str(place), f"{problem}: let a program that may write open it once")
-            if version == 0:
-                raise FileError(str(place), "holds no queue: name another file")
-        except BaseException:
-            connection.close()
-            raise
-        if not self.warned:
-            self.warned = True
-            logger.warning("%s may only be read here: nothing can be changed", place)
-        return connection
-
-    def _configure(self, connection: apsw.Connection) -> None:
-        by_error: Any = error_group
-        connection.set_busy_handler(_busy_handler(self.may_wait))
-        connection.create_scalar_function("litejobs_error_group", by_error, 2)
-        connection.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 1)
-        for setting in (
-            apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA,
-            apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER,
-            apsw.SQLITE_DBCONFIG_DQS_DML,
-            apsw.SQLITE_DBCONFIG_DQS_DDL,
-        ):
-            connection.config(setting, 0)
+        return f"{place.as_uri()}?immutable=1"
 
     def _connect(self, place: Path, synchronous: str) -> apsw.Connection:
-        """A configured connection, in WAL mode. Without *create*, a file without a queue is
-        refused."""
+        """A configured connection. Without *create*, a file without a queue is refused."""
+        uri, flags = str(place), apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOFOLLOW
         if self.read_only:
-            return self._connect_read_only(place)
-        flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOFOLLOW
-        connection = apsw.Connection(str(place), flags=flags)
+            uri = self._read_only_uri(place)
+            flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI | apsw.SQLITE_OPEN_NOFOLLOW
+        connection = apsw.Connection(uri, flags=flags)
         try:
-            if connection.readonly("main"):
+            if connection.readonly("main") and not self.read_only:
                 raise apsw.ReadOnlyError("by this user")
             connection.transaction_mode = "IMMEDIATE"
-            self._configure(connection)
-            _refuse_lost_wal(connection, place)
+            connection.set_busy_handler(_busy_handler(self.may_wait))
+            group: Any = error_group
+            connection.create_scalar_function("litejobs_error_group", group, 2)
+            connection.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 1)
+            for setting in (
+                apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA,
+                apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER,
+                apsw.SQLITE_DBCONFIG_DQS_DML,
+                apsw.SQLITE_DBCONFIG_DQS_DDL,
+            ):
+                connection.config(setting, 0)
+            if not self.read_only:
+                _refuse_lost_wal(connection, place)
             version = _check_schema(connection, str(place))
-            if not self.create and version == 0:
+            if version == 0 and (self.read_only or not self.create):
                 raise FileError(str(place), "holds no queue: name another file")
+            if self.read_only:
+                if version < SCHEMA_VERSION:
+                    problem = f"may only be read, and has schema {version}, not {SCHEMA_VERSION}"
+                    advice = "let a program that may write open it once"
+                    raise FileError(str(place), f"{problem}: {advice}")
+                if not self.warned:
+                    self.warned = True
+                    logger.warning("%s may only be read here: nothing can be changed", place)
+                return connection
             if connection.pragma("page_count") == 0:
                 connection.pragma("auto_vacuum", "incremental")
             if (mode := connection.pragma("journal_mode", "wal")) != "wal":
@@ -4804,9 +4786,8 @@ class File:
         return free if free < needed else None
 
     def extend_wal(self) -> None:
-        """Enlarges the WAL, so that there is room for settling; nodes call it now and then. SQLite
-        writes pages after the last valid frame, under the write lock; when the transaction is
-        rolled back, the WAL keeps its size."""
+        """Enlarges the WAL, so that there is room for settling: SQLite writes pages after the last
+        valid frame, and when the transaction is rolled back, the WAL keeps its size."""
         with self.lock, _translated_errors(self.path):
             connection = self.connection()
             size = connection.pragma("page_size")
@@ -4833,8 +4814,7 @@ class File:
                 self.close()
 
     def expect_change(self, changed: object) -> None:
-        """Raises unless a statement in a loop has changed something: a damaged index would
-        make the loop endless."""
+        """Raises if a loop has changed nothing, which a damaged index would make endless."""
         if not changed:
             problem = "is damaged: an index does not lead to the jobs that it should"
             raise FileError(str(self.path), f"{problem}; see `litejobs doctor {self.path}`")
@@ -4842,9 +4822,8 @@ class File:
 
 @attrs.define(eq=False, repr=False, slots=False)
 class Transaction:
-    """Statements that are committed together, or not at all: on the connection of the file, or on
-    the caller's, who begins and commits. (As a generator with `contextmanager` it took longer than
-    SQLite does.)"""
+    """Statements that are committed together, or not at all, on the connection of the file or the
+    caller's. (As a generator with `contextmanager` it took longer than SQLite does.)"""
 
     file: File
     connection: Any
@@ -4972,8 +4951,7 @@ def _ports(tx: Transaction) -> Sequence[int]:
 
 
 def _busy_handler(may_wait: Callable[[float], bool]) -> Callable[[int], bool]:
-    """A busy handler for one connection, with short random waits: those of SQLite's own grow, so
-    that some process starves. *may_wait* bounds the whole wait."""
+    """A busy handler with short random waits; those of SQLite's grow, so that some starve."""
     since = 0.0
 
     def wait(tries: int) -> bool:
@@ -5079,8 +5057,7 @@ def _close(descriptor: int) -> None:
 
 
 def _refuse_lost_wal(connection: apsw.Connection, place: Path) -> None:
-    """Refuses a file whose WAL was removed while others have it open: the shared memory refers to
-    frames that only they have."""
+    """Refuses a file whose WAL was removed while others have it open: only they have its frames."""
     wal = f"{place}-wal"
     for _ in range(2):  # The WAL may have been emptied between the two statements below.
         try:
@@ -5164,8 +5141,7 @@ def _install_audit_hook() -> None:
 
 
 def _audit_open(event: str, arguments: tuple[Any, ...]) -> None:
-    """Keeps the standard sqlite3 and `open` from opening a file that litejobs has open. (There is
-    no audit event for ATTACH.)"""
+    """Keeps sqlite3 and `open` from a file that litejobs has open. (ATTACH has no audit event.)"""
     if event not in ("open", "sqlite3.connect"):
         return
     path = arguments[0]
@@ -5187,8 +5163,7 @@ def _audit_open(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 def _refuse_file_open_here(place: Path, found: FileId) -> None:
-    """Refuses a file that something else than our SQLite has open in this process, if the system
-    lists open descriptors."""
+    """Refuses a file that something else has open here, if the system lists open descriptors."""
     if sys.platform == "win32" or not os.path.isdir("/dev/fd"):
         return
     give_up = time.monotonic() + 0.5
@@ -5366,8 +5341,7 @@ def groups_of(tx: Transaction, ids: Sequence[int]) -> tuple[Counter[Group], set[
 
 
 def add_to_counts(tx: Transaction, changes: Mapping[Group, int]) -> None:
-    """Adds to the numbers of jobs in the counted states, and ignores other states. On the
-    caller's connection the triggers do this."""
+    """Adds to the numbers of jobs in counted states. (On a caller's connection, triggers do.)"""
     rows = [(*group, n) for group, n in changes.items() if n and group[0] in COUNTED_STATES]
     if rows and tx.own:
         tx.connection.executemany(
@@ -5382,8 +5356,7 @@ def expire_job(tx: Transaction, id: int) -> None:
 
 
 def cancel_returned(tx: Transaction) -> None:
-    """Cancels jobs whose cancellation was requested while they ran, and that were given back or
-    failed before the request reached them."""
+    """Cancels jobs that were given back or failed before the request to end reached them."""
     returned = "SELECT id FROM litejobs_job WHERE cancel_at IS NOT NULL AND state <> 'running'"
     change_jobs(tx, _column(tx, returned), _set(_CANCELLED))
 
@@ -5393,13 +5366,11 @@ def _set(values: str, term: str = "TRUE") -> str:
 
 
 # At most key_limit jobs with the same key run at a time. A job with a key is blocked, and in no
-# index that a claim reads, until there is a slot. Then it is pending, and holds the slot until it
-# has run.
+# index that a claim reads, until there is a slot, which it then holds until it has run.
 
 
 def admit_blocked(tx: Transaction, keys: Iterable[str]) -> int:
-    """Makes blocked jobs with these keys pending while there are slots, in the order in which they
-    are to run; returns how many."""
+    """Makes blocked jobs with these keys pending while there are slots; returns how many."""
     admitted = 0
     for key in keys:
         while following := admissible(tx, key):
@@ -5490,6 +5461,13 @@ def _check_name_of(value: object, what: str) -> str:
     return name
 
 
+def _check_names(value: object, what: str) -> str:
+    return json.dumps(_several(_check_name_of)(value, what))
+
+
+_check_states = _several(lambda state, what: check_one_of(state, STATES, what))
+
+
 def _check_fields(wanted: object, what: str) -> str:
     """JSON: the path of each field, with the value that it must have."""
     if not isinstance(wanted, Mapping) or not wanted:
@@ -5540,11 +5518,9 @@ FILTERS: Mapping[str, tuple[Check, str]] = {
     **{name: (_check_text, f"{name} = :{name}") for name in Filters.__annotations__},
     "id": (_several(id_of), ""),
     "name": (_check_name_of, ""),
-    "not_name": (_several(_check_name_of), ""),
-    **dict.fromkeys(
-        ("state", "not_state"),
-        (_several(lambda state, what: check_one_of(state, STATES, what)), ""),
-    ),
+    "not_name": (_check_names, "name NOT IN (SELECT value FROM json_each(:not_name))"),
+    "state": (_check_states, ""),
+    "not_state": (_check_states, ""),
     "error": (_check_text, "instr(lower(error), lower(:error))"),
     "group": (_check_text, "litejobs_error_group(name, error) = :group"),
     "schedule": (_check_name_of, "schedule = :schedule"),
@@ -5566,7 +5542,6 @@ class Match:
     name: str | None = None
     queue: str | None = None
     states: tuple[State, ...] | None = None
-    not_names: tuple[str, ...] | None = None
     others: Mapping[str, Any] = attrs.field(factory=dict)
     """The bound values of filters that have no index."""
     before: int | None = None
@@ -5574,14 +5549,13 @@ class Match:
 
     @property
     def where(self) -> str:
-        """The term on queue, name and state. The states are literals, since SQLite uses no partial
-        index for a bound value."""
+        """The term on what is counted. (SQLite uses no partial index for a bound state.)"""
         terms = [f"{key} = :{key}" for key in ("queue", "name") if getattr(self, key) is not None]
         if self.states is not None:
             states = ", ".join(f"'{state}'" for state in self.states)
             terms.append(f"state IN ({states})")
-        if self.not_names is not None:
-            terms.append("name NOT IN (SELECT value FROM json_each(:not_names))")
+        if "not_name" in self.others:
+            terms.append(FILTERS["not_name"][1])
         return " AND ".join(terms) or "TRUE"
 
     @property
@@ -5596,8 +5570,7 @@ class Match:
         values = {**self.others, "queue": self.queue, "name": self.name}
         values = {k: storable(v) if isinstance(v, str) else v for k, v in values.items()}
         before = 2**63 - 1 if self.before is None else max(-(2**63), min(self.before, 2**63 - 1))
-        lists = {"ids": json.dumps(self.ids), "not_names": json.dumps(self.not_names)}
-        return {**values, **lists, "before": before}
+        return {**values, "ids": json.dumps(self.ids), "before": before}
 
 
 def matching(filters: Filters) -> Match:
@@ -5606,16 +5579,16 @@ def matching(filters: Filters) -> Match:
     others = {
         name: FILTERS[name][0](value, name) for name, value in filters.items() if value is not None
     }
-    indexed = ("id", "name", "queue", "state", "not_name", "not_state")
-    id, name, queue, state, not_name, not_state = (others.pop(each, None) for each in indexed)
-    if "group" in others:
-        state = ("failed",) if state is None else state
+    indexed = ("id", "name", "queue", "state", "not_state")
+    id, name, queue, state, not_state = (others.pop(each, None) for each in indexed)
+    if "group" in others and state is None:
+        state = ("failed",)
     if "error" in others:
         not_state = (*(not_state or ()), "completed")  # Those have none; there may be millions.
     if not_state is not None:
         of = STATES if state is None else state
         state = tuple(each for each in of if each not in not_state)
-    return Match(id, name, queue, state, not_name, others)
+    return Match(id, name, queue, state, others)
 
 
 def chosen(ids: tuple[int | Job[Any], ...], filters: Filters) -> Match:
@@ -5630,35 +5603,29 @@ def chosen(ids: tuple[int | Job[Any], ...], filters: Filters) -> Match:
 
 
 def _ids_of(match: Match) -> str:
-    """A query for the ids of the newest *limit* jobs that match, newest first, which reads little
-    however many jobs there are."""
+    """A query for the ids of the newest *limit* jobs that match, in that order; it reads little."""
     where = match.where
-    by_tags = "tags" in match.others and match.ids is None and match.states != ()
-    terms = [FILTERS[name][1] for name in match.others if not (by_tags and name == "tags")]
-    further = " AND ".join(("id < :before", *terms))
-    if match.ids is not None:
+    further = " AND ".join(("id < :before", *(FILTERS[name][1] for name in match.others)))
+    if match.states == ():
+        found = "SELECT 1 AS id WHERE FALSE"
+    elif match.ids is not None:
         found = f"""
             SELECT id FROM litejobs_job NOT INDEXED
             WHERE id IN (SELECT value FROM json_each(:ids)) AND {further} AND {where}
         """
-    elif by_tags:
+    elif "tags" in match.others and match.states != ():
         # Each list of tags costs one look-up, whether it has the wanted ones or not.
-        of_list = f"""
-            SELECT id FROM litejobs_job INDEXED BY litejobs_tags
-            WHERE tags = grp.tags AND {further} AND {where} ORDER BY id DESC
-        """
         following = "SELECT min(tags) FROM litejobs_job INDEXED BY litejobs_tags WHERE tags"
         found = f"""
             WITH RECURSIVE lists (tags) AS (
                 {following} IS NOT NULL
                 UNION ALL
                 SELECT ({following} > lists.tags) FROM lists WHERE lists.tags IS NOT NULL
-            ), newest AS MATERIALIZED (
-                SELECT tags, ({of_list} LIMIT 1) AS id FROM lists AS grp
-                WHERE {_HAS_TAGS} ORDER BY id DESC LIMIT :limit
+            ), wanted AS MATERIALIZED (SELECT tags FROM lists WHERE {_HAS_TAGS})
+            SELECT job.id FROM wanted CROSS JOIN litejobs_job AS job ON job.id IN (
+                SELECT id FROM litejobs_job INDEXED BY litejobs_tags
+                WHERE tags = wanted.tags AND {further} AND {where} ORDER BY id DESC LIMIT :limit
             )
-            SELECT job.id FROM newest AS grp CROSS JOIN litejobs_job AS job
-            ON job.id IN ({of_list} LIMIT :limit)
         """
     elif where == "TRUE":
         found = f"SELECT id FROM litejobs_job WHERE {further}"
@@ -5677,16 +5644,12 @@ def _ids_of(match: Match) -> str:
             SELECT job.id FROM newest AS grp CROSS JOIN litejobs_job AS job
             ON job.id IN ({of_group} LIMIT :limit) WHERE grp.id IS NOT NULL
         """
-        found = " UNION ALL ".join(
-            [
-                f"SELECT id FROM ({counted})",
-                *(
-                    f"SELECT id FROM litejobs_job INDEXED BY {index}"
-                    f" WHERE state = '{state}' AND {where} AND {further}"
-                    for state, index in match.uncounted
-                ),
-            ]
-        )
+        found = f"SELECT id FROM ({counted})"
+        for state, index in match.uncounted:
+            found += f"""
+                UNION ALL SELECT id FROM litejobs_job INDEXED BY {index}
+                WHERE state = '{state}' AND {where} AND {further}
+            """
     return f"SELECT id FROM ({found}) ORDER BY id DESC LIMIT :limit"
 
 
@@ -5735,7 +5698,7 @@ def count_jobs(tx: Transaction, match: Match) -> int:
 def count_by(tx: Transaction, column: Literal["state", "name"], match: Match) -> dict[str, int]:
     """How many jobs match, by state or by name, in that order."""
     sql = f"SELECT {column}, sum(number) FROM ({_counts_of(match)}) GROUP BY {column}"
-    if match.ids is not None or match.others:
+    if match.ids is not None or match.others.keys() - {"not_name"}:
         sql = f"""
             WITH found (job) AS MATERIALIZED ({_ids_of(match)})
             SELECT {column}, count(*) FROM found CROSS JOIN litejobs_job ON id = job
@@ -5763,8 +5726,7 @@ def count_by_queue(tx: Transaction) -> dict[str, dict[str, int]]:
 
 @attrs.frozen
 class ErrorGroup:
-    """Dead letters of one definition with like errors: they differ in numbers, quoted texts and
-    paths only."""
+    """Dead letters of one definition whose errors differ in numbers, quoted texts or paths only."""
 
     group: str
     """A short id, which stays the same: `retry(group=…)`."""
@@ -5787,19 +5749,18 @@ def group_errors(tx: Transaction, match: Match, limit: int) -> list[ErrorGroup]:
         SELECT name, error, id, coalesce(finished_at, enqueued_at)
         FROM found CROSS JOIN litejobs_job ON id = job
     """
-    groups: defaultdict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
+    groups: dict[str, ErrorGroup] = {}
     rows: Any = tx.execute(sql, {**match.bindings, "limit": limit})
-    for name, error, id, at in rows:
-        groups[str(name), generalized(str(error or ""))].append((id, as_integer(at) or 0))
-    found = (
-        ErrorGroup(
-            error_group(name, error), name, error, len(each),
-            from_micros(min(at for _, at in each)), from_micros(max(at for _, at in each)),
-            max(each)[0],
+    for name, error, id, micros in rows:
+        group, at = error_group(name, error), from_micros(as_integer(micros) or 0)
+        known = groups.get(group)
+        if known is None:
+            known = ErrorGroup(group, str(name), generalized(str(error or "")), 0, at, at, id)
+        first_at, last_at = min(known.first_at, at), max(known.last_at, at)
+        groups[group] = attrs.evolve(
+            known, number=known.number + 1, first_at=first_at, last_at=last_at
         )
-        for (name, error), each in groups.items()
-    )  # fmt: skip
-    return sorted(found, key=lambda group: (-group.number, group.name, group.error))
+    return sorted(groups.values(), key=lambda group: (-group.number, group.name, group.error))
 
 
 FOLLOWED = 1_000
@@ -5832,9 +5793,9 @@ def follow(file: File) -> Iterator[set[int]]:
     version, newest = file.changes(), list[int]()
     while True:
         yield set()
-        if (changed := file.changes()) == version:
+        before, version = version, file.changes()
+        if version == before:
             continue
-        version = changed
         with file.transaction(read_only=True) as tx:
             new = _column(tx, "SELECT id FROM litejobs_job WHERE id > ? ORDER BY id", (job,))
             failures = "SELECT id, job FROM litejobs_attempt WHERE id > ? ORDER BY id"
@@ -5928,9 +5889,8 @@ Rework = Callable[[str, object], str | bytes]
 def bulk(
     file: File, match: Match, steps: Steps, rework: Rework | None = None, **bindings: Any
 ) -> Moved:
-    """Changes the jobs that match by the statements for their states, and wakes the nodes. It uses
-    a transaction for each BATCH: nodes would wait too long for a million rows. If *rework* raises,
-    the jobs of that transaction stay unchanged."""
+    """Changes the jobs that match by the statements for their states, a BATCH in a transaction, and
+    wakes the nodes. If *rework* raises, the jobs of that transaction stay unchanged."""
     with file.transaction(read_only=True) as tx:
         rows: Any = tx.execute(_ids_of(match), {**match.bindings, "limit": -1})
         ids = array.array("q", (id for (id,) in rows))
@@ -6016,9 +5976,8 @@ def on_callers_connection(connection: Any, file: File) -> Iterator[Transaction]:
 
 @contextlib.contextmanager
 def _nested_transaction(connection: Any, file: File, standard: bool) -> Iterator[None]:
-    """A savepoint in the open transaction, or else a new transaction, which is committed at the
-    end if the connection is in autocommit mode. It takes the write lock first: a transaction that
-    has only read cannot write after others have committed."""
+    """A savepoint in the open transaction, or a new one, committed at the end in autocommit mode.
+    It takes the write lock first: after others have committed, one that has read cannot write."""
     ours = False
     if connection.in_transaction:
         # sqlite3 with autocommit=False begins transactions ahead of time, without the lock.
@@ -6104,14 +6063,12 @@ def _warn_of_old_sqlite(connection: Any, file: File) -> None:
 ################################################################################
 # Enqueue
 #
-# Inserting new jobs. Threads that enqueue at the same time share a commit, and only one job holds
-# a unique key.
+# Inserting new jobs. Threads that enqueue at the same time share a commit.
 ################################################################################
 
 
 class NewJob(NamedTuple):
-    """A job to insert; or several that differ only in their payloads, without a key, an expiry or
-    a rule for duplicates."""
+    """A job to insert; or several plain ones that differ only in their payloads."""
 
     columns: Mapping[str, Any]
     """The values by column, except for the payload; missing ones are NULL."""
@@ -6197,6 +6154,10 @@ class Enqueued(Sequence[Job[Any]]):
         return new.job(id, payload, self._source)
 
 
+Limited = Literal["queue", "definition"]
+"""What may have a concurrency and a rate."""
+
+
 @attrs.frozen
 class QueueSettings:
     """The settings of a queue; `None` where it has none."""
@@ -6213,8 +6174,7 @@ class QueueSettings:
     """max_attempts, timeout and backoff, if they are set."""
     per_second: float | None = attrs.field(default=None, eq=False, repr=False)
     """The rate as a number."""
-    of: Literal["queue", "definition"] = attrs.field(default="queue", eq=False, repr=False)
-    """What has these settings: a definition may have a concurrency and a rate, too."""
+    of: Limited = attrs.field(default="queue", eq=False, repr=False)
 
 
 _QUEUE_DEFAULTS: Mapping[str, Callable[[Any], Any]] = {
@@ -6224,12 +6184,12 @@ _QUEUE_DEFAULTS: Mapping[str, Callable[[Any], Any]] = {
 }
 
 
-def read_settings(tx: Transaction) -> dict[str, QueueSettings]:
-    """The settings of queues, by name. A queue with numbers out of bounds counts as paused, since
-    it is not known what its jobs may do."""
+def read_settings(tx: Transaction) -> dict[tuple[Limited, str], QueueSettings]:
+    """The settings of queues, and the limits of definitions as nodes last stored them. A queue with
+    numbers out of bounds counts as paused, since it is not known what its jobs may do."""
     bounds = BOUNDS["litejobs_queue"]
     columns = ("name", "paused", "backoff", "rate_given", *bounds)
-    found = {}
+    found: dict[tuple[Limited, str], QueueSettings] = {}
     for values in tx.execute(f"SELECT {', '.join(columns)} FROM litejobs_queue ORDER BY name"):
         row = dict(zip(columns, values, strict=True))
         defaults = {name: row[name] for name in _QUEUE_DEFAULTS if row[name] is not None}
@@ -6241,7 +6201,7 @@ def read_settings(tx: Transaction) -> dict[str, QueueSettings]:
             with contextlib.suppress(OptionError):  # The number may have been changed by hand.
                 if parse_rate(row["rate_given"]) == row["rate"]:
                     rate = row["rate_given"]
-            found[row["name"]] = QueueSettings(
+            found["queue", row["name"]] = QueueSettings(
                 name=row["name"],
                 paused=bool(row["paused"]),
                 rate=rate,
@@ -6254,25 +6214,18 @@ def read_settings(tx: Transaction) -> dict[str, QueueSettings]:
             problem = f"the settings of the queue {short_repr(row['name'])} are not numbers"
             raise apsw.CorruptError(problem) from None
         except ValueError:
-            found[row["name"]] = QueueSettings(row["name"], paused=True)
-    return found
-
-
-def read_limits(tx: Transaction) -> dict[str, QueueSettings]:
-    """The limits of definitions that have some, by name, as nodes last stored them."""
-    limits = {}
-    for name, concurrency, rate in tx.execute("""
-        SELECT name, concurrency, rate FROM litejobs_definition
-        WHERE concurrency IS NOT NULL OR rate IS NOT NULL
-    """):
+            found["queue", row["name"]] = QueueSettings(row["name"], paused=True)
+    sql = "SELECT name, concurrency, rate FROM litejobs_definition"
+    limited = f"{sql} WHERE concurrency IS NOT NULL OR rate IS NOT NULL"
+    for name, concurrency, rate in tx.execute(limited):
         try:
             per_second = None if rate is None else parse_rate(rate)
         except OptionError as error:
             raise apsw.CorruptError(f"definition {short_repr(name)}: {error}") from None
-        limits[name] = QueueSettings(
+        found["definition", name] = QueueSettings(
             name, concurrency=concurrency, rate=rate, per_second=per_second, of="definition"
         )
-    return limits
+    return found
 
 
 def _with_defaults(tx: Transaction, jobs: Sequence[NewJob]) -> Sequence[NewJob]:
@@ -6282,7 +6235,7 @@ def _with_defaults(tx: Transaction, jobs: Sequence[NewJob]) -> Sequence[NewJob]:
         return jobs
     changed = []
     for job in jobs:
-        queue = settings.get(job.columns["queue"], QueueSettings(""))
+        queue = settings.get(("queue", job.columns["queue"]), QueueSettings(""))
         given = {
             name: STORED[name](queue.defaults[name]) for name in queue.defaults.keys() & job.open
         }
@@ -6297,8 +6250,7 @@ def _insert(columns: tuple[str, ...], values: str = "VALUES ({} ?)") -> str:
 
 
 def insert_all(tx: Transaction, jobs: Sequence[NewJob]) -> tuple[range, Sequence[NewJob]]:
-    """Inserts jobs without keys or other rules; returns their ids, in order, and the jobs with the
-    defaults of their queues."""
+    """Inserts jobs without keys or other rules; returns their ids and the completed jobs."""
     jobs, count = _with_defaults(tx, jobs), 0
     counts: dict[Group, int] = {}
     for job in jobs:
@@ -6320,8 +6272,7 @@ def insert_all(tx: Transaction, jobs: Sequence[NewJob]) -> tuple[range, Sequence
 
 
 def insert_each(tx: Transaction, jobs: Sequence[NewJob]) -> list[tuple[int, bool]]:
-    """Inserts jobs, each unless it is a duplicate; returns for each the id of the job, and whether
-    it existed before."""
+    """Inserts jobs; returns for each the id, and whether it is that of an earlier duplicate."""
     inserted = [_insert_one(tx, job) for job in _with_defaults(tx, jobs)]
     for key in {job.columns["key"] for job in jobs if job.columns.get("key") is not None}:
         # Expired jobs give up their slots, even while no node is running; the jobs that are
@@ -6369,8 +6320,7 @@ def _insert_one(tx: Transaction, job: NewJob) -> tuple[int, bool]:
 
 
 def _unique_key_holder(tx: Transaction, key: str | None) -> tuple[int, str | bytes, bool] | None:
-    """Id and payload of the job that holds a unique key, and whether it has started or ended, and
-    so may no longer be changed."""
+    """Id and payload of the job that holds a unique key, and whether it has started or ended."""
     if key is None:
         return None
     row = tx.execute(
@@ -6414,14 +6364,12 @@ GROUP_COMMIT_WINDOW = 0.0001
 Write = Callable[[Transaction], Any]
 """What one thread does in a transaction shared with other threads."""
 PendingWrite = tuple[Write, threading.Lock, list[tuple[Any, Exception | None]]]
-"""A write that waits for its commit; a lock whose release wakes its thread; a list for its result
-or error."""
+"""A write, a lock whose release wakes its thread, and a list for its result or error."""
 
 
 @attrs.define(eq=False, repr=False, slots=False)
 class GroupCommit:
-    """Commits the writes of a process's threads: those that arrive while one thread commits share
-    the next commit."""
+    """Commits what threads write: those that come while one thread commits share the next one."""
 
     file: File
     _lead: threading.RLock = attrs.field(factory=threading.RLock)
@@ -6518,8 +6466,7 @@ _OF_ITS_JOBS = (*STORED, "headers", "key", "key_limit", "unique_key", "unique_sc
 
 
 def options_of(batch: NewJob) -> str:
-    """The options of a schedule's jobs, from a *batch* made at the time 0, so that its moments
-    are durations."""
+    """The options of a schedule's jobs; the *batch* is made at time 0: moments are durations."""
     columns = batch.columns
     kept = {name: columns.get(name) for name in _OF_ITS_JOBS}
     durations = {"lasts": columns.get("unique_until"), "expires": columns.get("expires_at")}
@@ -6530,7 +6477,6 @@ def options_of(batch: NewJob) -> str:
 def batch_of(schedule: Schedule, run_at: int, now: int) -> NewJob:
     """A job of a schedule, due at *run_at*."""
     options = schedule.job_options
-    options |= options.pop("extra", {})
     lasts, expires = options.get("lasts"), options.get("expires")
     rule: Any = options.get("on_conflict")
     if schedule.overlap == "queue" and options.get("key") is None:
@@ -6562,9 +6508,8 @@ class Schedules:
     def fire(
         self, now: int, on_fired: Callable[[Schedule, list[int]], None] = lambda schedule, ids: None
     ) -> tuple[int, int | None]:
-        """Enqueues the jobs of all schedules that are due by *now*; returns how many, and
-        when the next one is due. Any number of nodes may do this: each tick fires once, on one
-        node, which calls *on_fired* with its jobs."""
+        """Enqueues the jobs of all schedules that are due by *now*; returns how many, and when the
+        next one is due. Each tick fires once, on one node, which calls *on_fired* with its jobs."""
         if now < self._last_fired_at:
             with self.file.transaction() as tx:
                 self._plan(tx, now)
@@ -6599,7 +6544,7 @@ class Schedules:
         self, schedule: Schedule, ticks: Sequence[int], after: Schedule, now: int
     ) -> list[int] | None:
         """Enqueues the jobs of these ticks and stores the schedule as it is *after* them; returns
-        their ids, or `None` if another node has done so or the schedule was changed meanwhile."""
+        their ids, or `None` if another node has done so, or the schedule was changed."""
         with self.file.transaction(enqueues=True) as tx:
             if _find_schedule(tx, schedule.name) != schedule:
                 return None
@@ -6755,8 +6700,7 @@ def _with_state(new: Schedule, known: Schedule) -> Schedule:
 ################################################################################
 # Ready
 #
-# Which job is next: the lanes that a node subscribes to, read ahead, and the limits of queues and
-# of definitions.
+# Which job is next: the lanes that a node subscribes to, read ahead, and limits on them.
 ################################################################################
 
 BURST_SECONDS = 0.01
@@ -6765,8 +6709,7 @@ LONGEST_WAIT = 366 * 86_400.0
 """Seconds after which a queue is checked again, however small its rate is."""
 SLOW_SCAN = 0.001
 SCAN_PAUSE = 5
-"""A scan of all lanes that takes more than SLOW_SCAN seconds is not repeated for SCAN_PAUSE times
-as long."""
+"""After a scan of more than SLOW_SCAN seconds, the next one waits SCAN_PAUSE times as long."""
 
 
 def count_running(tx: Transaction, settings: QueueSettings) -> int:
@@ -6817,17 +6760,11 @@ class Subscription:
     """Of the definitions, by name."""
 
     @property
-    def as_json(self) -> tuple[str, str | None]:
-        """Its names, each with its fingerprint, and its queues."""
+    def bindings(self) -> dict[str, Any]:
+        """The values that SQL terms about its jobs refer to; the names with their fingerprints."""
         names = {name: self.fingerprints.get(name, "") for name in sorted(self.names)}
         queues = None if self.queues is None else json.dumps(sorted(self.queues))
-        return json.dumps(names), queues
-
-    @property
-    def bindings(self) -> dict[str, Any]:
-        """The values that SQL terms about its jobs refer to."""
-        names, queues = self.as_json
-        return {"names": names, "queues": queues, "node": self.node}
+        return {"names": json.dumps(names), "queues": queues, "node": self.node}
 
     def __contains__(self, lane: Lane) -> bool:
         queue, name, node = lane
@@ -6873,8 +6810,7 @@ _LANE_HEADS = f"""
     )
     SELECT * FROM head
 """
-"""The first job of each lane, found by a few index lookups. (A search by comparison of row values
-would read all jobs of a lane.)"""
+"""The first job of each lane, by index lookups. (Comparing row values would read all jobs.)"""
 _JOBS_OF_LANE = f"""
     SELECT {_POSITION} FROM litejobs_job INDEXED BY litejobs_ready
     WHERE state = 'pending' AND queue = ? AND name = ? AND node = ?
@@ -6899,8 +6835,7 @@ class LaneReader:
     _rows: deque[Position] = attrs.field(factory=deque)
 
     def take(self, tx: Transaction | None) -> Position | None:
-        """Takes the first job; returns the position of the next one, for which more is read if
-        there is a transaction."""
+        """Takes the first job; returns the position of the next one, read in a transaction."""
         self.taken += 1
         if tx is not None and not self._rows and not self.ended:
             self._page = min(256, self._page * 2)
@@ -6920,15 +6855,13 @@ Rank = tuple[float, ...]
 class Ready:
     """An iterator over the ready jobs of a subscription, ids with names, the most urgent first.
 
-    It reads ahead, and keeps what it has read until another process commits: with a thousand
-    lanes, a scan of all takes longer than running the jobs. A slow scan is not repeated at once
-    even then. So another node may have claimed what it returns, which the claim finds out.
+    It reads ahead, since a scan of a thousand lanes takes longer than running the jobs, and keeps
+    what it has read until another process commits; a slow scan is not repeated at once even then.
+    So another node may have claimed what it returns, which the claim finds out.
     """
 
     subscription: Subscription
-    settings: Mapping[str, QueueSettings] = attrs.field(factory=dict)
-    limits: Mapping[str, QueueSettings] = attrs.field(factory=dict)
-    """Of definitions."""
+    settings: Mapping[tuple[Limited, str], QueueSettings] = attrs.field(factory=dict)
     now: int = 0
     taken: list[int] = attrs.field(factory=list)
     """The ids that were returned in this transaction."""
@@ -6938,9 +6871,8 @@ class Ready:
     """Of the file, when its lanes were scanned; `None` if they have to be scanned again."""
     _heads: list[tuple[Rank, Position, LaneReader]] = attrs.field(factory=list)
     _postponed: list[tuple[Rank, Position, LaneReader]] = attrs.field(factory=list)
-    """Heads that wait for the next transaction: of queues or definitions at their limit, or
-    without a free worker."""
-    _capacities: dict[tuple[str, str], list[float]] = attrs.field(factory=dict)
+    """Heads that wait for the next transaction: at a limit, or without a free worker."""
+    _capacities: dict[tuple[Limited, str], list[float]] = attrs.field(factory=dict)
     """By queue or definition: how many more jobs may run, and how many its rate allows to start."""
     _passes: dict[str, float] = attrs.field(factory=dict)
     """By queue: its share so far (C. Waldspurger and W. Weihl, "Stride Scheduling", MIT, 1995)."""
@@ -6953,7 +6885,7 @@ class Ready:
     def refresh(self, tx: Transaction) -> None:
         """Begins a transaction: what was returned in the last one is claimed by now."""
         self._tx, self.now = tx, tx.now
-        self.settings, self.limits = tx.cached(read_settings), tx.cached(read_limits)
+        self.settings = tx.cached(read_settings)
         self.taken, self.again_at, self._readable = [], None, True
         self._capacities.clear()
         for reader in self._used_readers:
@@ -6999,7 +6931,7 @@ class Ready:
         """The next job, which stays the next one."""
         while self._heads:
             rank, place, reader = self._heads[0]
-            if not (self.settings or self.limits):
+            if not self.settings:
                 return place[2], reader.name
             if not all(map(self._allows, self._settings_of(reader))):
                 self._postponed.append(heapq.heappop(self._heads))
@@ -7024,29 +6956,30 @@ class Ready:
     def spend(self, claimed: Iterable[Claimed]) -> None:
         """Takes the jobs that were claimed off the tokens of their queues and definitions."""
         assert self._tx is not None
-        for column, known in ("queue", self.settings), ("name", self.limits):
-            if known:
-                for name, number in Counter(getattr(job, column) for job in claimed).items():
-                    if settings := known.get(name):
-                        count_tokens(self._tx, settings, self.now, number)
+        if not self.settings:
+            return
+        started = Counter[tuple[Limited, str]]()
+        for job in claimed:
+            started.update([("queue", job.queue), ("definition", job.name)])
+        for key in started & self.settings.keys():
+            count_tokens(self._tx, self.settings[key], self.now, started[key])
 
     def __iter__(self) -> Ready:
         return self
 
     def __next__(self) -> tuple[int, str]:
-        if not self._heads or ((self.settings or self.limits) and self.peek() is None):
+        if not self._heads or (self.settings and self.peek() is None):
             raise StopIteration
         _, (_, _, id), reader = self._heads[0]
         self.taken.append(id)
         self._used_readers.add(reader)
-        if self.settings or self.limits:
+        if self.settings:
+            weight = 1.0
             for each in self._settings_of(reader):
                 self._capacities[each.of, each.name] = [left - 1 for left in self._capacity(each)]
-        if self.settings:
-            queue = reader.queue
+                weight = each.weight or weight
             if any(settings.weight for settings in self.settings.values()):
-                settings = self.settings.get(queue)
-                weight = (settings.weight if settings else None) or 1.0
+                queue = reader.queue
                 self._passes[queue] = self._passes.get(queue, 0.0) + 1 / weight
         if following := reader.take(self._tx if self._readable else None):
             rank = self._rank(following, reader) if self.settings else following
@@ -7062,14 +6995,14 @@ class Ready:
             return place
         urgency, run_at, id = place
         queue = reader.queue
-        if (settings := self.settings.get(queue)) and settings.ageing:
+        if (settings := self.settings.get(("queue", queue))) and settings.ageing:
             urgency -= max(0, self.now - run_at) // (settings.ageing // MICROSECOND)
         return urgency, self._passes.get(queue, 0.0), run_at, id
 
     def _settings_of(self, reader: LaneReader) -> list[QueueSettings]:
         """The settings of the queue and of the definition of a lane."""
-        found = self.settings.get(reader.queue), self.limits.get(reader.name)
-        return [settings for settings in found if settings is not None]
+        keys: tuple[tuple[Limited, str], ...] = ("queue", reader.queue), ("definition", reader.name)
+        return [self.settings[key] for key in keys if key in self.settings]
 
     def _capacity(self, settings: QueueSettings) -> list[float]:
         key = settings.of, settings.name
@@ -7097,7 +7030,7 @@ class Ready:
     ) -> Iterator[tuple[Position, LaneReader]]:
         """The heads of lanes; where jobs age, the first of each priority, which is its oldest."""
         for place, reader in heads:
-            settings = self.settings.get(reader.queue)
+            settings = self.settings.get(("queue", reader.queue))
             if settings is None or not settings.ageing:
                 yield place, reader
                 continue
@@ -7129,11 +7062,12 @@ NAME_TIMEOUT = 1.0
 
 
 def _names_in(text: str | None) -> tuple[str, ...] | None:
+    if text is None:
+        return None
     with contextlib.suppress(ValueError):
-        names = None if text is None else load_json(text)
-        names = [*names] if isinstance(names, dict) else names
-        if names is None or (type(names) is list and {*map(type, names)} <= {str}):
-            return None if names is None else tuple(names)
+        names = load_json(text)
+        if isinstance(names, list | dict) and {*map(type, names)} <= {str}:
+            return tuple(names)
     raise apsw.CorruptError(f"a node does not list names: {short_repr(text)}")
 
 
@@ -7179,10 +7113,12 @@ class Nodes:
         subscription: Subscription,
         known: Sequence[Mapping[str, Any]],
     ) -> int:
-        """Lists a node, locked before others can see it; returns its id. Stores the options of its
-        *known* definitions, for jobs inserted by hand, and the hidden fields of their payloads,
-        for programs that open the file without them."""
-        columns = name, os.getpid(), port, workers, *subscription.as_json
+        """Lists a node, locked before others can see it; returns its id. Stores the options and the
+        hidden fields of its *known* definitions, for programs that do not have them."""
+        columns = {
+            **subscription.bindings, "name": name, "pid": os.getpid(), "port": port,
+            "workers": workers,
+        }  # fmt: skip
         deadline = time.monotonic() + NAME_TIMEOUT
         node = 0
         while not node:
@@ -7198,8 +7134,8 @@ class Nodes:
                         tx.execute(
                             "INSERT INTO litejobs_node"
                             " (name, pid, port, workers, names, queues, started_at)"
-                            " VALUES (?, ?, ?, ?, ?, ?, ?)",
-                            (*columns, tx.now),
+                            " VALUES (:name, :pid, :port, :workers, :names, :queues, :now)",
+                            {**columns, "now": tx.now},
                         )
                         node = tx.connection.last_insert_rowid()
                         _store_definitions(tx, known)
@@ -7285,8 +7221,7 @@ class Nodes:
             return [from_row(Node, row) for row in rows]
 
     def held(self, node: int) -> list[dict[str, Any]]:
-        """Id, name and start of the jobs that a node holds, the longest running first. Short ones
-        may wait in the hands of a worker."""
+        """Id, name and start of the jobs that a node holds, the longest running first."""
         rows = self.file.read(
             """
             SELECT id, name, started_at FROM litejobs_job
@@ -7297,8 +7232,7 @@ class Nodes:
         return [{"id": i, "name": n, "started_at": maybe_moment(at)} for i, n, at in rows]
 
     def others(self, node: int) -> list[tuple[int, str, int]]:
-        """Ids, names and process ids of the other nodes that are listed, in the order in which
-        they joined: those after this one, then those before it."""
+        """Ids, names and pids of the other nodes, in order, from the next one on."""
         sql = "SELECT id, name, pid FROM litejobs_node WHERE id <> ?1 ORDER BY id < ?1, id"
         return self.file.read(sql, (node,))
 
@@ -7327,13 +7261,10 @@ class Nodes:
         return alone is None
 
     def rescue(self, node: int) -> list[tuple[int, str, str, int, int]]:
-        """Takes over the jobs of a node if none of its processes is left; gives their ids, names,
-        queues and attempts, and whether each is a dead letter.
-
-        They become ready again without losing an attempt, but each loss is counted: after
-        LOST_LIMIT losses a job is a dead letter. If it is unknown whether the node is alive, it
-        keeps its jobs, unless its lock file stays missing.
-        """
+        """Takes over the jobs of a node if none of its processes is left; returns their ids, names,
+        queues and attempts, and whether each is a dead letter, as it is after LOST_LIMIT losses;
+        else it is ready again, without losing an attempt. If it is unknown whether the node is
+        alive, it keeps its jobs, unless its lock file stays missing."""
         with lock_of_dead(self.file.presence_path(node)) as dead:
             if dead is not None:
                 self._missing.pop(node, None)
@@ -7442,8 +7373,7 @@ _log_once = functools.lru_cache(100)(logger.error)
 
 
 def lock_exclusive(path: str) -> contextlib.ExitStack | None:
-    """Locks the lock file of a node, unless one of its processes has locked it. A `FileError`
-    means that this is unknown."""
+    """Locks a node's lock file, unless one of its processes has; a `FileError`: it is unknown."""
     try:
         with _translated_errors(path):
             return lock(path, exclusive=True)
@@ -7522,6 +7452,14 @@ def quantile(numbers: Mapping[int, int], share: float) -> timedelta | None:
     return None
 
 
+def _histograms(rows: Any) -> defaultdict[Any, defaultdict[str, dict[int, int]]]:
+    """By what comes first in a row, then by measure: the numbers by bucket."""
+    found: defaultdict[Any, Any] = defaultdict(lambda: defaultdict(dict))
+    for key, measure, bucket, number in rows:
+        found[key][measure][as_integer(bucket) or 0] = as_integer(number) or 0
+    return found
+
+
 @attrs.define(eq=False, repr=False, slots=False)
 class Meter:
     """Counts the jobs that a node has settled, and measures how long they took: in memory, until
@@ -7570,8 +7508,8 @@ class Meter:
             self._counts = defaultdict(int)
 
     def roll_up(self, now: int) -> bool:
-        """Adds up minutes that are older than a day into hours, one hour at a time, and deletes
-        hours after METRIC_RETENTION; returns whether it did anything."""
+        """Adds up one hour of minutes that are older than a day, and deletes hours after
+        METRIC_RETENTION; returns whether it did anything."""
         hour, old = SPANS["hour"], now - METRIC_RETENTION
         end = now - now % hour - SPANS["day"]
         minutes = "SELECT min(time) FROM litejobs_metric WHERE span = 60 AND time < ?"
@@ -7597,11 +7535,8 @@ class Meter:
         return True
 
     def last_hour(self, tx: Transaction) -> dict[str, tuple[int, timedelta | None]]:
-        """By queue, how many jobs ended in the last hour, and the median of how long they had
-        waited."""
-        ended: Counter[str] = Counter()
-        waited: defaultdict[str, dict[int, int]] = defaultdict(dict)
-        rows: Any = tx.execute(
+        """By queue, how many jobs ended in the last hour, and the median of their waiting."""
+        rows = tx.execute(
             """
             SELECT queue, measure, bucket, sum(number) FROM litejobs_metric
             WHERE span = 60 AND time > ? AND measure IN ('completed', 'failed', 'waiting')
@@ -7609,27 +7544,25 @@ class Meter:
             """,
             (tx.now - SPANS["hour"],),
         )
-        for queue, measure, bucket, number in rows:
-            if measure == "waiting":
-                waited[queue][as_integer(bucket) or 0] = as_integer(number) or 0
-            else:
-                ended[queue] += as_integer(number) or 0
-        return {queue: (ended[queue], quantile(waited[queue], 0.5)) for queue in ended}
+        return {
+            queue: (
+                numbers["completed"].get(0, 0) + numbers["failed"].get(0, 0),
+                quantile(numbers["waiting"], 0.5),
+            )
+            for queue, numbers in _histograms(rows).items()
+        }
 
     def read(self, span: Span, queue: str | None, name: str | None, limit: int) -> list[Metric]:
         """The metrics of the last spans, the current one at the end."""
         length = SPANS[span]
         last = self.file.clock() // length * length
-        spans: dict[int, defaultdict[str, dict[int, int]]] = {
-            start: defaultdict(dict)
-            for start in range(last - (limit - 1) * length, last + 1, length)
-        }
+        spans = range(last - (limit - 1) * length, last + 1, length)
         values = {
-            "length": length, "first": min(spans), "end": last + length,
+            "length": length, "first": spans[0], "end": last + length,
             "queue": queue and storable(queue), "name": name and storable(name),
         }  # fmt: skip
         with self.file.transaction(read_only=True) as tx:
-            rows: Any = tx.execute(
+            rows = tx.execute(
                 f"""
                 SELECT time - time % :length, measure, bucket, sum(number) FROM litejobs_metric
                 WHERE span IN ({"60" if span == "minute" else "60, 3600"})
@@ -7639,11 +7572,10 @@ class Meter:
                 """,
                 values,
             )
-            for start, measure, bucket, number in rows:
-                if start in spans:
-                    spans[start][measure][as_integer(bucket) or 0] = as_integer(number) or 0
+            found = _histograms(rows)
         metrics = []
-        for start, numbers in spans.items():
+        for start in spans:
+            numbers = found[start]
             counts: Any = [numbers[state].get(0, 0) for state in MEASURED]
             times = [quantile(numbers[m], q) for m in ("waiting", "running") for q in (0.5, 0.95)]
             metrics.append(Metric(from_micros(start), *counts, *times))
@@ -7735,8 +7667,7 @@ def _quantity_in_sql(noun: str, number: str = "count(*)") -> str:
 
 
 def _out_of_bounds(table: str, id: str, *completed: str) -> str:
-    """A query for rows that were written without the triggers that check bounds and complete rows,
-    or before there were any."""
+    """A query for rows that were written without the triggers that check and complete them."""
     bounds = BOUNDS[table].items()
     cases = [f"WHEN {c} NOT BETWEEN {low} AND {high} THEN '{c}'" for c, (low, high) in bounds]
     cases += [f"WHEN {column} IS NULL THEN '{column}'" for column in completed]
@@ -7870,15 +7801,13 @@ PROBLEMS: Sequence[tuple[Level, str, str, str, str]] = (
         """,
     ),
     (
-        "warning", "definition {0!r}", "{2} late, and it may only {1}",
+        "warning", "definition {0!r}", "{1} late, and it may only {2}",
         "raise its concurrency= or rate=, and start a node with that",
         f"""
-        SELECT name, coalesce('run ' || concurrency || ' at a time', '')
-            || iif(concurrency IS NULL OR rate IS NULL, '', ', and ')
-            || coalesce('start ' || rate, ''), {_JOB_COUNT}
+        SELECT name, {_JOB_COUNT},
+            concat_ws(', and ', 'run ' || concurrency || ' at a time', 'start ' || rate) AS limits
         FROM litejobs_definition JOIN litejobs_job INDEXED BY litejobs_ready USING (name)
-        WHERE state = 'pending' AND run_at < :late AND coalesce(concurrency, rate) IS NOT NULL
-        GROUP BY name
+        WHERE state = 'pending' AND run_at < :late AND limits <> '' GROUP BY name
         """,
     ),
     (
@@ -7890,8 +7819,7 @@ PROBLEMS: Sequence[tuple[Level, str, str, str, str]] = (
         """,
     ),
 )  # fmt: skip
-"""Level, subject, problem, advice and a query: each of its rows is a problem, whose columns are
-inserted into the texts."""
+"""Level, subject, problem, advice, and a query for the problems: its columns go into the texts."""
 
 
 def find_problems(nodes: Nodes) -> Iterator[Finding]:
@@ -7943,18 +7871,14 @@ def find_problems(nodes: Nodes) -> Iterator[Finding]:
 
 def _find_problems_in(tx: Transaction, live: Sequence[Node]) -> Iterator[Finding]:
     """The PROBLEMS that there are, while these nodes are at work."""
+    texts = {"who": "no node so far", "idle": ": no node is at work"}
+    texts["hurry"] = "start one: `litejobs run …`"
+    known = {name for (name,) in tx.execute("SELECT name FROM litejobs_definition")} or None
     if live:
         names = [node.names for node in live]
         known = None if None in names else {name for each in names for name in each or ()}
-        texts = {"who": "no node at work", "idle": ""}
-        texts["hurry"] = (
-            "start more workers, or see by `litejobs why …` what the first one waits for"
-        )
-    else:
-        stored = tx.execute("SELECT name FROM litejobs_definition")
-        known = {name for (name,) in stored} or None
-        texts = {"who": "no node so far", "idle": ": no node is at work"}
-        texts["hurry"] = "start one: `litejobs run …`"
+        advice = "start more workers, or see by `litejobs why …` what the first one waits for"
+        texts = {"who": "no node at work", "idle": "", "hurry": advice}
     values = {
         "live": json.dumps([node.id for node in live]),
         "names": json.dumps([node.name for node in live]),
@@ -8021,8 +7945,7 @@ def _integrity(connection: apsw.Connection) -> tuple[dict[str, list[str]], list[
 
 
 def repair(file: File) -> int:
-    """Rebuilds damaged indexes and counts all jobs again; returns how many indexes and numbers
-    were wrong."""
+    """Rebuilds damaged indexes and counts all jobs again; returns how many of both were wrong."""
     with file.second_connection() as connection:
         damaged, _ = _integrity(connection)
     with file.transaction() as tx:
@@ -8036,35 +7959,32 @@ def repair(file: File) -> int:
 
 
 def explain(nodes: Nodes, job: Job[Any]) -> tuple[str, bool]:
-    """Why a job is not running, or how it ended, in one sentence, on one line; and whether it takes
-    more than its turn for it to run."""
+    """Why a job is not running, or how it ended; and whether more than its turn is needed."""
     live = [node for node in nodes.all() if nodes.is_alive(node.id, if_unknown=True)]
     with nodes.file.transaction(read_only=True) as tx:
         why, stuck = _explanation(tx, live, job)
-        return printable(why), stuck
+    return printable(why), stuck
 
 
 def find_left(file: File, subscription: Subscription) -> dict[str, str]:
     """How many jobs wait although a node has nothing to do now: by the reason, with it."""
     left: Counter[str] = Counter()
     with file.transaction(read_only=True) as tx:
-        paused = {name for name, known in read_settings(tx).items() if known.paused}
+        paused = {name for (_, name), known in read_settings(tx).items() if known.paused}
         first = _one_number(tx, "SELECT min(run_at) FROM litejobs_job WHERE state = 'scheduled'")
         for state, queue, name, number in tx.execute(_counts_of(Match(states=WAITING))):
             if name not in subscription.names:
                 why = f"of {name!r}, which this program does not define"
             elif subscription.queues is not None and queue not in subscription.queues:
                 why = f"in queue {queue!r}, which the node does not serve"
-            elif state == "pending":
-                why = (
-                    f"in queue {queue!r}, which is paused" if queue in paused else "for other nodes"
-                )
+            elif state == "pending" and queue in paused:
+                why = f"in queue {queue!r}, which is paused"
             else:
-                why = "held" if state == "paused" else state
+                why = {"pending": "for other nodes", "paused": "held"}.get(state, state)
             left[why] += number
     due = {"scheduled": f" (the first is due at {_when(first)})"}
-    most = left.most_common(10)
-    return {why: f"{number} {why}{due.get(why, '')}" for why, number in most if number > 0}
+    most = (+left).most_common(10)
+    return {why: f"{number} {why}{due.get(why, '')}" for why, number in most}
 
 
 def store_awaited(file: File, id: int, by: int) -> None:
@@ -8118,25 +8038,35 @@ def _explanation(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> tuple[
 
 
 def _pending_reason(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> tuple[str, bool]:
-    settings, limits = read_settings(tx).get(job.queue), read_limits(tx).get(job.name)
+    waiter = _waiter(tx, live, job)
+    settings = read_settings(tx)
+    for each in settings.get(("queue", job.queue)), settings.get(("definition", job.name)):
+        if each is None:
+            continue
+        it, limit = f"its {each.of} {each.name!r}", each.concurrency
+        if each.paused:
+            return f"{it} is paused", True
+        if limit is not None and (running := count_running(tx, each)) >= limit:
+            among = waiter.get(each.of) == each.name
+            by = f"; {waiter['shown']} is one of them" if among else ""
+            return f"{it} runs as many jobs at a time as it may: {running} of {limit}{by}", among
+        if count_tokens(tx, each, tx.now) < 1:
+            return f"{it} starts as many jobs as it may: {each.rate}", False
     here = [node for node in live if job.node in (None, node.name)]
     know = [node for node in here if node.names is None or job.name in node.names]
     serve = [node for node in know if node.queues is None or job.queue in node.queues]
-    waiter = _waiter(tx, live, job)
-    alone = [node.id for node in serve] == [waiter.get("node")]
-    share = "one of them" if serve and serve[0].workers > 1 else "the only one"
-    busy = f"it is ready, but no worker is free: {waiter.get('shown')} has {share}"
-    busy += " (an `async def` handler that awaits it would leave its worker free)"
-    for waits, reason, stuck in (
-        *(why for each in (settings, limits) if each for why in _limited(tx, each, waiter)),
-        (not live, "no node is at work", True),
-        (not here, f"its node {job.node!r} is not at work", True),
-        (not know, f"no node at work has its definition {job.name!r}", True),
-        (not serve, f"no node at work serves its queue {job.queue!r}", True),
-        (alone and serve[0].running >= serve[0].workers, busy, True),
+    for nodes, reason in (
+        (live, "no node is at work"),
+        (here, f"its node {job.node!r} is not at work"),
+        (know, f"no node at work has its definition {job.name!r}"),
+        (serve, f"no node at work serves its queue {job.queue!r}"),
     ):
-        if waits:
-            return reason, stuck
+        if not nodes:
+            return reason, True
+    if [node.id for node in serve] == [waiter.get("node")] and serve[0].running >= serve[0].workers:
+        share = "one of them" if serve[0].workers > 1 else "the only one"
+        busy = f"it is ready, but no worker is free: {waiter['shown']} has {share}"
+        return f"{busy} (an `async def` handler that awaits it would leave its worker free)", True
     sql = """
         SELECT count(*) FROM (
             SELECT 1 FROM litejobs_job INDEXED BY litejobs_ready
@@ -8156,26 +8086,10 @@ def _waiter(tx: Transaction, live: Sequence[Node], job: Job[Any]) -> dict[str, A
         SELECT id, name, queue, holder FROM litejobs_job WHERE state = 'running'
             AND id = (SELECT awaited_by FROM litejobs_job WHERE id = ?)
     """
-    id, name, queue, holder = tx.execute(sql, (job.id,)).fetchone() or (0, "", "", 0)
+    id, name, queue, node = tx.execute(sql, (job.id,)).fetchone() or (0, "", "", 0)
     shown = f"job {id} ({name}), which waits for it,"
-    found = {"id": id, "definition": name, "queue": queue, "node": holder, "shown": shown}
-    return found if holder in {node.id for node in live} else {}
-
-
-def _limited(
-    tx: Transaction, settings: QueueSettings, waiter: Mapping[str, Any]
-) -> Iterator[tuple[bool, str, bool]]:
-    """Why the jobs of a queue or a definition may have to wait: whether they have to, the reason,
-    and whether it takes more than their turn."""
-    it, limit = f"its {settings.of} {settings.name!r}", settings.concurrency
-    running = 0 if limit is None else count_running(tx, settings)
-    yield settings.paused, f"{it} is paused", True
-    full = f"{it} runs as many jobs at a time as it may: {running} of {limit}"
-    among = waiter.get(settings.of) == settings.name
-    full += f"; {waiter['shown']} is one of them" if among else ""
-    yield limit is not None and running >= limit, full, among
-    rate = f"{it} starts as many jobs as it may: {settings.rate}"
-    yield count_tokens(tx, settings, tx.now) < 1, rate, False
+    found = {"id": id, "definition": name, "queue": queue, "node": node, "shown": shown}
+    return found if node in {each.id for each in live} else {}
 
 
 ################################################################################
@@ -8255,8 +8169,7 @@ class Store:
         return Exchanged(claimed, late, ready.again_at, ready.version is not None)
 
     def settle_each(self, settlements: list[Settlement]) -> None:
-        """Settles jobs one at a time that could not be settled together, and removes them from
-        the list. A job that cannot be settled fails."""
+        """Settles and removes jobs one at a time; one that cannot be settled fails."""
         while settlements:
             claimed, report = settlements[0]
             try:
@@ -8305,8 +8218,7 @@ class Store:
         )
 
     def expire(self, now: int) -> tuple[int, int | None]:
-        """Cancels jobs that were not started in time; returns how many, and when the next one
-        expires."""
+        """Cancels jobs that were not started in time; returns how many, and the next expiry."""
         expiring = "FROM litejobs_job WHERE expires_at IS NOT NULL"
         expired, due = self._change_due(
             now,
@@ -8342,8 +8254,7 @@ class Store:
                 self.file.expect_change(left is None or left > now or next_found != ids[:1])
 
     def admit(self) -> int:
-        """Makes blocked jobs ready whose slots became free unnoticed, as after a change by hand;
-        returns how many."""
+        """Admits blocked jobs whose slots were freed unnoticed, as by hand; returns how many."""
         admitted, key = 0, ""
         following = f"""
             SELECT min(key) FROM litejobs_job INDEXED BY litejobs_key
@@ -8359,19 +8270,15 @@ class Store:
                     admitted += admit_blocked(tx, [key])
 
     def release_unfit(self, subscription: Subscription, node: int, most: int) -> int:
-        """Makes blocked jobs ready that did not fit other definitions than these; returns how many.
-        While another node has other definitions, and may refuse them once more, at *most* so
-        many."""
+        """Makes blocked jobs ready that did not fit other definitions than these; returns how many:
+        at *most* so many while another node may take and refuse them once more."""
         with self.file.transaction(read_only=True) as tx:
-            unfit = (
-                "SELECT 1 FROM litejobs_job INDEXED BY litejobs_unfit WHERE unfit_at IS NOT NULL"
-            )
-            if tx.execute(f"{unfit} LIMIT 1").get is None:
+            unfit = "litejobs_job INDEXED BY litejobs_unfit WHERE unfit_at IS NOT NULL"
+            if not tx.execute(f"SELECT 1 FROM {unfit} LIMIT 1").get:
                 return 0
             bindings = {**subscription.bindings, "id": node}
-            if not tx.execute(_RIVALS, bindings).get:
-                most = BATCH
-            ids = _column(tx, f"{_RELEASABLE} LIMIT {most}", bindings)
+            rivals: bool = tx.execute(_RIVALS, bindings).get
+            ids = _column(tx, f"{_RELEASABLE} LIMIT {most if rivals else BATCH}", bindings)
         if not ids:
             return 0
         with self.file.transaction() as tx:
@@ -8408,20 +8315,17 @@ class Store:
     def read_ended(
         self, claims: Mapping[int, int | None], names: frozenset[str]
     ) -> Iterator[tuple[Claimed, Ended]]:
-        """Those of these jobs, by id and claim (`None`: any), that have one of these *names* and
-        have ended."""
+        """Those of these jobs, by id and claim (`None`: any), and *names* that have ended."""
         ended = f"SELECT {_JOB} FROM litejobs_job WHERE id IN carray(?) AND +state IN {FINISHED}"
         last = f"""
             SELECT {_FAILURE} FROM litejobs_attempt
             WHERE job = ?1 AND (SELECT state FROM litejobs_job WHERE id = ?1) = 'failed'
             ORDER BY id DESC LIMIT 1
         """
+        width = len(Claimed._fields)
         with self.file.transaction(read_only=True) as tx:
             for row in tx.execute(ended, (_carray(claims),)).fetchall():
-                claimed, rest = (
-                    Claimed._make(row[: len(Claimed._fields)]),
-                    row[len(Claimed._fields) :],
-                )
+                claimed, rest = Claimed._make(row[:width]), row[width:]
                 if claimed.name in names and claims[claimed.id] in (None, claimed.claim):
                     yield claimed, (rest, tx.execute(last, (claimed.id,)).fetchone())
 
@@ -8430,11 +8334,12 @@ class Store:
     def queues(self) -> dict[str, QueueSettings]:
         """The queues that have settings, by name."""
         with self.file.transaction(read_only=True) as tx:
-            return read_settings(tx)
+            found = read_settings(tx)
+        return {name: settings for (of, name), settings in found.items() if of == "queue"}
 
     def set_queue(self, name: str, columns: Mapping[str, Any]) -> None:
-        """Changes settings of a queue, and wakes the nodes; waits until live ones have taken back
-        jobs that have not started, if those are to wait now."""
+        """Changes settings of a queue, and wakes the nodes; waits until they have taken back jobs
+        that have not started, if those are to wait now."""
         # A new rate starts with a full bucket.
         if "rate" in columns or "burst" in columns:
             columns = {**columns, "tokens": None}
@@ -8445,10 +8350,8 @@ class Store:
             change = f"UPDATE litejobs_queue SET name = :name{changes} WHERE name = :name"
             tx.execute(change, {"name": name, **columns})
             if recalls:
-                # A drain has no port, and cannot answer.
-                tx.execute(
-                    "UPDATE litejobs_node SET recall = coalesce(recall, 0) + 1 WHERE port > 0"
-                )
+                recall = "UPDATE litejobs_node SET recall = coalesce(recall, 0) + 1"
+                tx.execute(f"{recall} WHERE port > 0")  # A drain has no port, and cannot answer.
         deadline = time.monotonic() + RECALL_TIMEOUT
         for pause in poll_intervals() if recalls else ():
             time.sleep(pause)
@@ -8482,13 +8385,10 @@ class Store:
         """Whether a job of the subscription is pending in a queue that is not paused, or running or
         retrying in any queue; or blocked by its payload, which none of its definitions refused."""
         with self.file.transaction(read_only=True) as tx:
-            paused = {name for name, known in read_settings(tx).items() if known.paused}
+            paused = {name for (_, name), known in read_settings(tx).items() if known.paused}
             if Ready(attrs.evolve(subscription, paused=frozenset(paused))).scan(tx):
                 return True
-            served = """
-                name IN (SELECT key FROM json_each(:names)) AND node IN ('', :node)
-                AND (:queues IS NULL OR queue IN (SELECT value FROM json_each(:queues)))
-            """
+            served = f"name IN (SELECT key FROM json_each(:names)) AND {_SERVED}"
             sql = f"""
                 SELECT 1 FROM litejobs_job WHERE state = 'running' AND {served}
                 UNION ALL
@@ -8500,12 +8400,14 @@ class Store:
             return tx.execute(sql, subscription.bindings).get is not None
 
 
-_RELEASABLE = """
+_SERVED = """
+    node IN ('', :node) AND (:queues IS NULL OR queue IN (SELECT value FROM json_each(:queues)))
+"""
+_RELEASABLE = f"""
     SELECT job.id FROM json_each(:names) AS known
     CROSS JOIN litejobs_job AS job INDEXED BY litejobs_unfit ON job.name = known.key
     WHERE unfit_at IS NOT NULL AND NOT instr(refused, ' ' || known.value || ' ')
-        AND state = 'blocked' AND node IN ('', :node)
-        AND (:queues IS NULL OR queue IN (SELECT value FROM json_each(:queues)))
+        AND state = 'blocked' AND {_SERVED}
 """
 """A query for jobs that no definition of a subscription has refused."""
 _RIVALS = """
@@ -8547,8 +8449,8 @@ def _claim(tx: Transaction, ids: list[int], node: int) -> list[Claimed]:
 def _settle(
     tx: Transaction, settlements: Sequence[Settlement]
 ) -> tuple[list[Settlement], Mapping[Group, int], bool]:
-    """Settles the jobs whose claims still hold; returns these settlements, how many there are of
-    each group, and whether some jobs are ready again."""
+    """Settles the jobs whose claims still hold; returns these settlements, their number by group,
+    and whether some jobs are ready again."""
     settled: list[Settlement] = []
     if not settlements:
         return settled, {}, False
@@ -8727,8 +8629,7 @@ def attempt_started(claimed: Claimed, at: int, worker: int, node: str) -> Event:
 
 
 def attempt_ended(claimed: Claimed, report: Report, node: str) -> Iterator[Event]:
-    """The events of a report: how the attempt was ended, if it did not end by itself, and the
-    new state of the job."""
+    """The events of a report: what ended the attempt from outside, and the job's new state."""
     started = attempt_started(claimed, report.finished_at, report.worker, node)
     took = timedelta(microseconds=report.took)
     ended_by = {"timeout": "timed_out", "crash": "crashed"}.get(report.kind)
@@ -8904,8 +8805,8 @@ Duty = Callable[["Duties"], float | None]
 
 def rescue(duties: Duties) -> None:
     """Takes over the jobs of nodes of which no process is left. A node checks the one that joined
-    next after it, and goes on until one is alive: so n nodes need n checks, not n². It also
-    checks one at random, since a node that hangs checks none."""
+    next after it, and goes on until one is alive: so n nodes need n checks. It also checks one at
+    random, since a node that hangs checks none."""
     others = duties.store.nodes.others(duties.node)
     for order in (others, random.sample(others, len(others))):
         for id, name, pid in order:
@@ -8936,8 +8837,8 @@ def take_over(duties: Duties, id: int, node: str, pid: int) -> None:
 
 
 def prune(duties: Duties) -> float | None:
-    """Deletes finished jobs whose retention is over, then makes the file smaller: one batch at a
-    time, with pauses nine times as long for others to write."""
+    """Deletes finished jobs whose retention is over, then makes the file smaller, in batches, with
+    pauses nine times as long."""
     began = time.monotonic()
     more = duties.store.prune(duties.store.clock()) or duties.store.shrink()
     return max(4 * EARLY_BY, 9 * (time.monotonic() - began)) if more else None
@@ -8946,11 +8847,11 @@ def prune(duties: Duties) -> float | None:
 DUTIES: Mapping[str, tuple[float, Duty]] = {
     "rescue": (1.0, rescue),
     "rescue_from_unlisted": (60.0, rescue_from_unlisted),
-    "expire": (60.0, lambda duties: duties.do_timed(duties.store.expire)),
     "fire": (
         60.0,
         lambda duties: duties.do_timed(lambda now: duties.store.schedules.fire(now, duties.fired)),
     ),
+    "expire": (60.0, lambda duties: duties.do_timed(duties.store.expire)),
     "stage": (60.0, lambda duties: duties.do_timed(duties.store.stage)),
     "admit": (60.0, lambda duties: duties.do_timed(lambda now: (duties.store.admit(), None))),
     "prune": (60.0, prune),
@@ -9002,7 +8903,7 @@ class Duties:
 
     def do_due(self) -> None:
         """Does those that are due; after a BusyError, they stay due. Those that they make due wait
-        for the next call, so that a node that learns of new jobs claims them first."""
+        for the next call: a node claims new jobs first."""
         soon = time.monotonic() + EARLY_BY
         for name in [name for name in self.table if self._due[name] <= soon]:
             interval, duty = self.table[name]
@@ -9016,8 +8917,8 @@ class Duties:
             self._due[name] = time.monotonic() + (interval if wanted is None else wanted)
 
     def do_timed(self, act: Callable[[int], tuple[int, int | None]]) -> float | None:
-        """Calls *act* with the time, by which it does what is due; returns the seconds until more
-        is due, at most one, since the clock may be set."""
+        """Has *act* do what is due; returns the seconds until more is due, at most one, since the
+        clock may be set."""
         now = self.store.clock()
         changed, due = act(now)
         if changed:
@@ -9044,8 +8945,7 @@ class Duties:
             self.events.emit(Event(kind, from_micros(self.store.clock()), self.name, **fields))
 
     def log(self, what: str, error: Exception) -> None:
-        """Logs that *what* failed and will be tried again: at intervals that double, up to an
-        hour, while it goes on failing."""
+        """Logs that *what* failed: while it goes on, at intervals that double, up to an hour."""
         now = time.monotonic()
         again_at, interval = self._logged.get(what, (now, 1.0))
         if now > again_at + 2 * interval:
@@ -9084,8 +8984,7 @@ def load_program(
 ) -> contextlib.AbstractContextManager[Executor]:
     """What runs a program's jobs in a worker process. Imports the modules of its definitions:
     *places* maps each name to the module and the path in it. *home* creates the `LiteJobs` of
-    definitions that no import has registered. *paths* maps relative paths of files to absolute
-    ones, since workers may start in another folder."""
+    definitions that no import has registered; *paths*: see `use_relative_paths`."""
     registry = Registry()
     use_relative_paths(paths)
     token = IMPORTING.set(True)
@@ -9117,8 +9016,7 @@ def executor(
     source: LiteJobs,
     around: tuple[AroundRun, ...],
 ) -> Iterator[Executor]:
-    """What runs jobs in this process, with a state of its own: a context manager is entered, and
-    left at the end."""
+    """What runs jobs in this process, with a state: a context manager is left at the end."""
     with contextlib.ExitStack() as closing:
         state = None if make_state is None else make_state()
         if isinstance(state, contextlib.AbstractContextManager):
@@ -9131,17 +9029,16 @@ def executor(
 
 REPEATED_AFTER = 10.0
 """Seconds after which an error that goes on is logged again, with how often it was seen."""
-_ANY_NUMBER = re.compile(r"\b\d+(\.\d+)?(e-?\d+)?\b")
 
 
 class LogHandler(logging.StreamHandler[Any]):
     """Prints the log of `litejobs run` to stderr: one line for each attempt, when it has ended.
-    Errors that are the same but for numbers are printed once, then counted."""
+    Errors that are alike are printed once, then counted."""
 
     def __init__(self) -> None:
         super().__init__()
         self._repeated: dict[str, tuple[float, int, str]] = {}
-        """By text without numbers: when it was printed, how many have come since, and the last."""
+        """By generalized text: when it was printed, how many have come since, and the last."""
 
     def filter(self, record: logging.LogRecord) -> Any:
         """Whether the record is printed."""
@@ -9150,7 +9047,7 @@ class LogHandler(logging.StreamHandler[Any]):
             return False
         if record.name == logger.name and (record.levelno > logging.INFO or event == "retrying"):
             text = record.getMessage()
-            kind = _ANY_NUMBER.sub("#", f"{text} {record.exc_text}")
+            kind = generalized(text)
             printed_at, more, _ = self._repeated.get(kind, (-math.inf, 0, ""))
             now = time.monotonic()
             if now < printed_at + REPEATED_AFTER:
@@ -9177,9 +9074,8 @@ class LogHandler(logging.StreamHandler[Any]):
 
 def log_to_stderr(level: int) -> None:
     """Sets up logging for `litejobs run`, unless the program has done so."""
-    handlers = [LogHandler()]
     form = "%(asctime)s %(levelname)s %(message)s"
-    logging.basicConfig(level=level, format=form, handlers=handlers)
+    logging.basicConfig(level=level, format=form, handlers=[LogHandler()])
 
 
 def _at(module: ModuleType, path: str) -> Any:
@@ -9190,8 +9086,7 @@ def _at(module: ModuleType, path: str) -> Any:
 
 
 def place_of(definition: AnyDefinition, holder: object) -> tuple[str, str]:
-    """The module, and the path in it, where a worker can find a definition or the *holder* that
-    it is registered with."""
+    """The module and the path where a worker finds a definition or the *holder* that has it."""
     body = definition.body
     for name in dict.fromkeys((body.code.__module__, "__main__")):
         module = sys.modules.get(name)
@@ -9223,8 +9118,8 @@ def _importable_main(module: ModuleType) -> bool:
 
 
 def check_frozen() -> None:
-    """Refuses workers in a frozen program whose code does not mention `freeze_support`: a child
-    process starts as a copy of the program, and only that call makes a worker of it."""
+    """Refuses workers in a frozen program without `freeze_support`: a child process starts as a
+    copy of the program, and only that call makes a worker of it."""
     if not IS_FROZEN:
         return
     frame = sys._current_frames().get(threading.main_thread().ident or 0)
@@ -9384,8 +9279,8 @@ class Board:
         return REASONS[why] if asked == number else None
 
     def keep_output(self, text: str) -> None:
-        """Keeps the end of what the running job writes. It takes no lock, which a forked process
-        or a signal handler could find held: of two writes at once, one may be lost."""
+        """Keeps the end of what the running job writes. It takes no lock, which a signal handler
+        could find held: of two writes at once, one may be lost."""
         words = self._words
         if number := words[_NUMBER]:
             before = self._output[: words[_WRITTEN]] if words[_WRITER] == number else b""
@@ -9444,9 +9339,9 @@ class Board:
             raise ValueError("not a report of litejobs")
 
     def revoke(self, until: int) -> int | None:
-        """Revokes all plain jobs with lower numbers that have not started; returns the number of
-        the one that runs (0: none), or `None` if the lock could not be taken. The reports of
-        those that have ended are removed at the same time, for the next `collect`."""
+        """Revokes all plain jobs with lower numbers that have not started, and removes the reports,
+        for the next `collect`; returns the number of the job that runs (0: none), or `None` if the
+        lock could not be taken."""
         with self.held() as locked:
             if not locked:
                 return None
@@ -9498,8 +9393,8 @@ OUTPUT = contextvars.ContextVar[list[bytes] | None]("OUTPUT", default=None)
 
 
 def keep_output(stream: Any, board: Board) -> None:
-    """Keeps the end of what jobs write to a stream, besides writing it. The stream stays the same
-    object, since others, such as logging handlers, may hold it already."""
+    """Keeps the end of what jobs write to a stream, which stays the same object, since others, such
+    as logging handlers, may hold it."""
     write = getattr(stream, "write", None)  # There may be no stream, as in pythonw.exe.
 
     def write_and_keep(text: str) -> Any:
@@ -9516,10 +9411,9 @@ def keep_output(stream: Any, board: Board) -> None:
 
 @contextlib.contextmanager
 def spawning() -> Iterator[None]:
-    """Blocks the stop signals here, and in a process that is started meanwhile, until it is a
-    worker: Ctrl-C goes to all processes of a terminal and would interrupt its imports. Hides from
-    multiprocessing a main program that came through a pipe, which no new process can import; one
-    whose file is missing is not hidden, since it may be about to be replaced."""
+    """Blocks the stop signals here and in a process that is started meanwhile, whose imports Ctrl-C
+    would interrupt. Hides from multiprocessing a main program that came through a pipe, which no
+    new process can import, but not one whose file is missing: it may be about to be replaced."""
     main = sys.modules["__main__"]
     file = str(getattr(main, "__file__", None) or "")
     hidden = not _importable_main(main) and (file.startswith("<") or os.path.exists(file))
@@ -9539,8 +9433,7 @@ def spawning() -> Iterator[None]:
 def work_in_child(
     connection: socket.socket, lifeline: Connection, board: Board, presence: str, make: MakeExecutor
 ) -> None:
-    """The main function of a worker process, which holds the lock on the file *presence* and dies
-    with its supervisor."""
+    """The main function of a worker process, which holds the lock *presence* of its node."""
     if hasattr(os, "setpgid"):
         # A group of its own gets no Ctrl-C, and can be killed with what the jobs have started.
         os.setpgid(0, 0)
@@ -9623,8 +9516,7 @@ RESTORE_AFTER = 5
 
 @attrs.define(eq=False, repr=False, slots=False)
 class JobRunner:
-    """Runs a worker's jobs: plain ones one after another, and async ones beside, many at a time,
-    in a thread with an event loop."""
+    """Runs a worker's jobs: plain ones one by one, async ones beside, in a thread with a loop."""
 
     channel: Channel
     board: Board
@@ -9700,8 +9592,8 @@ class JobRunner:
 
     @contextlib.contextmanager
     def async_loop(self) -> Iterator[Iterator[Any]]:
-        """Runs async jobs in a thread and returns the batches of plain ones. Another thread reads
-        the channel, so that a job which blocks the loop does not delay plain ones."""
+        """Runs async jobs in a thread and returns the batches of plain ones, which another thread
+        reads: a job that blocks the loop does not delay them."""
         import asyncio  # Here, like queue, because few programs need it.
         from queue import SimpleQueue
 
@@ -9788,9 +9680,9 @@ class JobRunner:
 
 
 def make_restore(connection: socket.socket) -> Callable[[], bool]:
-    """Makes a function that undoes what jobs have changed in their process: signal handlers and
-    mask, timer, umask and current folder; in a thread, nothing. It returns false if that fails,
-    or if a job has closed the connection or a standard stream."""
+    """Makes a function that undoes what jobs change in their process: signal handlers and mask,
+    timer, umask and current folder; in a thread, nothing. It returns false if that fails, or if a
+    job has closed the connection or a standard stream."""
     number = connection.fileno()
     file = None if sys.platform == "win32" else _stat_id(os.fstat(number))
     streams = [each for each in (sys.stdout, sys.stderr) if not getattr(each, "closed", True)]
@@ -10101,12 +9993,10 @@ class WorkerPool:
     """Seconds for a worker that was asked to end."""
     workers: list[Worker] = attrs.field(factory=list)
     ever_ready: bool = False
-    """Whether any worker was ever ready."""
     failed_starts: int = 0
     """Since a worker was last ready."""
     _failure: str = ""
     _start_at: float = 0.0
-    """When the next worker may be started."""
 
     def spawn(self, presence: str) -> Iterator[Worker]:
         """Ends workers that have run as many jobs as they may, and starts others that hold the
@@ -10394,9 +10284,7 @@ class Supervisor:
     _quiet_until: float = 0.0
     """When an exchange that failed is tried again."""
     _failing_since: float = math.inf
-    """Since when exchanges fail."""
     _locked_since: float = math.inf
-    """Since when the write lock could not be taken."""
     _give_up_at: float = 0.0
     """When it stops waiting for the write lock while it joins or leaves."""
     _false_wakes: int = 0
@@ -10773,16 +10661,14 @@ class Supervisor:
         there, since it is unknown which one was to blame. If the node has killed the worker,
         only jobs that were asked to end have failed; the others are given back."""
         worker, now = run.worker, self.clock()
+        exit_code = worker.process.exitcode if worker.is_process else 0
         if run.ended is not None:
-            why = run.reason or exit_description(
-                worker.process.exitcode if worker.is_process else 0
-            )
+            why = run.reason or exit_description(exit_code)
             problem = "on_end of job %d (%s) did not end: %s"
             logger.error(problem, run.claimed.id, run.claimed.name, why)
             return
         began = worker.board.began(run)
         took = (time.monotonic_ns() - began) // 1000
-        exit_code = worker.process.exitcode if worker.is_process else 0
         cpu, memory = worker.usage or (None, None)
         report = GIVEN_BACK._replace(
             started_at=now - took, finished_at=now, took=took, memory=memory,
@@ -11502,16 +11388,17 @@ class LiteJobs:
             if time_left <= 0:
                 still = next(job for job in found if not job.finished)
                 raise WaitTimeoutError(still.id, still.state)
-            if (now := time.monotonic()) >= warn_at:
-                warn_at = math.inf if self._warn_of_wait(found) else 2 * now - began
+            if time.monotonic() >= warn_at:
+                warn_at = self._warn_of_wait(found, began)
             time.sleep(min(pause, time_left))
 
-    def _warn_of_wait(self, jobs: Iterable[Job[Any]]) -> bool:
-        """Logs why jobs that are waited for do not run, if that takes more than their turn; returns
-        whether it did."""
+    def _warn_of_wait(self, jobs: Iterable[Job[Any]], began: float) -> float:
+        """Logs, once, why jobs that are waited for do not run, if that takes more than their turn;
+        returns when to check that again."""
+        again_at = 2 * time.monotonic() - began
         left = [job for job in jobs if not job.finished]
         if not left:
-            return False
+            return again_at
         # Those that are not due, held or blocked come first.
         job = min(left, key=lambda job: (job.state == "running", job.state == "pending"))
         try:
@@ -11520,11 +11407,12 @@ class LiteJobs:
                 store_awaited(self.store.file, job.id, executor.running.id)
             why, stuck = explain(self.store.nodes, job)
         except LitejobsError:  # The wait goes on, and meets it too if it stays.
-            return False
-        if stuck:
-            others = f" and {_quantity(len(left) - 1, 'other')}" if left[1:] else ""
-            logger.warning("waiting for job %d (%s)%s: %s", job.id, job.name, others, why)
-        return stuck
+            return again_at
+        if not stuck:
+            return again_at
+        others = f" and {_quantity(len(left) - 1, 'other')}" if left[1:] else ""
+        logger.warning("waiting for job %d (%s)%s: %s", job.id, job.name, others, why)
+        return math.inf
 
     _awarn_of_wait = awaitable(_warn_of_wait)
 
@@ -11880,8 +11768,7 @@ class LiteJobs:
         fill_standard_streams()
         store = Store(File(self.path, "fast", clock=self.clock))
         try:
-            own = self.registry, self.state, self.clock, self, self.middleware.runs
-            make = self._program() if threads is None else functools.partial(executor, *own)
+            make = self._program() if threads is None else self._executor()
             asked, what = (workers, "workers") if threads is None else (threads, "threads")
             size = at_least_one(
                 os.cpu_count() or 1 if asked is None else asked, what, most=MAX_WORKERS
@@ -11895,6 +11782,10 @@ class LiteJobs:
             return Supervisor(store, self.registry, pool, subscription, until, seconds, *others)
         except OSError as error:
             raise WorkerError(f"no node can be started: {error}") from error
+
+    def _executor(self) -> MakeExecutor:
+        own = self.registry, self.state, self.clock, self, self.middleware.runs
+        return functools.partial(executor, *own)
 
     def _program(self) -> MakeExecutor:
         if self.tested:
@@ -11946,8 +11837,7 @@ class LiteJobs:
         with contextlib.ExitStack() as closing:
             self.registry.nodes.append(subscription.node)
             closing.callback(self.registry.nodes.remove, subscription.node)
-            own = self.registry, self.state, self.clock, self, self.middleware.runs
-            runs = closing.enter_context(executor(*own))
+            runs = closing.enter_context(self._executor()())
             known = self.registry.listing()
             self.store.schedules.declare(*self._declarations())
             node = self.store.nodes.join(subscription.node, 0, 0, subscription, known)
@@ -12133,12 +12023,6 @@ class Queue:
         self._jobs.store.reset_queue(self.name)
 
 
-def _check_curve(value: Any, what: str) -> Curve:
-    if not isinstance(value, Curve):
-        raise OptionError(what, f"the file keeps {', '.join(CURVES)} only, got {value!r}")
-    return value
-
-
 _SETTING_CHECKS: Mapping[str, Check] = {
     "concurrency": functools.partial(at_least_one, also=", or None"),
     "rate": lambda value, what: parse_rate(value),
@@ -12150,7 +12034,7 @@ _SETTING_CHECKS: Mapping[str, Check] = {
     "ageing": OPTIONS["timeout"],
     "max_attempts": OPTIONS["max_attempts"],
     "timeout": OPTIONS["timeout"],
-    "backoff": _check_curve,
+    "backoff": _accept(lambda value: isinstance(value, Curve), ", ".join(CURVES)),
 }
 
 
@@ -12415,9 +12299,7 @@ OnErrors = Literal["raise", "keep"]
 
 
 def _aware(value: object) -> datetime:
-    if not isinstance(value, datetime) or value.utcoffset() is None:
-        raise OptionError("clock", f"expected a datetime with a time zone, got {value!r}")
-    return value
+    return aware(value, "clock")
 
 
 @attrs.define(eq=False)
@@ -13492,7 +13374,9 @@ def _stats(jobs: LiteJobs) -> Output:
 
 def _queues(jobs: LiteJobs) -> Output:
     with jobs.store.file.transaction(read_only=True) as tx:
-        limited = _values(jobs, read_limits(tx).values(), _LIMITS)
+        limited = _values(
+            jobs, [each for each in read_settings(tx).values() if each.of == "definition"], _LIMITS
+        )
     queues = _values(jobs, jobs.queues(), _QUEUES)
 
     def text(screen: Screen) -> Iterator[Line]:

@@ -224,6 +224,15 @@ class TestFilters:
                 assert words not in litejobs._ids_of(match)
         assert "payload" in litejobs._ids_of(Match(others={"payload": "{}"}))
 
+    def test_of_a_group_find_what_the_group_counts_whatever_the_errors_type_is_called(
+        self, jobs: LiteJobs
+    ) -> None:
+        for error in ("HTTP404: no page 5", "HTTP404: no page 6", "Fail: no page 5"):
+            add(jobs, state="failed", error=error)
+        [two, one] = jobs.error_groups()
+        assert (two.number, found(jobs, group=two.group)) == (2, [2, 1])
+        assert (one.number, found(jobs, group=one.group)) == (1, [3])
+
     def test_find_numbers_of_any_size_and_texts_that_are_no_unicode(self, jobs: LiteJobs) -> None:
         for value in (2**70, 1e300, "\ud800", "é"):
             add(jobs, payload=json.dumps({"x": value}))
