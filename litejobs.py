@@ -958,9 +958,8 @@ class Job(Generic[R]):
             while not job.finished:
                 await asyncio.sleep(next(intervals))
                 job._update(await job._source.aget(job.id))
-                if (now := time.monotonic()) >= warn_at:
-                    warned = await job._source._awarn_of_wait([job])
-                    warn_at = math.inf if warned else 2 * now - began
+                if time.monotonic() >= warn_at:
+                    warn_at = await job._source._awarn_of_wait([job], began)
             return job
 
         return wait(self).__await__()
@@ -1126,8 +1125,7 @@ def store_retention(policy: Retention) -> str | None:
 Scope = Literal["queued", "active", "exists"]
 OnConflict = Literal["return", "raise", "replace"]
 Merge = Callable[[Any, Any], Any]
-"""Makes one payload of the waiting job's and the new one: instances of a class, or the
-arguments of a function as dicts."""
+"""Of the waiting payload and the new one (instances, or dicts of arguments) makes one."""
 
 
 def _named_fields(value: Iterable[str] | None) -> tuple[str, ...] | None:
@@ -2640,8 +2638,7 @@ STORED: Mapping[str, Callable[[Any], Any]] = {
     for option in attrs.fields(Options)
     if option.metadata.get("store")
 }
-"""The options that have a column of their name, in the rows of jobs and of definitions, and what
-makes the value in it."""
+"""The options that have a column of their name, and what makes the value in it."""
 CHOICES = tuple(Choices.__annotations__)
 _DEFINITION_ATTRIBUTE = "__litejobs_definition__"
 AFTER_START = "after work had started: do it before, or stop the node first"
@@ -5609,7 +5606,9 @@ def _ids_of(match: Match) -> str:
     """A query for the ids of the newest *limit* jobs that match, in that order; it reads little."""
     where = match.where
     further = " AND ".join(("id < :before", *(FILTERS[name][1] for name in match.others)))
-    if match.ids is not None:
+    if match.states == ():
+        found = "SELECT 1 AS id WHERE FALSE"
+    elif match.ids is not None:
         found = f"""
             SELECT id FROM litejobs_job NOT INDEXED
             WHERE id IN (SELECT value FROM json_each(:ids)) AND {further} AND {where}
@@ -8853,11 +8852,11 @@ def prune(duties: Duties) -> float | None:
 DUTIES: Mapping[str, tuple[float, Duty]] = {
     "rescue": (1.0, rescue),
     "rescue_from_unlisted": (60.0, rescue_from_unlisted),
-    "expire": (60.0, lambda duties: duties.do_timed(duties.store.expire)),
     "fire": (
         60.0,
         lambda duties: duties.do_timed(lambda now: duties.store.schedules.fire(now, duties.fired)),
     ),
+    "expire": (60.0, lambda duties: duties.do_timed(duties.store.expire)),
     "stage": (60.0, lambda duties: duties.do_timed(duties.store.stage)),
     "admit": (60.0, lambda duties: duties.do_timed(lambda now: (duties.store.admit(), None))),
     "prune": (60.0, prune),
@@ -9999,12 +9998,10 @@ class WorkerPool:
     """Seconds for a worker that was asked to end."""
     workers: list[Worker] = attrs.field(factory=list)
     ever_ready: bool = False
-    """Whether any worker was ever ready."""
     failed_starts: int = 0
     """Since a worker was last ready."""
     _failure: str = ""
     _start_at: float = 0.0
-    """When the next worker may be started."""
 
     def spawn(self, presence: str) -> Iterator[Worker]:
         """Ends workers that have run as many jobs as they may, and starts others that hold the
@@ -10292,9 +10289,7 @@ class Supervisor:
     _quiet_until: float = 0.0
     """When an exchange that failed is tried again."""
     _failing_since: float = math.inf
-    """Since when exchanges fail."""
     _locked_since: float = math.inf
-    """Since when the write lock could not be taken."""
     _give_up_at: float = 0.0
     """When it stops waiting for the write lock while it joins or leaves."""
     _false_wakes: int = 0
@@ -10671,16 +10666,14 @@ class Supervisor:
         there, since it is unknown which one was to blame. If the node has killed the worker,
         only jobs that were asked to end have failed; the others are given back."""
         worker, now = run.worker, self.clock()
+        exit_code = worker.process.exitcode if worker.is_process else 0
         if run.ended is not None:
-            why = run.reason or exit_description(
-                worker.process.exitcode if worker.is_process else 0
-            )
+            why = run.reason or exit_description(exit_code)
             problem = "on_end of job %d (%s) did not end: %s"
             logger.error(problem, run.claimed.id, run.claimed.name, why)
             return
         began = worker.board.began(run)
         took = (time.monotonic_ns() - began) // 1000
-        exit_code = worker.process.exitcode if worker.is_process else 0
         cpu, memory = worker.usage or (None, None)
         report = GIVEN_BACK._replace(
             started_at=now - took, finished_at=now, took=took, memory=memory,
@@ -11400,16 +11393,17 @@ class LiteJobs:
             if time_left <= 0:
                 still = next(job for job in found if not job.finished)
                 raise WaitTimeoutError(still.id, still.state)
-            if (now := time.monotonic()) >= warn_at:
-                warn_at = math.inf if self._warn_of_wait(found) else 2 * now - began
+            if time.monotonic() >= warn_at:
+                warn_at = self._warn_of_wait(found, began)
             time.sleep(min(pause, time_left))
 
-    def _warn_of_wait(self, jobs: Iterable[Job[Any]]) -> bool:
-        """Logs why jobs that are waited for do not run, if that takes more than their turn; returns
-        whether it did."""
+    def _warn_of_wait(self, jobs: Iterable[Job[Any]], began: float) -> float:
+        """Logs, once, why jobs that are waited for do not run, if that takes more than their turn;
+        returns when to check that again."""
+        again_at = 2 * time.monotonic() - began
         left = [job for job in jobs if not job.finished]
         if not left:
-            return False
+            return again_at
         # Those that are not due, held or blocked come first.
         job = min(left, key=lambda job: (job.state == "running", job.state == "pending"))
         try:
@@ -11418,11 +11412,12 @@ class LiteJobs:
                 store_awaited(self.store.file, job.id, executor.running.id)
             why, stuck = explain(self.store.nodes, job)
         except LitejobsError:  # The wait goes on, and meets it too if it stays.
-            return False
-        if stuck:
-            others = f" and {_quantity(len(left) - 1, 'other')}" if left[1:] else ""
-            logger.warning("waiting for job %d (%s)%s: %s", job.id, job.name, others, why)
-        return stuck
+            return again_at
+        if not stuck:
+            return again_at
+        others = f" and {_quantity(len(left) - 1, 'other')}" if left[1:] else ""
+        logger.warning("waiting for job %d (%s)%s: %s", job.id, job.name, others, why)
+        return math.inf
 
     _awarn_of_wait = awaitable(_warn_of_wait)
 
@@ -11778,8 +11773,7 @@ class LiteJobs:
         fill_standard_streams()
         store = Store(File(self.path, "fast", clock=self.clock))
         try:
-            own = self.registry, self.state, self.clock, self, self.middleware.runs
-            make = self._program() if threads is None else functools.partial(executor, *own)
+            make = self._program() if threads is None else self._executor()
             asked, what = (workers, "workers") if threads is None else (threads, "threads")
             size = at_least_one(
                 os.cpu_count() or 1 if asked is None else asked, what, most=MAX_WORKERS
@@ -11793,6 +11787,10 @@ class LiteJobs:
             return Supervisor(store, self.registry, pool, subscription, until, seconds, *others)
         except OSError as error:
             raise WorkerError(f"no node can be started: {error}") from error
+
+    def _executor(self) -> MakeExecutor:
+        own = self.registry, self.state, self.clock, self, self.middleware.runs
+        return functools.partial(executor, *own)
 
     def _program(self) -> MakeExecutor:
         if self.tested:
@@ -11844,8 +11842,7 @@ class LiteJobs:
         with contextlib.ExitStack() as closing:
             self.registry.nodes.append(subscription.node)
             closing.callback(self.registry.nodes.remove, subscription.node)
-            own = self.registry, self.state, self.clock, self, self.middleware.runs
-            runs = closing.enter_context(executor(*own))
+            runs = closing.enter_context(self._executor()())
             known = self.registry.listing()
             self.store.schedules.declare(*self._declarations())
             node = self.store.nodes.join(subscription.node, 0, 0, subscription, known)
@@ -12031,12 +12028,6 @@ class Queue:
         self._jobs.store.reset_queue(self.name)
 
 
-def _check_curve(value: Any, what: str) -> Curve:
-    if not isinstance(value, Curve):
-        raise OptionError(what, f"the file keeps {', '.join(CURVES)} only, got {value!r}")
-    return value
-
-
 _SETTING_CHECKS: Mapping[str, Check] = {
     "concurrency": functools.partial(at_least_one, also=", or None"),
     "rate": lambda value, what: parse_rate(value),
@@ -12048,7 +12039,7 @@ _SETTING_CHECKS: Mapping[str, Check] = {
     "ageing": OPTIONS["timeout"],
     "max_attempts": OPTIONS["max_attempts"],
     "timeout": OPTIONS["timeout"],
-    "backoff": _check_curve,
+    "backoff": _accept(lambda value: isinstance(value, Curve), ", ".join(CURVES)),
 }
 
 
@@ -12313,9 +12304,7 @@ OnErrors = Literal["raise", "keep"]
 
 
 def _aware(value: object) -> datetime:
-    if not isinstance(value, datetime) or value.utcoffset() is None:
-        raise OptionError("clock", f"expected a datetime with a time zone, got {value!r}")
-    return value
+    return aware(value, "clock")
 
 
 @attrs.define(eq=False)

@@ -602,7 +602,7 @@ class TestSettings:
             ({"ageing": 0}, "ageing: expected more than zero"),
             ({"rate": "fast"}, "rate: expected something like"),
             ({"max_attempts": 0}, "max_attempts: expected 1 or more"),
-            ({"backoff": max}, "backoff: the file keeps Constant, Linear, Exponential, Polynomial"),
+            ({"backoff": max}, "backoff: expected Constant, Linear, Exponential, Polynomial"),
         ],
     )
     def test_are_refused_when_they_make_no_sense(

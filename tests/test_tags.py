@@ -98,6 +98,9 @@ class TestTags:
         assert ids(tagged, tags="acme", id=[1, 2]) == [2]
         assert tagged.count(tags="acme", state="pending", name=work) == 2
 
+    def test_go_with_states_that_leave_none(self, tagged: LiteJobs) -> None:
+        assert ids(tagged, tags="acme", state="pending", not_state="pending") == []
+
     def test_choose_the_jobs_of_a_bulk_command(self, tagged: LiteJobs) -> None:
         assert tagged.cancel(tags="acme").moved == 2
         assert ids(tagged, state="pending") == [4, 1]

@@ -101,9 +101,9 @@ class TestTurnedClock:
 
     @pytest.mark.parametrize("moment", [datetime(2025, 1, 1), "2025", None])  # noqa: DTZ001
     def test_wants_moments_with_a_time_zone(self, moment: Any) -> None:
-        with pytest.raises(OptionError, match="clock: expected a datetime with a time zone"):
+        with pytest.raises(OptionError, match=r"clock: .*(aware datetime|no time zone)"):
             TurnedClock(moment)
-        with pytest.raises(OptionError, match="clock: expected a datetime with a time zone"):
+        with pytest.raises(OptionError, match=r"clock: .*(aware datetime|no time zone)"):
             TurnedClock().turn_to(moment)
 
     def test_is_a_clock_for_a_queue(self, tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ class Hands:
     def progress(self) -> None:
         """Of all that run."""
         progress = json.dumps({"done": self.clock() % 1000, "total": 1000, "note": ""})
-        self.store.keep_progress({job[:2]: progress for job in self.held})
+        self.store.keep_progress({job[:2]: (progress, None) for job in self.held})
 
     def checkpoint(self, mode: int) -> None:
         """As one comes along when the WAL has grown, or later."""

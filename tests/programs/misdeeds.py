@@ -269,6 +269,11 @@ def give(log: str, what: str) -> Any:
     return RESULTS[what]()
 
 
+@define
+def give_another_type(log: str, what: str) -> dict[str, int]:
+    return RESULTS[what]()  # type: ignore[no-any-return]
+
+
 def _cycle() -> list[Any]:
     cycle: list[Any] = []
     cycle.append(cycle)
@@ -688,6 +693,9 @@ SAID = {
 KEPT = {"a lone surrogate": "\ud800"}
 """Strange results that can be kept."""
 
+LOST = object()
+"""The result of a job that completed, and says why it has none."""
+
 GARBAGE = ("41" * 40, "ff" * 40, "00" * 40, "0000000568656c6c6f" * 5, "80049563", "0a" * 4096)
 """What is written into every pipe: text, lengths that are none, none at all, a pickle."""
 
@@ -695,10 +703,10 @@ GARBAGE = ("41" * 40, "ff" * 40, "00" * 40, "0000000568656c6c6f" * 5, "80049563"
 def _results() -> Iterator[Misdeed]:
     for what in RESULTS:
         bind = functools.partial(give.bind, what=what)
-        if what in KEPT:
-            yield Misdeed(f"give {what}", bind, "", result=KEPT[what])
-        else:
-            yield Misdeed(f"give {what}", bind, "exception", "^Fail: its result ", once=True)
+        yield Misdeed(f"give {what}", bind, "", result=KEPT.get(what, LOST))
+        bind = functools.partial(give_another_type.bind, what=what)
+        says = "^Fail: its result "
+        yield Misdeed(f"give {what} as another type", bind, "exception", says, once=True)
 
 
 def _garblers() -> Iterator[Misdeed]:
@@ -818,7 +826,8 @@ DEFINITIONS = (
     swallow_everything, wait_for_itself, leave_ten_and_hang, leave_ten_and_crash,
     leave_ten_and_return, leave_a_program_and_hang, leave_a_program_and_crash,
     leave_one_of_its_own, come_back_twice, come_back_twice_aside, fail_twice,
-    hit_the_limit, devour, demand_the_impossible, give, fail_with, fail_aside, leave_it_in_disorder,
+    hit_the_limit, devour, demand_the_impossible, give, give_another_type, fail_with, fail_aside,
+    leave_it_in_disorder,
     close_its_streams, leave_a_hog, leave_an_alarm, forbid_depth, spoil_json, spoil_time,
     end_the_node, hang_aside, cling_aside, block_the_loop, good, good_aside,
 )  # fmt: skip
