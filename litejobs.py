@@ -13287,7 +13287,7 @@ def _bulk(verb: str, jobs: LiteJobs, *ids: int, **choices: Unpack[BulkChoices]) 
 _retry, _cancel, _delete, _hold, _release = (
     functools.partial(_bulk, verb) for verb in ("retry", "cancel", "delete", "hold", "release")
 )
-_DONE = {"retry": "to start again", "cancel": "cancelled", "hold": "held"}
+_DONE = {"retry": "retried", "cancel": "cancelled", "hold": "held"}
 
 
 def _change(jobs: LiteJobs, *ids: int, to: Changes, **choices: Unpack[BulkChoices]) -> Output:

@@ -504,7 +504,7 @@ class TestErrors:
         group = command("errors", file, "--json").json[0]["group"]
         assert len(command("list", file, "--group", group, "--json").json) == 6
         done = command("retry", file, "--group", group, "--yes")
-        assert done == Done(0, "6 to start again, 0 left as they are\n", "")
+        assert done == Done(0, "6 retried, 0 left as they are\n", "")
         assert len(command("list", file, "--state", "pending", "--json").json) == 6
         assert command("retry", file, "--group", "none").code == 1
 
@@ -676,12 +676,12 @@ class TestBulkCommands:
     @pytest.mark.parametrize(
         ("arguments", "text", "code"),
         [
-            (["retry", "2"], "1 to start again, 0 left as they are", 0),
+            (["retry", "2"], "1 retried, 0 left as they are", 0),
             (["cancel", "3", "4"], "2 cancelled, 0 left as they are", 0),
             (["delete", "1", "2", "3", "4"], "4 deleted, 0 left as they are", 0),
-            (["retry", "--state", "failed", "--name", "report:fail"], "1 to start again", 0),
+            (["retry", "--state", "failed", "--name", "report:fail"], "1 retried", 0),
             (["cancel", "--queue", "default"], "2 cancelled, 1 left as they are", 1),
-            (["retry", "1", "2"], "1 to start again, 1 left as they are", 1),
+            (["retry", "1", "2"], "1 retried, 1 left as they are", 1),
             (["delete", "1", "99"], "1 deleted, 0 left as they are, 1 not found", 1),
             (["cancel", "99"], "0 cancelled, 0 left as they are, 1 not found", 1),
             (["delete", str(2**63)], "0 deleted, 0 left as they are, 1 not found", 1),
