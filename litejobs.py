@@ -2853,6 +2853,8 @@ def _first_line(error: BaseException) -> str:
 
 def excess_of(text: str | bytes) -> str | None:
     """How large a payload or result is, if it is too large."""
+    if len(text) <= PAYLOAD_LIMIT // 4:
+        return None  # A character takes at most four bytes.
     size = len(text.encode()) if isinstance(text, str) else len(text)
     if size <= PAYLOAD_LIMIT:
         return None
@@ -2947,7 +2949,9 @@ class Method:
     def __get__(self, definition: AnyDefinition | None, owner: type | None = None) -> Any:
         if definition is None:
             return self._function
-        return types.MethodType(definition.body.method(self._function), definition)
+        own = types.MethodType(definition.body.method(self._function), definition)
+        vars(definition)[self._function.__name__] = own  # Found there from now on.
+        return own
 
 
 def _with_its_parameters(method: T) -> T:
@@ -3179,11 +3183,8 @@ class Registry:
         if definition and known and (known is definition or known.body.replaces(definition.body)):
             return definition
         if callable(instance) or isinstance(instance, str):
-            name, problem = (
-                getattr(instance, "__name__", str(instance)),
-                "not a job: call enqueue()",
-            )
-            raise DefinitionError(name, f"{problem} of its definition, or give an instance")
+            problem = "not a job: call enqueue() of its definition, or give an instance"
+            raise DefinitionError(getattr(instance, "__name__", str(instance)), problem)
         problem = "no definition: decorate its class with @jobs.define"
         raise DefinitionError(type(instance).__name__, problem)
 
@@ -8633,12 +8634,19 @@ def attempt_started(claimed: Claimed, at: int, worker: int, node: str) -> Event:
     )  # fmt: skip
 
 
+ENDED_BY: Mapping[str, EventKind] = {
+    "timeout": "timed_out",
+    "crash": "crashed",
+    "lost": "crashed",
+}
+"""By the kind of a failure: the event of what ended the attempt from outside."""
+
+
 def attempt_ended(claimed: Claimed, report: Report, node: str) -> Iterator[Event]:
     """The events of a report: what ended the attempt from outside, and the job's new state."""
     started = attempt_started(claimed, report.finished_at, report.worker, node)
     took = timedelta(microseconds=report.took)
-    ended_by = {"timeout": "timed_out", "crash": "crashed"}.get(report.kind)
-    for kind in (ended_by, report.state):
+    for kind in (ENDED_BY.get(report.kind), report.state):
         if kind in EVENT_KINDS:
             yield attrs.evolve(started, kind=kind, took=took, error=report.error)
 
@@ -8652,13 +8660,13 @@ def history(job: Job[Any], failures: Iterable[Failure]) -> Iterator[tuple[Event,
         last = failure
         common |= {"attempt": failure.attempt, "worker": failure.worker}
         yield Event("started", failure.started_at, **common), None
-        ended_by = {"timeout": "timed_out", "exception": None}.get(failure.kind, "crashed")
+        ended_by = ENDED_BY.get(failure.kind)
         final = job.state == "failed" and failure.finished_at == job.finished_at
         took, error = failure.finished_at - failure.started_at, f"{failure.type}: {failure.message}"
         for kind in (ended_by, "failed" if final else "retrying"):
             if kind is not None:
                 facts: Any = {"took": took, "error": error.partition("\n")[0], **common}
-                event = Event(typing.cast("EventKind", kind), failure.finished_at, **facts)
+                event = Event(kind, failure.finished_at, **facts)
                 yield event, None if kind == ended_by else failure
     if job.state == "failed" and last is not None and last.finished_at == job.finished_at:
         return
@@ -13184,7 +13192,7 @@ def _logs(
     screen: Screen,
     follow: Annotated[bool, "go on until the job has ended"] = False,
 ) -> Iterator[Output]:
-    is_new, told = _new_events(), ""
+    is_new, shown = _new_events(), ""
     while True:
         job = jobs.get(id)
         for event, failure in history(job, job.errors):
@@ -13194,9 +13202,9 @@ def _logs(
             if is_new(event):
                 yield _event(event, screen, failure)
         with contextlib.suppress(OptionError):  # Another program may have written the progress.
-            if job.progress and job.state != "completed" and str(job.progress) != told:
-                told = str(job.progress)
-                yield {"progress": attrs.asdict(job.progress)}, f"progress: {told}", 0
+            if job.progress and job.state != "completed" and str(job.progress) != shown:
+                shown = str(job.progress)
+                yield {"progress": attrs.asdict(job.progress)}, f"progress: {shown}", 0
         if not follow or job.finished:
             return
         time.sleep(POLL)

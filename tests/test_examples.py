@@ -16,6 +16,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
+from programs import printed
 
 from examples.index_library import Entry, index_file, python_files, totals
 from litejobs import LiteJobs
@@ -106,18 +107,9 @@ def test_stops_at_ctrl_c_and_goes_on(library: Path, plain: dict[str, int], tmp_p
 def shown(name: str, folder: Path, *options: str) -> list[str]:
     """The lines that an example prints; it leaves nothing behind but what it was asked to."""
     before = {path.name for path in folder.iterdir()}
-    process = subprocess.run(
-        [sys.executable, str(ROOT / "examples" / name), *options],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert process.returncode == 0, process.stderr
-    assert "Traceback" not in process.stderr
+    output = printed(ROOT / "examples" / name, folder, *options)
     assert {path.name for path in folder.iterdir()} - before <= set(options)
-    return process.stdout.splitlines()
+    return output.splitlines()
 
 
 @pytest.fixture(scope="module", params=["turned", "real"])
@@ -269,16 +261,8 @@ def test_an_example_prints_what_it_is_about(name: str, tmp_path: Path) -> None:
     needs = framework.get(name, ["django"] if name == "django_site" else [])
     if not has(*needs):
         pytest.skip('python -m pip install ".[examples]"')
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "examples" / f"{name}.py")],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == PRINTED[name]
+    output = printed(ROOT / "examples" / f"{name}.py", tmp_path)
+    assert output.splitlines() == PRINTED[name]
 
 
 @pytest.mark.skipif(not has("nbclient", "ipykernel"), reason='pip install ".[examples]"')

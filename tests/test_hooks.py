@@ -217,8 +217,8 @@ class TestInWorkers:
         assert (
             f"on_end of job {enqueued[1].id} (add_slowly) did not end: timeout" in caplog.messages
         )
-        told = [line for line in lines(log) if line.startswith("add_")]
-        assert sorted(told) == ["add_badly completed None 1", "add_slowly completed None 1"]
+        logged = [line for line in lines(log) if line.startswith("add_")]
+        assert sorted(logged) == ["add_badly completed None 1", "add_slowly completed None 1"]
         assert lines(log).count("add completed None 1") == 20
 
     @pytest.mark.parametrize("jobs_per_worker", [None, 1])
@@ -257,7 +257,7 @@ class TestInWorkers:
         job = hooked.add.enqueue(str(log), 1)
         real.work(threads=1, until="empty")
         assert job.refresh().attempt == 1
-        told = [text for text in caplog.messages if text.startswith(f"job {job.id} ")]
-        assert [text.split(")")[1].split(",")[0] for text in told] == [
+        logged = [text for text in caplog.messages if text.startswith(f"job {job.id} ")]
+        assert [text.split(")")[1].split(",")[0] for text in logged] == [
             " enqueued", " started", " completed",
         ]  # fmt: skip

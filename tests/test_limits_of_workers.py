@@ -22,6 +22,7 @@ from litejobs import (
     Retry,
     Snooze,
     define,
+    history,
     memory_of,
 )
 
@@ -42,6 +43,8 @@ class TestMemory:
     def test_a_job_that_uses_too_much_is_killed_and_nothing_else_is_harmed(
         self, real: LiteJobs, log: Path
     ) -> None:
+        events: list[tuple[str, int | None]] = []
+        real.on()(lambda event: events.append((event.kind, event.job)))
         with real.start(workers=2, grace=GRACE):
             culprit = beside.devour.enqueue(str(log))
             modest = beside.eat_little.enqueue(0.5)
@@ -51,6 +54,8 @@ class TestMemory:
         assert "200,000,000 bytes" in culprit.errors[0].message
         assert [e.worker for e in culprit.errors] == list(map(int, lines(log)))
         assert (modest.refresh().attempt, modest.errors) == (1, ())
+        kept = [event.kind for event, _ in history(culprit, culprit.errors)]
+        assert kept == [kind for kind, job in events if job == culprit.id]
 
     def test_a_coroutine_that_uses_too_much_is_the_only_culprit(
         self, real: LiteJobs, log: Path

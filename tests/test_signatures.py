@@ -126,8 +126,8 @@ class TestDefine:
         for maker in (define, jobs.define):
             text = pydoc.plain(pydoc.render_doc(maker))
             lines = text.partition("Options:")[2].splitlines()
-            told = [line.partition(":")[0].strip() for line in lines if ": " in line]
-            assert told == [*DefinitionChoices.__annotations__]
+            shown = [line.partition(":")[0].strip() for line in lines if ": " in line]
+            assert shown == [*DefinitionChoices.__annotations__]
             assert ": ?" not in text
             assert "        max_attempts: how many attempts it has at most\n" in text
 

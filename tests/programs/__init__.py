@@ -43,6 +43,21 @@ def lines(log: Path) -> list[str]:
     return log.read_text().split("\n")[:-1] if log.exists() else []
 
 
+def printed(program: Path, folder: Path, *options: str) -> str:
+    """What an example prints when it is run in a folder; it has to end well."""
+    done = subprocess.run(
+        [sys.executable, str(program), *options],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout
+
+
 def alive(pid: int) -> bool:
     """Whether a process runs; one that ended and that nobody has waited for does not."""
     try:
